@@ -10,7 +10,8 @@ import pyarrow as pa
 from safetensors.numpy import load_file
 
 from castctl.progress import Silent
-from castctl.recipe import Recipe, default_recipe_path, load_recipe
+from castctl.recipe import Recipe
+from castctl.recipe_reader import default_recipe_path, load_recipe
 from castctl.runs import Run, create_run
 from castctl.shards.stage import StepFolder
 from castctl.train.loop import Trained, train

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castctl.errors import UserError
-from castctl.measures import clamp_removed_share
+from castctl.measures import measure_advantages
 from castctl.methods import MethodSettings
 from castctl.methods.advantages import Advantages, compute_advantages
 from castctl.methods.cast import CastShaping
@@ -260,9 +260,12 @@ def removed_share(
         {"group_kind": "", "kept": True, **row, **key} for row, key in zip(rows, keys, strict=True)
     ]
     rewarded = [{**key, "reward": r} for r, key in zip(rewards, keys, strict=True)]
-    return clamp_removed_share(
+    measures = measure_advantages(
         pa.Table.from_pylist(filled, ADVANTAGES), pa.Table.from_pylist(rewarded, REWARDS), shaping
     )
+    shares = measures["clamp_removed_share"]
+    assert isinstance(shares, list)
+    return shares
 
 
 def test_nothing_shaped_is_nothing_removed() -> None:

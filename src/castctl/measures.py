@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
-from castctl.methods.cast import CastShaping
 from castctl.methods.groups import KINDS
-from castctl.methods.method import MethodSettings
-from castctl.ragged import row_of_value, spread, sums
-from castctl.shape import group_numbers
+from castctl.methods.method import Shaping
+from castctl.methods.shaping import NoShaping, Shaped
+from castctl.ragged import spread
+from castctl.shape import reward_groups
 from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
 
 Measures = dict[str, float | list[float] | None]
@@ -65,13 +67,13 @@ def measure_signals(signals: pa.Table, rollouts: pa.Table | None) -> Measures:
     return measures
 
 
-def measure_advantages(advantages: pa.Table, rewards: pa.Table, method: MethodSettings) -> Measures:
-    """Group kinds, spread of the advantages, flips, and what the clamp removed."""
+def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping) -> Measures:
+    """Group kinds, spread of the advantages, flips, and what the shaping tells of itself."""
     flat, offsets = ragged_column(advantages, "advantages")
-    groups = group_numbers(advantages["prompt_id"])
-    first = np.unique(groups, return_index=True)[1]
+    groups = reward_groups(rewards)
+    first = np.unique(groups.of_row, return_index=True)[1]
     kinds = np.array(advantages["group_kind"].to_pylist())[first]
-    base_N = spread(advantages["base"].to_numpy(), offsets)
+    base_R = advantages["base"].to_numpy().astype(np.float64)
     measures: Measures = {
         **{f"groups_{kind}": _mean(kinds == kind) for kind in KINDS},
         "kept_share": _mean(advantages["kept"].to_numpy(zero_copy_only=False)),
@@ -79,43 +81,18 @@ def measure_advantages(advantages: pa.Table, rewards: pa.Table, method: MethodSe
         "advantage_abs_mean": _mean(np.abs(flat)),
         "signal_share": _mean(flat != 0),
     }
+    flipped = None
     if advantages["flipped"].null_count < len(advantages):
         flipped = advantages["flipped"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        base_N = spread(base_R, offsets)
         measures["flipped_down_share"] = _share(flipped, base_N > 0)
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
-    if isinstance(method.shaping, CastShaping):
-        measures["clamp_removed_share"] = clamp_removed_share(advantages, rewards, method.shaping)
-    return measures
-
-
-def clamp_removed_share(
-    advantages: pa.Table, rewards: pa.Table, shaping: CastShaping
-) -> list[float]:
-    """By number of correct completions in the group (0, 1, ...): the share of tokens with a
-    weight other than 1, not flipped, whose advantage the clamp made what it would be unshaped.
-
-    NaN where no token of such a group was shaped.
-    """
-    flat, offsets = ragged_column(advantages, "advantages")
     weights = nullable_floats(advantages, "weights", offsets)
-    assert weights is not None, "CAST always stores its weights"
-    groups = group_numbers(advantages["prompt_id"])
-    correct = np.nan_to_num(rewards["reward"].to_numpy(zero_copy_only=False)) > 0
-    count = int(groups.max(initial=-1)) + 1
-    per_group = sums(correct, groups, count).astype(np.int64)
-    correct_N = per_group[groups[row_of_value(offsets)]]
-    flipped = advantages["flipped"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    unshaped = shaping.clamped(spread(advantages["base"].to_numpy().astype(np.float64), offsets))
-    shaped_N = (weights != 1) & ~flipped & (unshaped != 0)
-    removed_N = shaped_N & (flat == unshaped.astype(np.float32))
-    largest = int(np.bincount(groups, minlength=1).max())
-    total = np.bincount(correct_N[shaped_N], minlength=largest + 1)
-    removed = np.bincount(correct_N[removed_N], minlength=largest + 1)
-    with np.errstate(invalid="ignore"):
-        return [float(share) for share in removed / total]
+    shaped = Shaped(flat, weights, flipped)
+    return measures | shaping.measures(base_R, shaped, offsets, groups)
 
 
-def measure_step(folder: StepFolder, method: MethodSettings) -> Measures:
+def measure_step(folder: StepFolder) -> Measures:
     """All measures of the stages that are complete; one that lacks parts is left out."""
     stages = [s for s in ("rollouts", "rewards", "signals", "advantages") if folder.parts(s)]
     complete = max((folder.parts(stage) for stage in stages), key=len, default=[])
@@ -130,8 +107,17 @@ def measure_step(folder: StepFolder, method: MethodSettings) -> Measures:
     if "signals" in tables:
         measures |= measure_signals(tables["signals"], tables.get("rollouts"))
     if "advantages" in tables and "rewards" in tables:
-        measures |= measure_advantages(tables["advantages"], tables["rewards"], method)
+        measures |= measure_advantages(
+            tables["advantages"], tables["rewards"], _shaping_of(folder, complete[0])
+        )
     return measures
+
+
+def _shaping_of(folder: StepFolder, part: int) -> Shaping:
+    """The shaping that made `advantages/`, by its metadata; none for parts made elsewhere."""
+    metadata = read_metadata(folder.part_path("advantages", part), "advantages") or {}
+    settings = metadata.get("settings", {}).get("shaping", NoShaping().model_dump())
+    return TypeAdapter[Shaping](Shaping).validate_python(settings)
 
 
 def _mean(values: np.ndarray) -> float:

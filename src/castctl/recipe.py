@@ -1,4 +1,4 @@
-"""The recipe: every setting of a run, read from YAML, checked, and written back resolved.
+"""The recipe: every setting of a run.
 
 Class defaults are the vetted settings; there is no second layer. Under each field
 stands what it does and, where a paper states it, the source. "Ours" marks a choice
@@ -7,21 +7,16 @@ that the papers leave open.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
-from castctl.methods import MethodSettings, merged
+from castctl.methods import MethodSettings
 from castctl.settings import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
-T = TypeVar("T", bound=BaseModel)
 
 
 class ModelSettings(Section):
@@ -223,118 +218,3 @@ class Recipe(Section):
         if shaping.needs and self.method.teacher.kind == "current":
             warnings.append("teacher.kind=current equals the policy: its gap is zero everywhere")
         return warnings
-
-
-def load_recipe(
-    path: Path | None = None,
-    base: dict[str, Any] | None = None,
-    overrides: Iterable[str] = (),
-    **sections: dict[str, Any] | int | None,
-) -> Recipe:
-    """Read a recipe: the file or `base`, then `sections` (options), then `a.b=c` overrides.
-
-    Raises `UserError` naming the key, what is wrong with it, and the nearest valid key.
-    """
-    tree = dict(base or {})
-    if path is not None:
-        tree = _read_yaml(path)
-        validated(Recipe, tree, str(path))  # so that a mistake in the file is told from an option's
-    given = {key: value for key, value in sections.items() if value not in (None, {})}
-    if "method" in given and given["method"] != _method_name(tree):
-        tree = {**tree, "method": {}}  # another method brings all its slots along
-    tree = merged(tree, given)
-    for override in overrides:
-        tree = merged(tree, _parse_override(override))
-    return validated(Recipe, tree, "settings")
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The fully resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def default_recipe_path() -> Path:
-    """The recipe of the embedded default, used where neither recipe nor model is named."""
-    return recipes_folder() / "tiny.yaml"
-
-
-def recipes_folder() -> Path:
-    """The folder of recipes: inside an installed package, or beside `src/` in a clone."""
-    package = Path(__file__).parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
-
-
-def validated(section: type[T], tree: Any, origin: str) -> T:
-    """`tree` as settings of type `section`; `UserError` in one line where it does not fit."""
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{origin}: {_first_problem(section, error)}") from None
-
-
-def _method_name(tree: dict[str, Any]) -> dict[str, Any]:
-    method = tree.get("method")
-    return {"name": method.get("name", "grpo") if isinstance(method, dict) else "grpo"}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; name a YAML file, or --method alone") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, such as `method: ...`")
-    return tree
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return value
-
-
-def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
-    # Discriminated unions put the chosen kind into the location; it is no key of the recipe.
-    where = [str(part) for part in problem["loc"]]
-    keys = ".".join(part for part in where if part not in ("zero", "signed", "none", "cast"))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(section)
-        near = difflib.get_close_matches(keys, known, n=1, cutoff=0.5)
-        if not near:
-            return f"unknown key {keys}; the sections are {', '.join(section.model_fields)}{more}"
-        if near[0] == keys:
-            return f"key {keys} does not belong to the kind chosen beside it{more}"
-        return f"unknown key {keys}; the nearest one is {near[0]}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if keys and problem["type"] != "value_error":
-        shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""
-        return (
-            f"{keys}: {message[0].lower() + message[1:]}{f', got {shown}' if shown else ''}{more}"
-        )
-    return f"{keys + ': ' if keys else ''}{message}{more}"
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys

@@ -18,7 +18,8 @@ from typing import Any
 
 import castctl
 from castctl.errors import UserError
-from castctl.recipe import Recipe, dump_recipe, load_recipe
+from castctl.recipe import Recipe
+from castctl.recipe_reader import dump_recipe, load_recipe
 from castctl.shards.part import write_json, write_text
 from castctl.shards.stage import StepFolder
 

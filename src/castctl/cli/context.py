@@ -9,7 +9,8 @@ from typing import Any
 
 from castctl.cli.options import one_step
 from castctl.errors import UserError
-from castctl.recipe import Recipe, default_recipe_path, load_recipe
+from castctl.recipe import Recipe
+from castctl.recipe_reader import default_recipe_path, load_recipe
 from castctl.report.console import say
 from castctl.runs import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
 from castctl.shards.stage import Shard, parse_shard

@@ -58,7 +58,7 @@ def rollout(
         rollout_stage(target, number, source, progress=progress(), shard=share, overwrite=overwrite)
     folder = target.step(number)
     print(folder.path)
-    show(step_table(measure_step(folder, target.recipe.method)))
+    show(step_table(measure_step(folder)))
     if share.count > 1:
         shard_done(share)
     else:

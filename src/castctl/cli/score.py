@@ -71,7 +71,7 @@ def score(
     )
     folder = target.step(number)
     print(folder.path)
-    show(step_table(measure_step(folder, target.recipe.method)))
+    show(step_table(measure_step(folder)))
     where = "" if run is None else f" --run {folder.path}"
     as_method = "" if method is None else f" --method {method}"
     if share.count > 1:

@@ -45,10 +45,9 @@ def shape(
     from castctl.shape import shape_step
 
     folder = target.step(number)
-    settings = target.recipe.method
-    shape_step(folder, settings, progress=progress(), shard=share, overwrite=overwrite)
+    shape_step(folder, target.recipe.method, progress=progress(), shard=share, overwrite=overwrite)
     print(folder.path)
-    show(step_table(measure_step(folder, settings)))
+    show(step_table(measure_step(folder)))
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:
         shard_done(share)

@@ -8,7 +8,8 @@ import typer
 from castctl.cli import options as opt
 from castctl.cli.context import Asked, announce, find_run, next_command
 from castctl.errors import UserError
-from castctl.recipe import Recipe, dump_recipe
+from castctl.recipe import Recipe
+from castctl.recipe_reader import dump_recipe
 from castctl.report.console import progress, say
 from castctl.runs import Run, create_run, discarded_if_empty, newest_run, open_run
 

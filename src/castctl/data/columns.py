@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from castctl.boxed import last_boxed
 from castctl.data.files import Row
 from castctl.errors import UserError
 from castctl.recipe import DataSettings
@@ -185,7 +186,5 @@ def _split_gsm8k(text: str | None) -> tuple[str | None, str] | None:
 
 
 def _boxed(solution: str) -> str | None:
-    from castctl.verify.extract import last_boxed
-
     boxed = last_boxed(solution)
     return boxed and (boxed.content.strip() or None)

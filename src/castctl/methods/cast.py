@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from castctl.methods.groups import Groups
 from castctl.methods.shaping import Shaped, TokenSignals
-from castctl.ragged import means, row_of_value, spread
+from castctl.ragged import Ints, means, row_of_value, spread, sums
 from castctl.settings import Section
 
 Positive = Annotated[float, Field(ge=0)]
@@ -93,10 +93,32 @@ class CastShaping(Section):
             advantages_N = np.where(down, -self.kappa_correct * size_N, advantages_N)
             advantages_N = np.where(up, self.kappa_wrong * size_N, advantages_N)
             flipped_N = down | up
-        return Shaped(self.clamped(advantages_N), weights_N, flipped_N)
+        return Shaped(self._clamped(advantages_N), weights_N, flipped_N)
 
-    def clamped(self, advantages: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Advantages of any shape, held within the clamp."""
+    def measures(
+        self, base_R: NDArray[np.float64], shaped: Shaped, offsets: Ints, groups: Groups
+    ) -> dict[str, list[float]]:
+        """`clamp_removed_share`, by number of correct completions in the group (0, 1, ...): the
+        share of tokens with a weight other than 1, not flipped, whose advantage the clamp made
+        what it would be unshaped. NaN where no token of such a group was shaped.
+
+        Advantages are compared as they are stored, in float32.
+        """
+        weights_N, flipped_N = shaped.weights_N, shaped.flipped_N
+        assert weights_N is not None and flipped_N is not None, "CAST always stores both"
+        correct_G = sums(groups.rewards_R > 0, groups.of_row, groups.count).astype(np.int64)
+        correct_N = correct_G[groups.of_row[row_of_value(offsets)]]
+        unshaped_N = self._clamped(spread(base_R, offsets))
+        shaped_N = (weights_N != 1) & ~flipped_N & (unshaped_N != 0)
+        same_N = shaped.advantages_N.astype(np.float32) == unshaped_N.astype(np.float32)
+        largest = int(np.bincount(groups.of_row, minlength=1).max())
+        total = np.bincount(correct_N[shaped_N], minlength=largest + 1)
+        removed = np.bincount(correct_N[shaped_N & same_N], minlength=largest + 1)
+        with np.errstate(invalid="ignore"):
+            shares = removed / total
+        return {"clamp_removed_share": [float(share) for share in shares]}
+
+    def _clamped(self, advantages: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.clamp is None:
             return advantages
         return np.clip(advantages, -self.clamp, self.clamp)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.methods.groups import Groups
-from castctl.ragged import spread
+from castctl.ragged import Ints, spread
 from castctl.settings import Section
 
 
@@ -48,3 +48,9 @@ class NoShaping(Section):
     def shape(self, base_R: NDArray[np.float64], signals: TokenSignals, groups: Groups) -> Shaped:
         """Repeat the base advantages (R) over their tokens (N)."""
         return Shaped(spread(base_R, signals.offsets))
+
+    def measures(
+        self, base_R: NDArray[np.float64], shaped: Shaped, offsets: Ints, groups: Groups
+    ) -> dict[str, list[float]]:
+        """What only this shaping can tell of its result, by name."""
+        return {}

@@ -174,7 +174,7 @@ class _Loop:
             stats = update(policy, self.state.optimizer, read_batch(folder), self.recipe, step)
             teacher.follow()
         with _timed(seconds, "measure"):
-            measures = measure_step(folder, self.recipe.method)
+            measures = measure_step(folder)
             rewards = folder.read_all("rewards")
             measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
         self._warn_of_zero_gap(step, measures)

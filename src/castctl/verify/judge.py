@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from castctl.boxed import Boxed, last_boxed
 from castctl.errors import UserError
 from castctl.verify.custom import CustomVerifier
-from castctl.verify.extract import Boxed, last_boxed
 from castctl.verify.grader import grade
 from castctl.verify.pool import CheckPool
 from castctl.verify.worker import Call, Outcome
