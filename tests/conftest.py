@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from commands import Commands
+
 # A busy machine may take its time over any example.
 settings.register_profile("castctl", deadline=None)
 settings.load_profile("castctl")
 
-# As the command line sets them, before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# As the command line sets them, before torch loads; one thread, since tests run side by side.
+os.environ |= {
+    "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}  # fmt: skip
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """A server of commands for tests that watch, signal or kill them."""
+    server = Commands()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def castctl(tmp_path: Path) -> Cli:
-    """Run the real command line in an empty folder and check its exit code."""
+def castctl(commands: Commands, tmp_path: Path) -> Cli:
+    """Run the command line in an empty folder and check its exit code."""
 
     def run(
         *arguments: str, code: int = 0, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "castctl", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        done = commands.start(*arguments, cwd=tmp_path).wait(timeout)
         assert done.returncode == code, (
             f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,19 @@ def train_small(path: Path, recipe: Recipe | None = None) -> tuple[Run, Trained]
     return run, train(run, Silent(), lambda row: None)
 
 
-def stage_tables(folder: StepFolder) -> dict[str, pa.Table]:
-    """Every stage of a step, without the columns and metadata that may differ between reruns."""
+def stage_tables(folder: StepFolder, stages: Iterable[str]) -> dict[str, pa.Table]:
+    """These stages of a step, without the columns and metadata that may differ between reruns."""
     tables = {}
-    for stage in STAGES:
+    for stage in stages:
         table = folder.read_all(stage)
         tables[stage] = table.drop_columns([c for c in table.column_names if c == "seconds"])
     return tables
 
 
-def assert_same_step(first: StepFolder, second: StepFolder) -> None:
+def assert_same_step(first: StepFolder, second: StepFolder, stages: Iterable[str] = STAGES) -> None:
     """Tables of two steps are equal to the last bit."""
     for (stage, one), two in zip(
-        stage_tables(first).items(), stage_tables(second).values(), strict=True
+        stage_tables(first, stages).items(), stage_tables(second, stages).values(), strict=True
     ):
         assert first.parts(stage) == second.parts(stage)
         assert one.equals(two), f"{stage} of {first.path} and {second.path} differ"

@@ -1,24 +1,17 @@
-"""The command line as people use it: bare commands, shards from elsewhere, kill -9, wrong input."""
+"""The command line as people use it: bare commands, evaluations, shards from elsewhere."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from castctl.runs import open_run
-from castctl.train.metrics import Metrics
 from conftest import Cli
-from runs import assert_same_step, assert_same_weights, metrics_without_time
 
 QUICK = (
     "-n", "4", "-k", "2", "--max-tokens", "48", "--set", "train.prompts_per_step=4",
@@ -67,82 +60,6 @@ def test_eval_in_shards_adds_up_to_the_whole(castctl: Cli, tmp_path: Path) -> No
         for run in ("whole", "split")
     ]
     assert results[0] == results[1]
-
-
-def _interrupted(
-    tmp_path: Path, arguments: tuple[str, ...], ready: Callable[[], bool], name: str
-) -> None:
-    """Start a command, kill -9 it once it is in the middle of its work, and check that it was."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "castctl", *arguments],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, f"{name} ended before it could be killed"
-
-
-def _has_parts(folder: Path) -> bool:
-    return any(folder.glob("part-*"))
-
-
-@pytest.mark.slow
-def test_kill_9_in_the_middle_of_each_stage_and_of_the_loop(castctl: Cli, tmp_path: Path) -> None:
-    """Each is killed after its first part or step, run again, and compared with a whole run."""
-    recipe = (
-        "--method", "cast", *QUICK_ROLLOUT, "--set", "train.checkpoint_every=1",
-        "--set", "train.keep=all", "--set", "eval.k=2", "--set", "train.steps=3",
-    )  # fmt: skip
-    castctl("train", "--run", "whole", *recipe)
-    broken = tmp_path / "runs/broken"
-    step = broken / "step-00000"
-    stages: list[tuple[str, tuple[str, ...]]] = [
-        ("rollouts", ("rollout", "--run", "broken", *recipe)),
-        ("rewards", ("score", "--run", "broken")),
-        ("signals", ("score", "--run", "broken")),
-        ("advantages", ("shape", "--run", "broken")),
-    ]
-    for stage, arguments in stages:
-        if stage == "rewards":
-            castctl(*stages[0][1])
-        if stage == "advantages":
-            castctl(*stages[2][1])
-        _interrupted(tmp_path, arguments, partial(_has_parts, step / stage), stage)
-    castctl("shape", "--run", "broken")
-    whole = open_run(str(tmp_path / "runs/whole"))
-    again = open_run(str(broken))
-    assert_same_step(whole.step(0), again.step(0))
-
-    second = broken / "step-00001/rollouts"
-    _interrupted(
-        tmp_path, ("train", "--resume", "--run", "broken"), partial(_has_parts, second), "loop"
-    )
-    castctl("train", "--resume", "--run", "broken")
-    for number in range(3):
-        assert_same_step(whole.step(number), again.step(number))
-    assert_same_weights(whole.checkpoint(3), again.checkpoint(3))
-    rows = [Metrics(run.path / "metrics.parquet").rows for run in (whole, again)]
-    assert metrics_without_time(rows[0]) == metrics_without_time(rows[1])
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(castctl: Cli, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "castctl", "train", "--run", "r", *QUICK, "--steps", "9"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    step = tmp_path / "runs/r/step-00001/rewards"
-    deadline = time.monotonic() + 120
-    while not _has_parts(step) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert "go on with: castctl train --resume --run runs/r" in errors
-    assert open_run(str(tmp_path / "runs/r")).manifest["state"] == "interrupted"
 
 
 @pytest.fixture
@@ -214,37 +131,6 @@ def test_shape_takes_rewards_and_signals_made_elsewhere(castctl: Cli, tmp_path: 
     assert rows[1]["advantages"][0] == pytest.approx(-1.0, abs=1e-5)
 
 
-WRONG = [
-    (("rollout", "--model", "no/such/model"), "no model folder"),
-    (("rollout", "--data", "missing.jsonl"), "missing.jsonl"),
-    (("train", "--method", "nonsense"), "no method 'nonsense'; there are grpo, cast"),
-    (("train", "--set", "method.shapin.lam=1"), "the nearest one is method.shaping"),
-    (("train", "--set", "sampling.n=lots"), "sampling.n"),
-    (("train", "--set", "nonsense"), "section.key=value"),
-    (("train", "-n", "1"), "sampling.n (-n) to 2"),
-    (("train", "--set", "sampling.top_p=0.9"), "allow_truncated"),
-    (("train", "no-recipe.yaml"), "no recipe at no-recipe.yaml"),
-    (("train", "--resume"), "no run to resume"),
-    (("train", "--resume", "--steps", "5"), "keeps its recipe"),
-    (("score",), "start with `castctl rollout`"),
-    (("score", "--run", "nobody"), "no run at"),
-    (("rollout", "--shard", "3/2"), "--shard 3/2"),
-    (("rollout", "--device", "abacus"), "no device 'abacus'"),
-    (("eval", "--checkpoint", "worst"), "--checkpoint worst"),
-    (("rollout", "--nonsense"), "--nonsense"),
-    (("nonsense",), "nonsense"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=lambda value: str(value)[:40])
-def test_wrong_input_gets_one_line_and_code_2(
-    castctl: Cli, arguments: tuple[str, ...], words: str
-) -> None:
-    done = castctl(*arguments, code=2)
-    last = done.stderr.rstrip("\n").splitlines()[-1]
-    assert last.startswith("castctl: ") and words in last
-
-
 def test_help_is_quick_and_loads_no_torch(castctl: Cli) -> None:
     assert "rollout" in castctl("--help").stdout
     code = (
@@ -257,49 +143,6 @@ def test_dry_run_prints_the_recipe_and_starts_nothing(castctl: Cli, tmp_path: Pa
     done = castctl("train", "--method", "cast", "--dry-run")
     assert "kind: snapshot" in done.stdout and "memory, together" in done.stdout
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_output_made_otherwise_is_refused_without_overwrite(castctl: Cli) -> None:
-    common = ("--run", "r", *QUICK_ROLLOUT, "--method", "cast")
-    castctl("rollout", *common)
-    again = castctl("rollout", "--run", "r", "-n", "3", code=2)
-    assert "another sampling.n (4, now 3)" in again.stderr and "--overwrite" in again.stderr
-    castctl("score", "--run", "r")
-    castctl("shape", "--run", "r", "--method", "grpo")
-    refused = castctl("shape", "--run", "r", code=2)
-    assert "--overwrite" in refused.stderr
-    castctl("shape", "--run", "r", "--overwrite")
-    mixed = castctl("score", "--run", "r", "--temperature", "0.5", code=2)
-    assert "sampled at temperature 1" in mixed.stderr
-
-
-@pytest.mark.slow
-def test_a_part_cut_short_is_refused(castctl: Cli, tmp_path: Path) -> None:
-    castctl("rollout", "--run", "r", *QUICK_ROLLOUT)
-    part = tmp_path / "runs/r/step-00000/rollouts/part-00001.parquet"
-    part.write_bytes(part.read_bytes()[:-40])
-    done = castctl("score", "--run", "r", code=2)
-    assert "part-00001.parquet is cut short" in done.stderr
-
-
-def test_a_run_that_came_to_nothing_leaves_nothing(castctl: Cli, tmp_path: Path) -> None:
-    castctl("train", "--set", "data.problem_column=nonsense", code=2)
-    castctl("rollout", "--model", "owner/no-such-model", code=2)
-    castctl("train", "--set", "logging.trackers=[wandb]", "--steps", "1", code=2)
-    assert not list((tmp_path / "runs").iterdir())
-
-
-@pytest.mark.slow
-def test_a_run_keeps_its_prompts(castctl: Cli) -> None:
-    castctl("rollout", "--run", "r", *QUICK_ROLLOUT)
-    done = castctl("rollout", "--run", "r", "--limit", "2", code=2)
-    assert "has its prompts already, with another settings.limit (None, now 2)" in done.stderr
-
-
-def test_a_completion_may_not_pass_the_models_positions(castctl: Cli) -> None:
-    done = castctl("rollout", "--max-tokens", "5000", code=2)
-    assert "pass the model's 4096 positions" in done.stderr
 
 
 @pytest.mark.slow

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from castctl.errors import UserError
 from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
 from castctl.methods.shaping import NoShaping, Shaped
@@ -15,9 +14,10 @@ from castctl.ragged import spread
 from castctl.shape import reward_groups
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
-from castctl.shards.stage import StepFolder
+from castctl.shards.stage import StepFolder, check_aligned
 
 Measures = dict[str, float | list[float] | None]
+STAGES = ("rollouts", "rewards", "signals", "advantages")
 VERDICTS = ("correct", "wrong", "no_answer", "truncated", "timeout", "error")
 
 
@@ -93,12 +93,9 @@ def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping
 
 
 def measure_step(folder: StepFolder) -> Measures:
-    """All measures of the stages that are complete; one that lacks parts is left out."""
-    stages = [s for s in ("rollouts", "rewards", "signals", "advantages") if folder.parts(s)]
-    complete = max((folder.parts(stage) for stage in stages), key=len, default=[])
-    tables: Mapping[str, pa.Table] = {
-        stage: folder.read_all(stage) for stage in stages if folder.parts(stage) == complete
-    }
+    """All measures of a step's stages; one that lacks parts, or was made from other parts than
+    those that are there now, is left out."""
+    tables = _tables(folder)
     measures: Measures = {}
     if "rollouts" in tables:
         measures |= measure_rollouts(tables["rollouts"])
@@ -107,15 +104,31 @@ def measure_step(folder: StepFolder) -> Measures:
     if "signals" in tables:
         measures |= measure_signals(tables["signals"], tables.get("rollouts"))
     if "advantages" in tables and "rewards" in tables:
-        measures |= measure_advantages(
-            tables["advantages"], tables["rewards"], _shaping_of(folder, complete[0])
-        )
+        measures |= measure_advantages(tables["advantages"], tables["rewards"], _shaping_of(folder))
     return measures
 
 
-def _shaping_of(folder: StepFolder, part: int) -> Shaping:
+def _tables(folder: StepFolder) -> dict[str, pa.Table]:
+    complete = max((folder.parts(stage) for stage in STAGES), key=len)
+    parts = {
+        stage: [folder.read(stage, number) for number in complete]
+        for stage in STAGES
+        if complete and folder.parts(stage) == complete
+    }
+    for base in STAGES:
+        for stage in [stage for stage in parts if base in parts and stage != base]:
+            try:
+                for first, second in zip(parts[base], parts[stage], strict=True):
+                    check_aligned(first, [(stage, second)], base)
+            except UserError:
+                del parts[max(base, stage, key=STAGES.index)]
+    return {stage: pa.concat_tables(p.table for p in made) for stage, made in parts.items()}
+
+
+def _shaping_of(folder: StepFolder) -> Shaping:
     """The shaping that made `advantages/`, by its metadata; none for parts made elsewhere."""
-    metadata = read_metadata(folder.part_path("advantages", part), "advantages") or {}
+    first = folder.part_path("advantages", folder.parts("advantages")[0])
+    metadata = read_metadata(first, "advantages") or {}
     settings = metadata.get("settings", {}).get("shaping", NoShaping().model_dump())
     return TypeAdapter[Shaping](Shaping).validate_python(settings)
 

@@ -17,6 +17,7 @@ from castctl.methods import MethodSettings
 from castctl.settings import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSettings(Section):
@@ -111,7 +112,7 @@ class VerifierSettings(Section):
 class OptimizerSettings(Section):
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW (ours; usual for full-weight RLVR)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's betas."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
@@ -144,6 +145,8 @@ class TrainSettings(Section):
     """Steps between checkpoints; the last step always has one."""
     keep: Literal["best_and_last", "all"] = "best_and_last"
     """Which checkpoints stay on disk."""
+    warn_after_zero_rewards: int = Field(5, ge=1)
+    """Warn when so many steps in a row earned no reward above 0 (ours)."""
 
 
 class EvalSettings(Section):
@@ -206,7 +209,18 @@ class Recipe(Section):
             )
         if sampling.temperature == 0:
             raise UserError("training needs a sampling.temperature above 0")
+        if self.train.minibatches > self.train.prompts_per_step:
+            raise UserError(
+                f"train.minibatches={self.train.minibatches} splits a step by whole groups, but "
+                f"it has train.prompts_per_step={self.train.prompts_per_step} of them; lower it"
+            )
         warnings = []
+        updates = self.train.steps * self.train.epochs * self.train.minibatches
+        if self.optimizer.warmup_steps >= updates:
+            warnings.append(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run's "
+                f"{updates} optimizer steps: optimizer.lr is never reached"
+            )
         if sampling.truncated:
             if not sampling.allow_truncated:
                 raise UserError(

@@ -108,12 +108,15 @@ def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(section)
-        near = difflib.get_close_matches(keys, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(keys, known, n=1, cutoff=0.6)
         if not near:
             return f"unknown key {keys}; the sections are {', '.join(section.model_fields)}{more}"
         if near[0] == keys:
             return f"key {keys} does not belong to the kind chosen beside it{more}"
         return f"unknown key {keys}; the nearest one is {near[0]}{more}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kinds_here = problem["ctx"].get("expected_tags") or ", ".join(sorted(kinds))
+        return f"{keys}.kind must say which: {kinds_here}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if keys and problem["type"] != "value_error":
         shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""

@@ -117,11 +117,12 @@ def newest_run() -> Run | None:
 
 @contextlib.contextmanager
 def discarded_if_empty(run: Run) -> Iterator[None]:
-    """On an error, remove a run that holds nothing but its recipe and manifest."""
+    """On an error, remove a run that holds no part but its prompts, which are quickly made."""
     try:
         yield
     except BaseException:
-        if {path.name for path in run.path.iterdir()} <= {"recipe.yaml", "manifest.json"}:
+        parts = (path.parent for path in run.path.rglob("part-*.parquet"))
+        if not run.checkpoints() and all(folder == run.path / "prompts" for folder in parts):
             shutil.rmtree(run.path)
         raise
 

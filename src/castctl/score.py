@@ -61,6 +61,7 @@ def score_rewards(
     with progress.task("verify", total, "completions") as advance:
         for number in parts:
             rollouts = folder.read("rollouts", number)
+            _refuse_silence(rollouts)
 
             def work(table: pa.Table = rollouts.table) -> pa.Table:
                 judged = judge(pool, settings, _check_rows(table), lambda: advance(1))
@@ -72,6 +73,13 @@ def score_rewards(
             inputs = {"rollouts": rollouts.table}
             if not folder.make("rewards", number, inputs, made, work, overwrite):
                 advance(rollouts.table.num_rows)
+
+
+def _refuse_silence(rollouts: Part) -> None:
+    """One empty completion is a wrong answer; nothing but empty ones is a broken part."""
+    lengths = rollouts.table["completion_token_ids"].combine_chunks().value_lengths()
+    if len(lengths) and not np.any(lengths):
+        raise UserError(f"{rollouts.path}: every completion is empty; roll out again")
 
 
 def _check_rows(table: pa.Table) -> list[Row]:
@@ -209,7 +217,10 @@ def _compute(
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     completions = rows_of(ids, offsets)
     if any(len(prompt) == 0 for prompt in prompts):
-        raise UserError("a rollout has empty prompt_token_ids; a model scores after a prompt only")
+        raise UserError(
+            "a rollout has empty prompt_token_ids, and a model scores after a prompt only; roll "
+            "out again, or write the prompt's tokens into the part"
+        )
     scored: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     columns = {}
     for name in names:
@@ -220,6 +231,12 @@ def _compute(
                 prompts, completions, temperature, microbatch_tokens, chunk_tokens, advance
             )
         logprobs, entropies = scored[id(model)]
+        if not np.isfinite(logprobs).all():
+            raise UserError(
+                f"{name} of model {scorers[_role(name)].fingerprint} are not all finite; its "
+                "weights are broken or have diverged: go back to an earlier checkpoint, or lower "
+                "optimizer.lr"
+            )
         flat = entropies if name == "entropies" else logprobs
         columns[name] = list_column(flat, offsets, pa.float32())
     return columns

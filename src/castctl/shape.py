@@ -76,13 +76,12 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
 
 def _shape(inputs: dict[str, Part], method: MethodSettings) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
+    _refuse_single_completions(inputs["rewards"], method)
     _require_signals(signals, method)
     policy, offsets = _policy_logprobs(signals)
     groups = reward_groups(rewards)
     teacher = _signal(signals, "teacher_logprobs", offsets)
     gap = None if teacher is None else teacher - policy
-    if gap is not None and np.isinf(gap).any():
-        raise UserError(f"{signals.path}: the gap is not finite; score again with a sound teacher")
     advantages = compute_advantages(method, groups, TokenSignals(offsets, gap))
     columns = {
         "prompt_id": rewards["prompt_id"],
@@ -99,6 +98,15 @@ def _shape(inputs: dict[str, Part], method: MethodSettings) -> pa.Table:
         ),
     }
     return pa.table(columns)
+
+
+def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
+    rows = rewards.table.num_rows
+    if rows and rows == len(rewards.table["prompt_id"].unique()):
+        raise UserError(
+            f"{method.name} compares completions of one prompt, but every prompt of "
+            f"{rewards.path} has one; roll out with -n 2 or more"
+        )
 
 
 def reward_groups(rewards: pa.Table) -> Groups:
@@ -137,10 +145,18 @@ def _policy_logprobs(signals: Part) -> tuple[NDArray[np.float64], NDArray[np.int
 
 
 def _signal(signals: Part, name: str, offsets: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """A log-prob signal (N), NaN where a row has none; a number it holds must be finite."""
     try:
-        return nullable_floats(signals.table, name, offsets)
+        flat = nullable_floats(signals.table, name, offsets)
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
+    present = signals.table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if not np.isfinite(present).all():
+        raise UserError(
+            f"{signals.path}: {name} are not all finite, so the gap is not; score again with a "
+            "sound teacher"
+        )
+    return flat
 
 
 def _loss_weights(

@@ -16,13 +16,19 @@ from castctl.prompts import prepare_prompts, prompts_of_step
 from castctl.rollout import rollout_step
 from castctl.runs import Run
 from castctl.score import check_signal_names, score_rewards, score_signals
-from castctl.shards.part import read_metadata
+from castctl.shards.part import Metadata, content_hash, read_metadata
 from castctl.shards.stage import WHOLE, Shard, agreed
-from castctl.train.batch import read_batch
-from castctl.train.checkpoint import STATE_FILE, load_state, load_teacher, save_checkpoint
+from castctl.train.batch import TRAINED_FROM, read_batch
+from castctl.train.checkpoint import (
+    STATE_FILE,
+    load_state,
+    load_teacher,
+    provenance_of,
+    save_checkpoint,
+)
 from castctl.train.loop import new_state
 from castctl.train.update import UpdateStats, update
-from castctl.verify.pool import CheckPool
+from castctl.verify.judge import judging_pool
 
 
 def rollout_stage(
@@ -65,7 +71,7 @@ def score_stage(
     teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
     reference = load_reference(run) if "ref_logprobs" in signals else None
     folder = run.step(step)
-    with CheckPool(recipe.verifier) as pool:
+    with judging_pool(recipe.verifier) as pool:
         score_rewards(
             folder, recipe.verifier, pool, policy.tokenizer,
             progress=progress, shard=shard, overwrite=overwrite,
@@ -94,23 +100,38 @@ def teacher_at(run: Run, step: int, source: PolicySource, policy: LanguageModel)
 
 def train_stage(
     run: Run, step: int, source: PolicySource, overwrite: bool
-) -> tuple[Path, UpdateStats]:
+) -> tuple[Path, UpdateStats | None]:
     """One update from a shaped step; the checkpoint of the next step and the update's numbers.
 
     Weights, optimizer and teacher are those of the step's checkpoint; where the source is
-    none, the optimizer is fresh.
+    none, the optimizer is fresh. A checkpoint made alike is kept, without numbers.
     """
-    if run.checkpoint(step + 1).exists() and not overwrite:
-        raise UserError(f"{run.checkpoint(step + 1)} is there; add --overwrite to train it again")
     sampled_temperature(run, step)
     batch = read_batch(run.step(step))
+    provenance = _update_provenance(run, step, source)
+    there = run.checkpoint(step + 1)
+    if there.exists() and not overwrite:
+        if provenance_of(there) == provenance:
+            return there, None
+        raise UserError(f"{there} is there, from another update; add --overwrite to train it again")
     state = new_state(run, source.load(run.recipe.model), step)
     if (source.folder / STATE_FILE).is_file():
         load_state(source.folder, state.teacher, state.optimizer)
     state.teacher.refresh(step)
     stats = update(state.policy, state.optimizer, batch, run.recipe, step)
     state.teacher.follow()
-    return save_checkpoint(run, step + 1, state), stats
+    return save_checkpoint(run, step + 1, state, provenance), stats
+
+
+def _update_provenance(run: Run, step: int, source: PolicySource) -> Metadata:
+    """What decides an update: its shards, the weights it starts from, and its settings."""
+    folder, recipe = run.step(step), run.recipe
+    sections = {"seed", "method", "optimizer", "train"}
+    return {
+        "model": source.fingerprint,
+        "settings": recipe.model_dump(mode="json", include=sections),
+        "inputs": {stage: content_hash(folder.read_all(stage)) for stage in TRAINED_FROM},
+    }
 
 
 def sampled_temperature(run: Run, step: int) -> float:

@@ -64,13 +64,12 @@ def evaluate(
         },
     )  # fmt: skip
     target = _target(run, asked, fresh=model is not None or recipe is not None)
-    step = _step(target, checkpoint)
-    announce(target, step)
-
     from castctl.evaluate.stage import evaluate_stage
     from castctl.report.tables import eval_table, show
 
     with discarded_if_empty(target):
+        step = _step(target, checkpoint)
+        announce(target, step)
         folder, result = evaluate_stage(
             target, step, data, progress=progress(), shard=share, overwrite=overwrite
         )

@@ -19,6 +19,8 @@ from castctl.report.console import printable, send_warnings_to_terminal
 # and huge pages make fresh tensors seven times cheaper. Both are read when torch loads.
 THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="castctl",
     help="Run, take apart and compare RLVR methods for language models.",
@@ -52,11 +54,14 @@ def main() -> None:
         os.environ.setdefault(name, value)
     send_warnings_to_terminal()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer has caught it
+            raise KeyboardInterrupt
+        sys.exit(code)
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
-        _end(130, "interrupted. Whole parts are kept; the same command goes on from them")
+        _end(INTERRUPTED, "interrupted. Whole parts are kept; the same command goes on from them")
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -65,7 +70,9 @@ def main() -> None:
         if message is None:
             traceback.print_exc()
             _end(
-                1, f"this is a bug in castctl {castctl.__version__}; please report the lines above"
+                1,
+                f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
+                "report the lines above and your command in castctl's issue tracker",
             )
         _end(2, f"{' '.join(message().split()).rstrip('.')}; see castctl --help")
 

@@ -99,8 +99,14 @@ def _train(run: Run) -> None:
         with discarded_if_empty(run):
             trained = train_run(run, progress(), on_row)
     except KeyboardInterrupt:
-        say(f"stopped; go on with: castctl train --resume --run {run.path}")
+        if run.path.exists():
+            say(f"stopped; go on with: castctl train --resume --run {run.path}")
         raise
+    except UserError as error:
+        if not run.checkpoints():
+            raise
+        whole = run.checkpoint(run.checkpoints()[-1])
+        raise UserError(f"{error}. The last checkpoint is whole: {whole}") from error
     show(eval_table([("before", trained.before), (f"after {steps} steps", trained.after)]))
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")
     print(f"run: {run.path} (best checkpoint: step {trained.best_step})")
@@ -118,9 +124,9 @@ def _train_from(path: str, asked: Asked, model: str | None, overwrite: bool) -> 
 
     source = policy_at(target, step) if model is None else named_policy(target.recipe.model)
     folder, stats = train_stage(target, step, source, overwrite)
-    for name, value in stats.row().items():
+    for name, value in stats.row().items() if stats else ():
         print(f"{name:16} {value:.6g}")
-    say(f"Checkpoint: {folder}")
+    say(f"Checkpoint: {folder}" + ("" if stats else ", there already from the same update"))
     next_command(f"castctl rollout --run {target.step(step + 1).path}")
 
 

@@ -76,6 +76,7 @@ def draw(scores_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True)
     # Rounding may carry the search past the block's last possible token.
     last = BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
-    token = block * BLOCK + torch.minimum(place, last)
+    # Scores that are not numbers find no token; whoever asked sees it by the log-prob.
+    token = (block * BLOCK + torch.minimum(place, last)).clamp_(max=scores_BV.shape[1] - 1)
     logprobs = scores_BV.gather(1, token) - highest - total.log().float()
     return token[:, 0], logprobs[:, 0]

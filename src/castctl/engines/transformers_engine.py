@@ -80,6 +80,11 @@ class TransformersEngine:
                 cache.batch_select_indices(keep)
                 mask, rows, picked = mask[keep], rows[still], picked[still]
             logits, mask = self._step(picked, cache, mask)
+        if not np.isfinite(logprobs).all():
+            raise UserError(
+                "the model's probabilities are not numbers; its weights are broken or have "
+                "diverged: go back to an earlier checkpoint, or lower optimizer.lr"
+            )
         return [
             Completion(
                 tokens[r, : lengths[r]],

@@ -10,7 +10,7 @@ from castctl.progress import Progress
 from castctl.recipe import DataSettings
 from castctl.runs import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
-from castctl.verify.pool import CheckPool
+from castctl.verify.judge import judging_pool
 
 
 def evaluate_stage(
@@ -30,7 +30,7 @@ def evaluate_stage(
     policy_source = policy_at(run, step)
     policy = policy_source.load(recipe.model)
     folder = run.eval_folder(task_name(recipe.eval.task), step)
-    with CheckPool(recipe.verifier) as pool:
+    with judging_pool(recipe.verifier) as pool:
         result = evaluate(
             folder, recipe, TransformersEngine(policy), policy.tokenizer, pool,
             model_fingerprint=policy_source.fingerprint, progress=progress,

@@ -138,12 +138,22 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    _refuse_foreign_tokenizer(folder, tokenizer, model)
     model = model.to(device).eval()  # type: ignore[arg-type]
     check_packing(model)
     wanted = settings.dtype
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"
     return LanguageModel(model, tokenizer, getattr(torch, wanted))
+
+
+def _refuse_foreign_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the model {rows}; they do "
+            "not belong together"
+        )
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -164,6 +174,12 @@ def load_weights(model: Any, folder: Path) -> None:
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[kind]:
                 raise ValueError(f"another architecture, {kind} {min(report[kind])}")
+        mine, theirs = (
+            {(name, tuple(tensor.shape)) for name, tensor in each.state_dict().items()}
+            for each in (model, twin)
+        )
+        if different := dict(mine ^ theirs):
+            raise ValueError(f"another architecture, different in {min(different)}")
         model.load_state_dict(twin.state_dict())
     except Exception as error:  # transformers and safetensors raise many kinds
         raise UserError(f"cannot load the weights in {folder}: {_one_line(error)}") from None
@@ -207,9 +223,12 @@ def check_packing(model: Any) -> None:
             batch = pack([prompt, prompt], [first, second])
             packed = LanguageModel(model, None, torch.float32).hidden_states(batch)[len(first) :]
             plain = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0, 2:]
+        sound = bool(torch.isfinite(plain).all())
         fits = torch.allclose(packed, plain, rtol=1e-3, atol=1e-3)
     except Exception as error:  # an architecture that breaks here breaks in ways of its own
         raise UserError(f"castctl cannot pack {kind} models: {_one_line(error)}") from None
+    if not sound:
+        raise UserError(f"the weights of the {kind} model are broken: its outputs are not numbers")
     if not fits:
         raise UserError(f"castctl cannot pack {kind} models: its attention ignores the packing")
 

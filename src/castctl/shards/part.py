@@ -89,13 +89,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UserError` where it is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is no JSON object ({reason}); delete it and make it again"
+        ) from None
+
+
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename survives a power cut."""
+    """Bring a folder's entries, or a file, to the disk, so that a rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file below a folder to the disk, and the folders' entries."""
+    for path in folder.rglob("*"):
+        sync_folder(path)
+    sync_folder(folder)
 
 
 def read_metadata(path: Path, stage: str) -> Metadata | None:

@@ -14,6 +14,9 @@ from castctl.shape import group_numbers
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.stage import StepFolder, check_aligned
 
+TRAINED_FROM = ("rollouts", "signals", "advantages")
+"""The stages that an update reads."""
+
 
 @dataclass(frozen=True)
 class TrainBatch:
@@ -64,9 +67,7 @@ def read_batch(folder: StepFolder) -> TrainBatch:
 
 
 def _read_part(folder: StepFolder, number: int) -> TrainBatch:
-    rollouts, signals, advantages = (
-        folder.read(stage, number) for stage in ("rollouts", "signals", "advantages")
-    )
+    rollouts, signals, advantages = (folder.read(stage, number) for stage in TRAINED_FROM)
     check_aligned(rollouts, [("signals", signals), ("advantages", advantages)], "rollouts")
     check_aligned(signals, [("advantages", advantages)], "signals")
     ids, offsets = ragged_column(rollouts.table, "completion_token_ids")

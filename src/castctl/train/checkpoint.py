@@ -13,7 +13,7 @@ from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.runs import Run
-from castctl.shards.part import sync_folder
+from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
 from castctl.train.optimizer import Optimizer
 
 STATE_FILE = "castctl.json"
@@ -28,8 +28,10 @@ class TrainState:
     optimizer: Optimizer
 
 
-def save_checkpoint(run: Run, step: int, state: TrainState) -> Path:
-    """Write the state at the start of `step`, whole or not at all."""
+def save_checkpoint(
+    run: Run, step: int, state: TrainState, provenance: Metadata | None = None
+) -> Path:
+    """Write the state at the start of `step`, whole or not at all, and what made it."""
     folder = run.checkpoint(step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -45,19 +47,28 @@ def save_checkpoint(run: Run, step: int, state: TrainState) -> Path:
             "step": step,
             "teacher": state.teacher.settings.kind,
             "teacher_refreshed_at": state.teacher.refreshed_at,
+            "provenance": provenance,
         }
         (temporary / STATE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        sync_folder(temporary)
+        sync_tree(temporary)
+        replaced = folder.with_name(f".{folder.name}.old")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(replaced)
         temporary.rename(folder)
         sync_folder(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk looks like
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"cannot write checkpoint {folder}: {error}; the one before it is whole"
         ) from error
     return folder
+
+
+def provenance_of(checkpoint: Path) -> Metadata | None:
+    """What made a checkpoint, where it says."""
+    file = checkpoint / STATE_FILE
+    return read_json(file).get("provenance") if file.is_file() else None
 
 
 def load_state(folder: Path, teacher: TeacherCopy, optimizer: Optimizer) -> None:
@@ -70,7 +81,7 @@ def load_teacher(folder: Path, teacher: TeacherCopy) -> None:
     """Restore the teacher of a checkpoint."""
     teacher.load(folder / "teacher")
     if (folder / STATE_FILE).is_file():
-        facts = json.loads((folder / STATE_FILE).read_text())
+        facts = read_json(folder / STATE_FILE)
         teacher.refreshed_at = facts["teacher_refreshed_at"]
 
 

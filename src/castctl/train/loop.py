@@ -34,6 +34,7 @@ from castctl.train.metrics import Metrics, Row
 from castctl.train.optimizer import Optimizer
 from castctl.train.trackers import start_tracker
 from castctl.train.update import UpdateStats, update
+from castctl.verify.judge import judging_pool
 from castctl.verify.pool import CheckPool
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     tracker = start_tracker(run)
     state = "interrupted"
     try:
-        with CheckPool(run.recipe.verifier) as pool:
+        with judging_pool(run.recipe.verifier) as pool:
             loop = _Loop(run, start, pool, progress)
             if start == 0:
                 loop.evaluate(0)
@@ -178,6 +179,7 @@ class _Loop:
             rewards = folder.read_all("rewards")
             measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
         self._warn_of_zero_gap(step, measures)
+        self._warn_of_zero_rewards(step, measures)
         return _row(step, measures, stats, seconds, policy.device)
 
     def evaluate(self, step: int) -> Result:
@@ -189,6 +191,17 @@ class _Loop:
         )  # fmt: skip
         assert result is not None, "one process owns every part"
         return result
+
+    def _warn_of_zero_rewards(self, step: int, measures: Measures) -> None:
+        patience = self.recipe.train.warn_after_zero_rewards
+        rewards = [*(row["reward_mean"] for row in self.metrics.rows), measures["reward_mean"]]
+        streak = next((n for n, reward in enumerate(reversed(rewards)) if reward), len(rewards))
+        if streak and streak % patience == 0:
+            log.warning(
+                "step %d: no completion of the last %d steps earned a reward; look at the "
+                "completions and the verifier, or take easier problems",
+                step, streak,
+            )  # fmt: skip
 
     def _warn_of_zero_gap(self, step: int, measures: Measures) -> None:
         """Say once why a teacher has nothing to tell; at step 0 every teacher equals the policy."""

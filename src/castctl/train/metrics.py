@@ -8,9 +8,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from castctl.errors import UserError
 from castctl.shards.part import atomic_file
 
 Row = dict[str, Any]
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be read ({reason}); move it away to go on without the steps before"
+        ) from None
 
 
 class Metrics:
@@ -18,7 +29,7 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = pq.read_table(path).to_pylist() if path.exists() else []
+        self.rows: list[Row] = _read(path) if path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Forget the rows of `step` and later, which are about to be made again."""

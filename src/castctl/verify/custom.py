@@ -86,6 +86,8 @@ def _from_file(spec: str) -> object:
 
 
 def _from_entry_point(name: str) -> object:
+    if name.endswith(".py"):
+        raise UserError(f"verifier.function: name the function too, as in {name}:FUNCTION")
     found = entry_points(group=_GROUP, name=name)
     if not found:
         raise UserError(

@@ -48,6 +48,13 @@ class Judgement:
     """Why the verdict is `timeout` or `error`."""
 
 
+def judging_pool(settings: VerifierSettings) -> CheckPool:
+    """A pool to judge with; `UserError` now, not after hours, where the verifier does not load."""
+    if settings.function:
+        CustomVerifier(settings.function)
+    return CheckPool(settings)
+
+
 def judge(
     pool: CheckPool,
     settings: VerifierSettings,

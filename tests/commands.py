@@ -1,0 +1,147 @@
+"""The real command line without the wait for imports.
+
+A server process imports what castctl's stages import and forks for every command. The child
+gets its own arguments, folder, environment and output files and runs `castctl.cli.main`, so
+exit codes, signals and the terminal's bytes are those of a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+
+class Command:
+    """A command that runs."""
+
+    def __init__(self, server: socket.socket, arguments: tuple[str, ...], cwd: Path) -> None:
+        self.arguments = arguments
+        self._server = server
+        self._out, self._err = (tempfile.TemporaryFile("w+b") for _ in range(2))  # noqa: SIM115
+        self._status: int | None = None
+        request = {"argv": ["castctl", *arguments], "cwd": str(cwd), "env": dict(os.environ)}
+        files = [stream.fileno() for stream in (self._out, self._err)]
+        socket.send_fds(server, [json.dumps(request).encode() + b"\n"], files)
+        self.pid = int(self._line(30))
+
+    def _line(self, timeout: float) -> bytes:
+        self._server.settimeout(timeout)
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = self._server.recv(1)
+            assert byte, "the server of commands died"
+            line += byte
+        return line
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        if self._status is None:
+            try:
+                self._status = int(self._line(0.001))
+            except TimeoutError:
+                return True
+        return False
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """The ended command; it is killed and the test fails after `timeout` seconds."""
+        if self._status is None:
+            try:
+                self._status = int(self._line(timeout))
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+                self._status = int(self._line(30))
+                raise AssertionError(f"{self.arguments} took longer than {timeout} s") from None
+        code = os.waitstatus_to_exitcode(self._status)
+        return subprocess.CompletedProcess(self.arguments, code, _text(self._out), _text(self._err))
+
+
+def _text(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode()
+
+
+class Commands:
+    """A server of commands; runs one at a time."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+
+    def start(self, *arguments: str, cwd: Path) -> Command:
+        """Start `castctl ARGUMENTS` in a folder."""
+        return Command(self._socket, arguments, cwd)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(30)
+
+
+def _serve(connection: socket.socket) -> None:
+    while True:
+        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+        if not message:
+            return
+        while not message.endswith(b"\n"):
+            message += connection.recv(1 << 20)
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            _run(json.loads(message), files)
+        for file in files:
+            os.close(file)
+        connection.sendall(b"%d\n" % pid)
+        connection.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
+
+
+def _run(request: dict[str, Any], files: list[int]) -> None:
+    from castctl.cli import main
+
+    code: Any = 1
+    try:
+        os.setsid()
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(files[0], 1)
+        os.dup2(files[1], 2)
+        sys.argv = request["argv"]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _preload() -> None:
+    """What the stages import late; nothing here computes, so forking is safe."""
+    import transformers.models.auto.modeling_auto
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    import castctl.evaluate.stage
+    import castctl.report.tables
+    import castctl.stages
+    import castctl.train.estimate
+    import castctl.train.loop  # noqa: F401
+
+
+if __name__ == "__main__":
+    _preload()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
