@@ -7,12 +7,15 @@ filled with placeholder tokens, so that every sampled id decodes.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+VOCABULARY = 151_936
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -33,8 +36,7 @@ def make_tokenizer(text: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     trained.train([str(text)], trainer)
     vocab = trained.get_vocab()
     vocab |= {f"filler{i:06d}": i for i in range(len(vocab), vocabulary)}
-    merges = [tuple(merge) for merge in _merges(trained)]
-    full = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    full = Tokenizer(models.BPE(vocab=vocab, merges=_merges(trained)))
     full.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     full.decoder = decoders.ByteLevel()
     full.add_special_tokens(list(SPECIAL))
@@ -46,45 +48,60 @@ def make_tokenizer(text: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [m.split(" ") if isinstance(m, str) else m for m in merges]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return [(left, right) for left, right in pairs]
+
+
+def make_model(
+    vocabulary: int = VOCABULARY,
+    hidden: int = 256,
+    inner: int | None = None,
+    layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    **config: Any,
+) -> Qwen3ForCausalLM:
+    """The model, the same weights every time; `config` goes to `Qwen3Config`."""
+    torch.manual_seed(0)
+    shape = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner or 3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        max_position_embeddings=32768,
+        **config,
+    )
+    return Qwen3ForCausalLM(shape).eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--inner", type=int)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(options.text, options.vocabulary)
-    config = Qwen3Config(
-        vocab_size=options.vocabulary,
-        hidden_size=options.hidden,
-        intermediate_size=options.inner or 3 * options.hidden,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        num_key_value_heads=options.kv_heads,
-        head_dim=options.head_dim,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        max_position_embeddings=32768,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    options = vars(parser.parse_args())
+    folder, text = options.pop("folder"), options.pop("text")
+    tokenizer = make_tokenizer(text, options["vocabulary"])
+    model = make_model(
+        **options, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model = Qwen3ForCausalLM(config)
-    model.save_pretrained(options.folder)
-    tokenizer.save_pretrained(options.folder)
-    print(f"{options.folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 if __name__ == "__main__":

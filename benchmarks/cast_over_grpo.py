@@ -1,0 +1,147 @@
+"""What CAST's step costs over GRPO's, on the same rollouts and rewards.
+
+Timed are score, shape and update; the rollouts, which both share, are timed once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from typing import Any
+
+import measure
+import numpy as np
+import pyarrow as pa
+import steps
+
+import castctl.stages
+from castctl.models.language_model import LanguageModel
+from castctl.models.teacher import TeacherCopy
+from castctl.policies import make_scorers
+from castctl.progress import Silent
+from castctl.runs import Run
+from castctl.score import score_signals
+from castctl.shape import group_numbers, reward_groups, shape_step
+from castctl.shards.part import write_part
+from castctl.shards.stage import StepFolder
+from castctl.train.batch import read_batch
+from castctl.train.loop import new_state
+from castctl.train.update import update
+
+PARTS = ("policy_pass", "teacher_pass", "score_tables", "shape", "update")
+
+
+def main() -> None:
+    parser = measure.options(__doc__, repeats=7)
+    steps.add_options(parser)
+    parser.add_argument(
+        "--mixed", type=float, metavar="SHARE",
+        help="draw the rewards, with this share of mixed groups, where the model solves nothing",
+    )  # fmt: skip
+    options = measure.parse(parser)
+    if options.quick:
+        steps.shrink(options)
+        options.mixed = 0.5
+
+    recipes = {method: steps.recipe_of(options, method) for method in ("cast", "grpo")}
+    clock = measure.Clock()
+    clock.wrap(castctl.stages, "rollout_step", "rollout")
+    with steps.temporary_run(recipes["cast"]) as cast, steps.temporary_run(recipes["grpo"]) as grpo:
+        policy = steps.make_step(cast).load(cast.recipe.model)
+        clock.wrap(policy, "score", "policy_pass")
+        rollout = clock.seconds["rollout"]
+        if options.mixed is not None:
+            draw_rewards(cast.step(0), options.mixed)
+        kinds = mixed_share(cast.step(0))
+        for stage in ("rollouts", "rewards"):
+            shutil.copytree(cast.step(0).path / stage, grpo.step(0).path / stage)
+        works = {run.recipe.method.name: Stepper(run, policy, clock) for run in (cast, grpo)}
+        seconds = measure.interleaved(works, options.repeats)
+    parts = {
+        name: {part: measure.median(work.rounds[part][1:]) for part in PARTS}
+        for name, work in works.items()
+    }
+    totals = {name: measure.median(spent) for name, spent in seconds.items()}
+    extra = {part: parts["cast"][part] - parts["grpo"][part] for part in PARTS}
+    measure.report(
+        "cast_over_grpo",
+        options.repeats,
+        **steps.sizes(recipes["cast"]) | {"method": "cast over grpo"},
+        mixed_groups=kinds,
+        trained_tokens={name: work.trained_tokens for name, work in works.items()},
+        cast_seconds=totals["cast"],
+        grpo_seconds=totals["grpo"],
+        **measure.ratio(seconds["cast"], seconds["grpo"]),
+        ratio_with_rollout=(rollout + totals["cast"]) / (rollout + totals["grpo"]),
+        rollout_seconds=rollout,
+        seconds=parts,
+        extra_over_grpo={part: spent / totals["grpo"] for part, spent in extra.items()},
+    )
+
+
+class Stepper:
+    """Scores, shapes and updates a step anew each time it is called.
+
+    The policy moves on with each call; the teacher stays, so that there is a gap to shape by.
+    """
+
+    def __init__(self, run: Run, policy: LanguageModel, clock: measure.Clock) -> None:
+        state = new_state(run, policy, 0)
+        self.run, self.clock, self.policy = run, clock, policy
+        self.optimizer = state.optimizer
+        self.teacher: TeacherCopy | None = state.teacher if state.teacher.is_copy else None
+        self.rounds: dict[str, list[float]] = defaultdict(list)
+        self.trained_tokens = 0
+        if self.teacher is not None:
+            clock.wrap(self.teacher.model, "score", "teacher_pass")
+
+    def __call__(self) -> float:
+        folder, recipe = self.run.step(0), self.run.recipe
+        for stage in ("signals", "advantages"):
+            shutil.rmtree(folder.path / stage, ignore_errors=True)
+        self.clock.reset()
+        began = time.perf_counter()
+        with self.clock.watch("score_tables"):
+            score_signals(
+                folder, recipe.method.needs | {"entropies"},
+                make_scorers("policy", self.policy, self.teacher),
+                temperature=recipe.sampling.temperature,
+                microbatch_tokens=recipe.train.microbatch_tokens,
+                chunk_tokens=recipe.train.head_chunk_tokens, progress=Silent(),
+            )  # fmt: skip
+        with self.clock.watch("shape"):
+            shape_step(folder, recipe.method, progress=Silent())
+        with self.clock.watch("update"):
+            stats = update(self.policy, self.optimizer, read_batch(folder), recipe, 0)
+        spent = time.perf_counter() - began
+        self.trained_tokens = stats.tokens
+        for part in PARTS:
+            self.rounds[part].append(self.clock.seconds[part])
+        return spent
+
+
+def draw_rewards(folder: StepFolder, mixed: float) -> None:
+    """Replace the rewards: half right in mixed groups, all right or all wrong in the others."""
+    rng = np.random.default_rng(0)
+    for number in folder.parts("rewards"):
+        table = folder.read("rewards", number).table
+        group_R = group_numbers(table["prompt_id"])
+        count = int(group_R.max()) + 1
+        is_mixed = np.arange(count) < round(mixed * count)
+        right_G = rng.random(count) < 0.5
+        sample_R = table["sample"].to_numpy()
+        right = np.where(is_mixed[group_R], sample_R % 2 == 0, right_G[group_R])
+        columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+        columns["reward"] = pa.array(right.astype(np.float32))
+        columns["verdict"] = pa.array(np.where(right, "correct", "wrong"))
+        write_part(folder.part_path("rewards", number), "rewards", pa.table(columns), {"step": 0})
+
+
+def mixed_share(folder: StepFolder) -> float:
+    """Share of the groups in which GRPO has a gradient."""
+    return float((reward_groups(folder.read_all("rewards")).kind_G == "mixed").mean())
+
+
+if __name__ == "__main__":
+    main()

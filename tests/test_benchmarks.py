@@ -1,0 +1,87 @@
+"""Every benchmark runs and prints one line of JSON with the numbers it promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+RATIO = ("ratio", "ratio_min", "ratio_max")
+
+PROMISED: dict[str, tuple[str, ...]] = {
+    "cast_over_grpo": (*RATIO, "cast_seconds", "grpo_seconds", "ratio_with_rollout",
+                       "seconds.cast.teacher_pass", "seconds.cast.update", "seconds.grpo.shape",
+                       "trained_tokens.cast", "trained_tokens.grpo"),
+    "decoding": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
+                      *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
+    "head": tuple(f"cases.0.{name}" for name in (
+                  *RATIO, "fused_seconds", "naive_seconds", "fused_extra_gb", "naive_extra_gb")),
+    "loop": ("rest_share", "seconds_per_step", "share.generate", "share.score", "share.update",
+             "share.verify", "share.shards", "share.shape", "share.measure"),
+    "packing": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
+                     *RATIO, "packed_seconds", "padded_seconds")),
+    "shaping": tuple(f"tokens_per_second.{what}_{method}"
+                     for what in ("mathematics", "stage") for method in ("cast", "grpo")),
+    "shards": tuple(f"{stage}.{rate}_per_second.{what}" for stage in ("rollouts", "signals")
+                    for rate in ("tokens", "mb") for what in ("write", "read", "hash")),
+    "startup": (*RATIO, "help_seconds", "imports_seconds"),
+    "train_step": ("seconds.read", "seconds.passes", "seconds.optimizer", "tokens_per_second"),
+    "verification": ("workers_speedup.ratio", "repeats_speedup.ratio",
+                     *(f"checks_per_second.{rows}_{workers}_workers"
+                       for rows in ("distinct", "repeated") for workers in (1, 2))),
+}  # fmt: skip
+"""By benchmark, where its numbers stand in the line; a number in a path counts in a list."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROMISED)
+def test_prints_one_line_with_its_numbers(name: str) -> None:
+    line = run(name)
+    assert line["benchmark"] == name
+    assert line["repeats"] >= 1
+    assert {"cpu", "cores", "torch", "threads"} <= line["machine"].keys()
+    for path in PROMISED[name]:
+        number = at(line, path)
+        assert math.isfinite(number) and number > 0, f"{path}: {number}"
+
+
+@pytest.mark.slow
+def test_verification_reads_the_answers_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "roots.jsonl"
+    answers = [rf"\sqrt{{{i}}}" for i in range(2, 12)]
+    file.write_text("".join(json.dumps({"answer": answer}) + "\n" for answer in answers))
+    line = run("verification", "--problems", str(file), "--workers", "1")
+    assert line["problems"] == "roots.jsonl"
+    assert line["checks_per_second"]["distinct_1_workers"] > 0
+
+
+def test_the_readme_names_every_benchmark() -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in PROMISED:
+        assert f"benchmarks/{name}.py" in readme
+
+
+def run(name: str, *arguments: str) -> dict[str, Any]:
+    """The line that a quick run prints."""
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--quick", *arguments],
+        capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    return json.loads(done.stdout)
+
+
+def at(line: Any, path: str) -> float:
+    """The number at a dotted path."""
+    for key in path.split("."):
+        line = line[int(key)] if isinstance(line, list) else line[key]
+    return line
