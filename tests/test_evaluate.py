@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castctl.errors import UserError
-from castctl.evaluate.runner import summarise, task_name
+from castctl.evaluate.results import task_name
+from castctl.evaluate.runner import summarise
 from castctl.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
 from castctl.recipe import EvalSettings, VerifierSettings
 from castctl.verify.pool import CheckPool
@@ -47,22 +48,35 @@ def test_the_interval_is_students_over_problems() -> None:
     assert paired.low == pytest.approx(0.2) and paired.high == pytest.approx(0.2)
 
 
-def test_the_interval_covers_the_mean_over_the_population_of_problems() -> None:
-    """Problems of Beta(1, 2) difficulty, 8 samples each: 95 % of the intervals hold 1/3.
+@pytest.mark.parametrize(
+    ("problems", "difficulty", "low", "high"),
+    [
+        (200, (1.0, 2.0), 0.93, 0.97),
+        (200, (0.3, 0.7), 0.93, 0.97),
+        (30, (1.0, 2.0), 0.93, 0.97),
+        (30, (0.3, 0.7), 0.93, 0.97),
+        (30, (0.2, 1.8), 0.89, 0.93),  # most problems unsolved: the mean of 30 is skewed
+    ],
+)
+def test_the_interval_covers_the_mean_over_the_population_of_problems(
+    problems: int, difficulty: tuple[float, float], low: float, high: float
+) -> None:
+    """Problems of Beta difficulty, 8 samples each: how many intervals hold the true mean.
 
-    An interval over the 200 x 8 samples as if they were independent would be too narrow.
+    An interval over problems x samples as if they were independent would be too narrow.
     """
     rng = np.random.default_rng(0)
+    truth = difficulty[0] / sum(difficulty)
     covered = narrow = 0
     trials = 2000
     for _ in range(trials):
-        means = rng.binomial(8, rng.beta(1, 2, 200)) / 8
+        means = rng.binomial(8, rng.beta(*difficulty, problems)) / 8
         estimate = problem_mean(means)
         assert estimate.low is not None and estimate.high is not None
-        covered += estimate.low <= 1 / 3 <= estimate.high
-        half = 1.96 * math.sqrt(estimate.mean * (1 - estimate.mean) / 1600)
-        narrow += abs(estimate.mean - 1 / 3) <= half
-    assert 0.93 < covered / trials < 0.97
+        covered += estimate.low <= truth <= estimate.high
+        half = 1.96 * math.sqrt(estimate.mean * (1 - estimate.mean) / (8 * problems))
+        narrow += abs(estimate.mean - truth) <= half
+    assert low < covered / trials < high
     assert narrow / trials < 0.85
 
 

@@ -331,3 +331,16 @@ def test_all_logits_are_never_there_at_once() -> None:
     assert naive_peak > logits, "the measurement would not notice all logits"
     assert scored < logits / 2
     assert fused_peak < logits / 2
+
+
+def test_entropies_of_a_real_vocabulary_are_exact() -> None:
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(151_936, 64) * 0.2, torch.randn(4, 64) * 3
+    head = OutputHead(weight, None, None, 1.0, 3)
+    targets = torch.tensor([0, 1, 2, 3])
+    _, entropies = score_tokens(head, hidden, targets)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1)
+    assert entropies is not None
+    assert torch.allclose(entropies.double(), -(exact.exp() * exact).sum(-1), rtol=0, atol=5e-6)
+    alone, none = score_tokens(head, hidden, targets, with_entropies=False)
+    assert none is None and torch.equal(alone, score_tokens(head, hidden, targets)[0])

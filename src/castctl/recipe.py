@@ -1,8 +1,8 @@
 """The recipe: every setting of a run.
 
 Class defaults are the vetted settings; there is no second layer. Under each field
-stands what it does and, where a paper states it, the source. "Ours" marks a choice
-that the papers leave open.
+stands what it does and whose choice the default is: `(paper)` or `(paper: ...)` where one
+states it, `(ours)` or `(ours; ...)` where the papers leave it open and castctl chose.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class OptimizerSettings(Section):
 
 class TrainSettings(Section):
     steps: int = Field(300, ge=1)
-    """Steps of the loop (CAST's paper: 300)."""
+    """Steps of the loop (paper: CAST's 300)."""
     prompts_per_step: int = Field(64, ge=1)
     """Prompts of one step; each gets `sampling.n` completions (ours)."""
     part_size: int = Field(16, ge=1)

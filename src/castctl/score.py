@@ -26,7 +26,7 @@ from castctl.shards.stage import (
     describe_difference,
     mark_foreign,
 )
-from castctl.verify.judge import Judgement, Row, check_error_share, judge
+from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
 from castctl.verify.pool import CheckPool
 from castctl.verify.spans import token_span
 
@@ -54,7 +54,8 @@ def score_rewards(
     """
     parts = _owned(folder, shard)
     provenance = {
-        "verifier": settings.model_dump(mode="json", exclude={"workers", "max_error_share"})
+        "verifier": settings.model_dump(mode="json", exclude={"workers", "max_error_share"}),
+        "grader": grader_name(settings),
     }
     judgements: list[Judgement] = []
     total = folder.rows("rollouts", parts)
@@ -221,15 +222,16 @@ def _compute(
             "a rollout has empty prompt_token_ids, and a model scores after a prompt only; roll "
             "out again, or write the prompt's tokens into the part"
         )
-    scored: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    scored: dict[int, tuple[NDArray[np.float32], NDArray[np.float32] | None]] = {}
     columns = {}
     for name in names:
         model = scorers[_role(name)].model
         _check_vocabulary(model, ids)
         if id(model) not in scored:  # a teacher that is the policy costs no second pass
             scored[id(model)] = model.score(
-                prompts, completions, temperature, microbatch_tokens, chunk_tokens, advance
-            )
+                prompts, completions, temperature, microbatch_tokens, chunk_tokens, advance,
+                with_entropies="entropies" in names and model is scorers["policy_logprobs"].model,
+            )  # fmt: skip
         logprobs, entropies = scored[id(model)]
         if not np.isfinite(logprobs).all():
             raise UserError(

@@ -1,6 +1,13 @@
 """What every group of settings has in common."""
 
-from pydantic import BaseModel, ConfigDict
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
@@ -9,3 +16,46 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_whole(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key, value in values.items():
+                try:
+                    json.dumps([key, value], default=str, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    raise ValueError(
+                        f"{key} holds half a surrogate pair, which is no text"
+                    ) from None
+        return values
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting by its dotted key, with its default and what its docstring says."""
+
+    key: str
+    value: Any
+    default: Any
+    meaning: str
+
+    @property
+    def changed(self) -> bool:
+        return self.value != self.default
+
+
+def settings_in(section: Section, default: Section, prefix: str = "") -> Iterator[Setting]:
+    """Every setting below a section, in the order of its fields.
+
+    Where a section is of another kind than the default's, its settings have the defaults of
+    their own kind, and only the kind itself differs.
+    """
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        usual = getattr(default, name, field.default)
+        if isinstance(value, Section):
+            yield from settings_in(value, usual, f"{prefix}{name}.")
+        else:
+            meaning = " ".join((field.description or "").split())
+            yield Setting(prefix + name, value, usual, meaning)

@@ -36,9 +36,10 @@ class Rows:
 
 
 def read_file(path: Path) -> Rows:
-    """Open a file of rows.
+    """Open a file of rows. Its text is UTF-8 and kept as it is, control characters included.
 
-    Raises UserError for a missing file, an unknown kind and content that is not of its kind.
+    Raises UserError for a missing file, an unknown kind and content that is not of its kind,
+    half a surrogate pair (`"\\ud800"`) among it.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name one file in it")
@@ -83,7 +84,7 @@ def _parquet(path: Path) -> Rows:
         try:
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
 
     return Rows(_column_names(file.schema_arrow), read)
@@ -145,8 +146,9 @@ def _json_lines(path: Path) -> list[Row]:
 def _parse_json(text: bytes) -> Any:
     """JSON with its numbers left as they were written, so that `2.0` stays `2.0`."""
     value = json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
-    if b"\\u" in text:
-        # Half a surrogate pair is legal JSON but no text; encoding it raises a ValueError.
+    if b"\\u" in text or b"\xed" in text:
+        # Half a surrogate pair is legal JSON but no text, and Python also takes its bytes;
+        # encoding it raises a ValueError.
         json.dumps(value, ensure_ascii=False).encode()
     return value
 

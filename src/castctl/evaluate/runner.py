@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from castctl.data.benchmarks import task_source
 from castctl.data.templates import PromptTemplate
 from castctl.engines import Engine
 from castctl.errors import UserError
+from castctl.evaluate.results import Result
 from castctl.evaluate.statistics import Estimate, majority, pass_at_k, problem_mean
 from castctl.progress import Progress
 from castctl.prompts import usable_prompts
@@ -25,18 +23,11 @@ from castctl.score import score_rewards
 from castctl.shape import group_numbers
 from castctl.shards.part import write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
-from castctl.verify.judge import equivalent
+from castctl.verify.judge import equivalent, grader_name
 from castctl.verify.pool import CheckPool
 
 PART_SIZE = 32
 """Problems in one part of an evaluation."""
-
-Result = dict[str, Any]
-
-
-def task_name(task: str) -> str:
-    """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
-    return Path(task).stem if Path(task).suffix else task.replace("/", "--")
 
 
 def eval_sampling(recipe: Recipe) -> SamplingSettings:
@@ -107,19 +98,11 @@ def evaluate(
         "template": template.version,
         "sampling": sampling.model_dump(mode="json"),
         "seed": recipe.seed,
-        "grader": f"math-verify {importlib.metadata.version('math-verify')}"
-        if recipe.verifier.function is None
-        else recipe.verifier.function,
+        "grader": grader_name(recipe.verifier),
         **summarise(folder.read_all("rollouts"), folder.read_all("rewards"), settings, pool),
     }
     write_json(folder.path / "results.json", result)
     return result
-
-
-def read_result(folder: StepFolder) -> Result | None:
-    """The result that `evaluate` wrote, None where it is not done."""
-    file = folder.path / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def summarise(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from castctl.data.benchmarks import task_source
 from castctl.engines.transformers_engine import TransformersEngine
-from castctl.evaluate.runner import Result, evaluate, task_name
+from castctl.evaluate.results import Result, task_name
+from castctl.evaluate.runner import evaluate
 from castctl.policies import policy_at
 from castctl.progress import Progress
 from castctl.recipe import DataSettings

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class Estimate:
 
 def problem_mean(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
     """Mean of one value a problem (P) with Student's t interval over problems."""
+    from scipy import stats  # takes a second to load, and reading results needs none of it
+
     mean = float(np.mean(values_P))
     count = len(values_P)
     if count < 2:

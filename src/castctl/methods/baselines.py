@@ -18,11 +18,12 @@ class Baseline(Section):
 
     kind: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
     """`mean_std`: (r - p) / (s + eps), GRPO (arXiv 2402.03300); `mean`: r - p, Dr. GRPO
-    (arXiv 2503.20783); `leave_one_out`: r minus the mean of the others, RLOO (arXiv 2402.14740)."""
+    (arXiv 2503.20783); `leave_one_out`: r minus the mean of the others, RLOO (arXiv 2402.14740)
+    (paper: GRPO's)."""
     std: Literal["population", "sample"] = "population"
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
-    """Added to s."""
+    """Added to s (ours)."""
 
     def advantages_R(self, groups: Groups) -> NDArray[np.float64]:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
@@ -58,6 +59,7 @@ class ZeroBase(Section):
     """Groups without reward variance carry no signal, as in GRPO."""
 
     kind: Literal["zero"] = "zero"
+    """`zero`: no advantage, GRPO; `signed`: the verifier's sign, CAST (paper)."""
     binary_rewards: ClassVar[bool] = False
 
     def fill_R(self, base_R: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
@@ -69,11 +71,12 @@ class SignedBase(Section):
     """Groups without reward variance carry the verifier's sign (CAST, arXiv 2606.00172)."""
 
     kind: Literal["signed"] = "signed"
+    """`zero`: no advantage, GRPO; `signed`: the verifier's sign, CAST (paper)."""
     binary_rewards: ClassVar[bool] = True
     b_correct: float = Field(1.0, ge=0)
-    """Base advantage where every completion is right."""
+    """Base advantage where every completion is right (paper)."""
     b_wrong: float = Field(1.0, ge=0)
-    """Negated base advantage where every completion is wrong."""
+    """Negated base advantage where every completion is wrong (paper)."""
 
     def fill_R(self, base_R: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
         """The base advantages (R) with the zero-variance groups given their sign."""

@@ -25,6 +25,7 @@ class CastShaping(Section):
     """CAST's local shaping of a signed base advantage."""
 
     kind: Literal["cast"] = "cast"
+    """`none`: every token gets the completion's advantage; `cast`: CAST's gap shapes it (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher_logprobs"})
     binary_rewards: ClassVar[bool] = True
 
@@ -35,7 +36,7 @@ class CastShaping(Section):
     lam: float = Field(1.0, ge=0, le=1)
     """Strength of the shaping, not decayed (ours; the paper does not state it)."""
     flip: bool = True
-    """Whether a token the teacher contradicts may get the other sign."""
+    """Whether a token the teacher contradicts may get the other sign (paper)."""
     tau_rms: Positive = 2.0
     """A token flips beyond this many root mean squares of its group's gap (ours)."""
     tau_floor: Positive = 0.5

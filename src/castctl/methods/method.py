@@ -25,6 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings a name stands for, where they differ from the class defaults."""
 
+LEFT_OPEN = {"cast": ("teacher", "surrogate")}
+"""Slots that the paper of a name leaves open, so that what its preset says there is ours."""
+
 SUMMARIES = {
     "grpo": "Group-relative policy optimisation (arXiv 2402.03300)",
     "cast": "Clipped asymmetric self-teaching with advantage flipping (arXiv 2606.00172)",
@@ -36,12 +39,17 @@ class Teacher(Section):
 
     kind: Literal["none", "snapshot", "ema", "initial", "current"] = "none"
     """`snapshot`: the policy of the last refresh; `ema`: an exponential average; `initial`: the
-    policy of step 0; `current`: the policy itself, whose gap is zero. The paper leaves the
-    choice open (ours: snapshot)."""
+    policy of step 0; `current`: the policy itself, whose gap is zero. CAST's paper leaves the
+    choice open."""
     every: int = Field(10, ge=1)
     """Steps between refreshes of a snapshot (ours)."""
     decay: float = Field(0.99, ge=0, lt=1)
     """Share of the old average kept a step by `ema` (ours)."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it has weights of its own."""
+        return self.kind in ("snapshot", "ema", "initial")
 
 
 class MethodSettings(Section):
@@ -50,12 +58,18 @@ class MethodSettings(Section):
     name: str = "grpo"
     """Preset: `grpo` or `cast`."""
     baseline: Baseline = Baseline()
+    """How a completion's reward is compared with its group's."""
     zero_variance: ZeroVariance = ZeroBase()
+    """What groups teach whose rewards are all equal."""
     shaping: Shaping = NoShaping()
+    """What turns a completion's advantage into its tokens'."""
     teacher: Teacher = Teacher()
+    """Which copy of the policy scores the completions a second time."""
     surrogate: Surrogate = Surrogate()
+    """The loss of a token, and how tokens add up."""
     importance_cap: float | None = Field(2.0, gt=0)
-    """Cap C of the truncated importance correction between sampler and scorer; null is off."""
+    """Cap C of the truncated importance correction between sampler and scorer; null is off
+    (ours)."""
 
     @model_validator(mode="before")
     @classmethod

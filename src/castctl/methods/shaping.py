@@ -38,6 +38,7 @@ class NoShaping(Section):
     """Every token of a completion gets the completion's advantage."""
 
     kind: Literal["none"] = "none"
+    """`none`: every token gets the completion's advantage; `cast`: CAST's gap shapes it (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset()
     binary_rewards: ClassVar[bool] = False
 

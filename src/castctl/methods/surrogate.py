@@ -28,20 +28,22 @@ class Surrogate(Section):
     """The clipped surrogate (PPO, arXiv 1707.06347; GRPO, arXiv 2402.03300) and its companions."""
 
     clip_low: float = Field(0.2, ge=0, le=1)
-    """The ratio is clipped at 1 - clip_low."""
+    """The ratio is clipped at 1 - clip_low (paper: PPO's 0.2)."""
     clip_high: float = Field(0.2, ge=0)
-    """And at 1 + clip_high (DAPO's clip-higher, arXiv 2503.14476: 0.28)."""
+    """And at 1 + clip_high (paper: PPO's 0.2; DAPO's clip-higher, arXiv 2503.14476, is 0.28)."""
     dual_clip: float | None = Field(None, gt=1)
     """Bound c on the ratio where the advantage is negative (10 is usual); null is off."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     """`token_mean`: over all kept tokens (DAPO); `sequence_mean`: tokens, then completions
-    (GRPO); `constant`: over completions times the longest allowed length (Dr. GRPO)."""
+    (GRPO); `constant`: over completions times the longest allowed length (Dr. GRPO)
+    (paper: GRPO's)."""
     anchor: Annotated[Literal["none", "urkl", "ufkl"], BeforeValidator(_anchor_name)] = "none"
-    """Penalty towards the frozen initial policy: `urkl` (or `k2`), `ufkl` (or `k3`)."""
+    """Penalty towards the frozen initial policy: `urkl` (or `k2`), `ufkl` (or `k3`); off, where
+    GRPO's paper has `k3` (ours)."""
     anchor_coefficient: float = Field(0.001, ge=0)
-    """Weight of the anchor (SDPG, arXiv 2606.04036: 0.001)."""
+    """Weight of the anchor (paper: SDPG's 0.001, arXiv 2606.04036)."""
     entropy_bonus: float = Field(0.0, ge=0)
-    """Weight of the policy's entropy, in nats, subtracted from the loss."""
+    """Weight of the policy's entropy, in nats, subtracted from the loss; 0 is off (ours)."""
 
     @property
     def needs(self) -> frozenset[str]:

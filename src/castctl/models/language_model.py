@@ -81,8 +81,10 @@ class LanguageModel:
         microbatch_tokens: int,
         chunk_tokens: int,
         advance: Advance = lambda count: None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log-prob and entropy, in nats, of every completion token, flat in row order (N).
+        with_entropies: bool = True,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Log-prob and, if asked for, entropy, in nats, of every completion token, flat in row
+        order (N).
 
         `advance` is told of completions as they are scored.
         """
@@ -95,8 +97,12 @@ class LanguageModel:
                 if len(batch.targets_N) == 0:
                     continue
                 targets = torch.from_numpy(batch.targets_N).to(self.device)
-                scored = score_tokens(head, self.hidden_states(batch), targets)
+                scored = score_tokens(head, self.hidden_states(batch), targets, with_entropies)
                 logprobs.append(scored[0].cpu().numpy())
-                entropies.append(scored[1].cpu().numpy())
+                if scored[1] is not None:
+                    entropies.append(scored[1].cpu().numpy())
         empty = [np.zeros(0, np.float32)]
-        return np.concatenate(logprobs or empty), np.concatenate(entropies or empty)
+        return (
+            np.concatenate(logprobs or empty),
+            np.concatenate(entropies or empty) if with_entropies else None,
+        )

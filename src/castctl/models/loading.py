@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SAMPLE_BLOCKS = 16
 SAMPLE_BYTES = 4096
 
+CONFIG_FILES = ("config.json", "*.py")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
+
 
 def _embedded_model() -> Path:
     from castctl import embedded
@@ -29,8 +32,11 @@ ALIASES: dict[str, Callable[[], Path]] = {"embedded": _embedded_model}
 """Names that stand for a folder castctl makes itself."""
 
 
-def locate_model(path: str, revision: str | None = None) -> Path:
-    """The local folder of a model: an alias, a folder, or a hub id (fetched into the hub's cache).
+def locate_model(
+    path: str, revision: str | None = None, files: Sequence[str] = MODEL_FILES
+) -> Path:
+    """The local folder of a model: an alias, a folder, or a hub id, whose `files` are fetched
+    into the hub's cache.
 
     Raises `UserError` where there is no such model or the folder holds none.
     """
@@ -45,15 +51,14 @@ def locate_model(path: str, revision: str | None = None) -> Path:
         raise UserError(
             f"no model folder at {path}; name a folder, a hub id (owner/name) or embedded"
         )
-    return _fetch_from_hub(path, revision)
+    return _fetch_from_hub(path, revision, files)
 
 
-def _fetch_from_hub(path: str, revision: str | None) -> Path:
+def _fetch_from_hub(path: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many kinds; all mean the same to a user
         reason = str(error).split("\n")[0][:200]
         raise UserError(

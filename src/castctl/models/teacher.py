@@ -23,8 +23,7 @@ class TeacherCopy:
         self.settings = settings
         self.policy = policy
         self.refreshed_at = step
-        copies = settings.kind in ("snapshot", "ema", "initial")
-        self._copy = policy.frozen_copy() if copies else None
+        self._copy = policy.frozen_copy() if settings.is_copy else None
 
     @property
     def model(self) -> LanguageModel:

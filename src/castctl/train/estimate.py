@@ -1,65 +1,168 @@
-"""What a recipe will cost, before anything starts: work a step and memory by part."""
+"""How much memory a recipe will take, before anything starts.
+
+Everything is counted at its longest, prompts of `data.max_prompt_tokens` and completions of
+`sampling.max_tokens`, so shorter ones take less.
+"""
 
 from __future__ import annotations
 
-from castctl.evaluate.runner import eval_sampling
-from castctl.models.loading import locate_model
-from castctl.recipe import Recipe
+from dataclasses import dataclass
+from math import ceil
 
-BYTES = 4  # weights, gradients and moments are float32
+from castctl.evaluate.runner import PART_SIZE, eval_sampling
+from castctl.models.shape import ModelShape, model_shape
+from castctl.recipe import ModelSettings, Recipe, SamplingSettings
+from castctl.train.footprint import (
+    FLOAT32,
+    Arithmetic,
+    PackedSize,
+    activation_bytes,
+    cache_bytes,
+    pass_bytes,
+)
+
+Parts = dict[str, int]
+"""Bytes by part."""
 
 
-def estimate(recipe: Recipe) -> dict[str, str]:
-    """Named quantities as text. Memory is an estimate: activations vary with the architecture."""
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: what is held from the first update on, and what each phase in turn adds to it."""
+
+    parameters: int
+    arithmetic: str
+    held: Parts
+    phases: dict[str, Parts]
+    all_logits: int
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that adds most."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def together(self) -> int:
+        """What is held and what the largest phase adds."""
+        return sum(self.held.values()) + sum(self.phases[self.peak_phase].values())
+
+
+def estimate_memory(recipe: Recipe) -> Memory:
+    """The memory of training by a recipe; `UserError` where its model cannot be reached."""
+    shape = model_shape(recipe.model)
+    arithmetic = arithmetic_of(recipe.model)
+    weights = shape.parameters * FLOAT32
+    held = {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer moments": 2 * weights,
+        "teacher": weights if recipe.method.teacher.is_copy else 0,
+        "reference": weights if "ref_logprobs" in recipe.method.needs else 0,
+    }
+    phases = _decoding(recipe, shape, arithmetic) | _passes(recipe, shape, arithmetic)
+    if arithmetic.width < FLOAT32:  # autocast keeps what it has cast, for the backward pass too
+        cast = {"weights in bfloat16": shape.parameters * arithmetic.width}
+        phases = {phase: parts | cast for phase, parts in phases.items()}
+    copies = weights if arithmetic.on_gpu else 2 * _embedding(shape)
+    phases["update, optimizer step"] = {"temporary copies": copies}
+    tokens = prompts_of_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
+    all_logits = tokens * shape.vocabulary * FLOAT32
+    return Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
+
+
+def prompts_of_step(recipe: Recipe) -> int:
+    """Prompts of one step, where the data has as many."""
+    wanted = recipe.train.prompts_per_step
+    return wanted if recipe.data.limit is None else min(wanted, recipe.data.limit)
+
+
+def arithmetic_of(settings: ModelSettings) -> Arithmetic:
+    """The arithmetic that a model's settings come to on this machine."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings, sampling = recipe.train, recipe.sampling
-    folder = locate_model(recipe.model.path, recipe.model.revision)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = settings.prompts_per_step * sampling.n
-    copies = recipe.method.teacher.kind in ("snapshot", "ema", "initial")
-    passes = ["policy"]
-    passes += ["teacher"] if "teacher_logprobs" in recipe.method.needs and copies else []
-    passes += ["reference"] if "ref_logprobs" in recipe.method.needs else []
-    memory = {
-        "weights": parameters * BYTES,
-        "gradients": parameters * BYTES,
-        "optimizer moments": 2 * parameters * BYTES,
-        "teacher and reference": (len(passes) - 1) * parameters * BYTES,
-        "activations of one micro-batch": _activations(recipe, config),
-        "logits of one chunk": 3 * settings.head_chunk_tokens * config.vocab_size * BYTES,
-    }
-    evaluated = eval_sampling(recipe)
+    on_gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and torch.cuda.is_available()
+    )
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and on_gpu)
+    return Arithmetic(on_gpu, 2 if half else FLOAT32)
+
+
+def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
+    """The phases of a rollout, or of an evaluation where that decodes more side by side."""
+    longest_prompt = recipe.data.max_prompt_tokens
+    training = min(prompts_of_step(recipe), recipe.train.part_size)
+    held_out = min(recipe.eval.limit or PART_SIZE, PART_SIZE)
+    sizes = [
+        _side_by_side(recipe.sampling, training),
+        _side_by_side(eval_sampling(recipe), held_out),
+    ]
+    prompts, rows, longest = max(sizes, key=lambda size: size[1] * (longest_prompt + size[2]))
+    tokens = rows * (longest_prompt + longest)
+    prefill = PackedSize(prompts * longest_prompt, prompts, longest_prompt, 0)
+    cache = cache_bytes(shape, tokens)
+    # A layer's cache grows into a new copy, and is repeated for every head that shares it.
+    attention = cache // shape.layers + 2 * tokens * shape.queries * FLOAT32
     return {
-        "parameters": f"{parameters:,}",
-        "steps": f"{settings.steps:,}",
-        "completions a step": f"{rows:,} ({settings.prompts_per_step} prompts x {sampling.n})",
-        "tokens a step, at most": f"{rows * sampling.max_tokens:,}",
-        "scoring passes a step": ", ".join(passes),
-        "optimizer steps": f"{settings.steps * settings.epochs * settings.minibatches:,}",
-        "evaluation": f"{recipe.eval.task}, {evaluated.n} samples a problem",
-        **{f"memory, {part}": _gib(size) for part, size in memory.items()},
-        "memory, together": _gib(sum(memory.values())),
-        "all logits at once would take": _gib(
-            rows * sampling.max_tokens * config.vocab_size * BYTES
-        ),
+        "reading prompts": {
+            f"one layer of {prompts:,} prompts": pass_bytes(shape, arithmetic, prefill)
+        },
+        "sampling": {
+            f"KV cache of {rows:,} completions": cache,
+            "one layer's attention": attention,
+            "logits of one token each, 4 buffers": 4 * rows * shape.vocabulary * FLOAT32,
+        },
     }
 
 
-def _activations(recipe: Recipe, config: object) -> int:
-    """Saved tensors of the decoder layers: about 12 hidden sizes and 4 inner sizes a token."""
-    hidden = getattr(config, "hidden_size", 0)
-    inner = getattr(config, "intermediate_size", 4 * hidden)
-    layers = getattr(config, "num_hidden_layers", 1)
-    tokens = recipe.train.microbatch_tokens
-    if recipe.train.gradient_checkpointing:
-        return tokens * (layers * hidden + 12 * hidden + 4 * inner) * BYTES
-    return tokens * layers * (12 * hidden + 4 * inner) * BYTES
+def _side_by_side(sampling: SamplingSettings, prompts: int) -> tuple[int, int, int]:
+    """Prompts and completions that are decoded at once, and the longest completion."""
+    rows = min(sampling.max_rows, prompts * sampling.n)
+    return ceil(rows / sampling.n), rows, sampling.max_tokens
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
+    """The phases of scoring and of an update, one micro-batch after another."""
+    settings, step = recipe.train, prompts_of_step(recipe)
+    scored = _micro_batch(recipe, min(step, settings.part_size))
+    trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)))
+    kept = {
+        "activations of one micro-batch": activation_bytes(
+            shape, arithmetic, trained, settings.gradient_checkpointing
+        )
+    }
+    buffers = 3 if arithmetic.width == FLOAT32 else 4
+    chunk = min(settings.head_chunk_tokens, trained.rows * trained.completion)
+    logits = {
+        f"logits of one chunk of {chunk:,} tokens, {buffers} buffers": buffers
+        * chunk
+        * shape.vocabulary
+        * FLOAT32
+    }
+    return {
+        "scoring": {
+            "one layer of one micro-batch": pass_bytes(shape, arithmetic, scored),
+            **logits,
+        },
+        "update, output head": {
+            **kept,
+            "gradient of the output head": _embedding(shape),
+            **logits,
+        },
+        "update, backward pass": {
+            **kept,
+            "gradient of the output head, twice": 2 * _embedding(shape),
+        },
+    }
+
+
+def _micro_batch(recipe: Recipe, prompts: int) -> PackedSize:
+    """The largest batch that the budget of tokens allows of so many prompts' completions."""
+    prompt, completion = recipe.data.max_prompt_tokens, recipe.sampling.max_tokens
+    n = recipe.sampling.n
+    whole = prompts * (prompt + n * completion)
+    tokens = min(whole, max(recipe.train.microbatch_tokens, prompt + completion))
+    rows = min(prompts * n, max(1, int(tokens / (prompt / n + completion))))
+    return PackedSize(tokens, rows, prompt, completion)
+
+
+def _embedding(shape: ModelShape) -> int:
+    return shape.vocabulary * shape.hidden * FLOAT32

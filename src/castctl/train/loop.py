@@ -16,7 +16,8 @@ import torch
 from castctl.data.templates import PromptTemplate
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
-from castctl.evaluate.runner import Result, evaluate, read_result, task_name
+from castctl.evaluate.results import Result, read_result, task_name
+from castctl.evaluate.runner import evaluate
 from castctl.measures import Measures, measure_step
 from castctl.methods.baselines import ratio_margin
 from castctl.models.language_model import LanguageModel
@@ -32,6 +33,7 @@ from castctl.train.batch import read_batch
 from castctl.train.checkpoint import TrainState, load_state, prune_checkpoints, save_checkpoint
 from castctl.train.metrics import Metrics, Row
 from castctl.train.optimizer import Optimizer
+from castctl.train.schedule import evaluates_after, saves_after
 from castctl.train.trackers import start_tracker
 from castctl.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
@@ -70,13 +72,13 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
                 loop.evaluate(0)
             for step in range(start, settings.steps):
                 row = loop.step(step)
-                evaluates = loop.due(step + 1, run.recipe.eval.every)
+                evaluates = evaluates_after(run.recipe, step + 1)
                 if evaluates:
                     result = loop.evaluate(step + 1)
                     row |= {f"eval_{key}": value for key, value in result["avg"].items()}
                 loop.metrics.append(row)
                 tracker.log(row, step)
-                if evaluates or loop.due(step + 1, settings.checkpoint_every):
+                if saves_after(run.recipe, step + 1):
                     save_checkpoint(run, step + 1, loop.state)
                     if settings.keep == "best_and_last":
                         prune_checkpoints(run, {best_step(run, step + 1), step + 1})
@@ -138,10 +140,6 @@ class _Loop:
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         self._warned_of_gap = False
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
-        return step == self.recipe.train.steps or (every > 0 and step % every == 0)
 
     def step(self, step: int) -> Row:
         """Run all stages of one step; its metrics."""

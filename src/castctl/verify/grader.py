@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import lru_cache
 from typing import Any
 
 from math_verify import parse, verify
+from sympy import Add, Mul, Pow, S, preorder_traversal
+
+from castctl.verify.spelling import respelled
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+_INFINITIES = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)
 
 
 class UnparsableAnswer(ValueError):
@@ -32,15 +37,23 @@ def grade(answer: str, extracted: str) -> bool:
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
-    equal: bool = verify(gold, _read(extracted), timeout_seconds=None)
-    return equal
+    read = _read(extracted)
+    return verify(gold, read, timeout_seconds=None) and not _computes_with_infinity(read)
 
 
 def _read(text: str) -> list[Any]:
-    # math-verify takes "204." for no number; `\right.` ends in no full stop.
-    text = re.sub(r"(?<!\\right)\.$", "", text)
-    parsed: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    parsed: list[Any] = parse(f"\\boxed{{{respelled(text)}}}", parsing_timeout=None)
     return parsed
+
+
+def _computes_with_infinity(parsed: list[Any]) -> bool:
+    r"""Whether infinity is a term, factor or power; math-verify takes 3.5^{\infty^{3.5}} for 7."""
+    return any(
+        isinstance(node, (Add, Mul, Pow))
+        and any(arg in _INFINITIES for arg in node.args)
+        and node.args != (S.NegativeOne, S.Infinity)
+        for node in preorder_traversal(parsed)
+    )
 
 
 # The completions of one prompt share its answer; reading it is half of a check.

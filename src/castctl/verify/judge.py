@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from castctl.boxed import Boxed, last_boxed
@@ -12,6 +13,7 @@ from castctl.errors import UserError
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import grade
 from castctl.verify.pool import CheckPool
+from castctl.verify.spelling import VERSION as SPELLING
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ class Judgement:
     """Time of the check itself."""
     message: str | None = None
     """Why the verdict is `timeout` or `error`."""
+
+
+def grader_name(settings: VerifierSettings) -> str:
+    """What decides, for the record: the user's function, or math-verify and our spelling rules."""
+    if settings.function:
+        return settings.function
+    return f"math-verify {version('math-verify')}, spelling {SPELLING}"
 
 
 def judging_pool(settings: VerifierSettings) -> CheckPool:

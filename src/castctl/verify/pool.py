@@ -58,7 +58,8 @@ class CheckPool:
         The function must be importable by name and give the same value for the same
         arguments: equal calls run once, and outcomes other than errors are remembered.
         A call that exceeds `settings.timeout` seconds of its own, or the worker's memory
-        or stack, is a `timeout`; any other exception, or a worker's death, is an `error`.
+        or stack, or that brings a signal on it, is a `timeout`; any other exception, or the
+        end of the worker, is an `error`.
 
         Raises:
             UserError: a worker cannot start or cannot load the function.

@@ -39,6 +39,8 @@ class WorkerProcess:
         )
         self._process.start()
         theirs.close()
+        self._unsent: Call | None = None
+        self._listens = False
         self.worn = False
         """Whether the worker is dead, or unfit for another call."""
         self.deadline = 0.0
@@ -53,6 +55,12 @@ class WorkerProcess:
         """Hand over a call; the worker must be idle."""
         self._started = None
         self.deadline = time.monotonic() + START_SECONDS
+        if self._listens:
+            self._send(call)
+        else:  # a long call would hold up this process, and the others' deadlines, until it does
+            self._unsent = call
+
+    def _send(self, call: Call) -> None:
         with contextlib.suppress(ConnectionError):  # `outcome` finds out what happened
             self.connection.send(call)
 
@@ -71,8 +79,12 @@ class WorkerProcess:
                     f"verifier: a worker cannot load the check ({message.problem}); it has "
                     "verifier.memory_gb for everything that the check imports"
                 )
-            self._started = time.monotonic()
-            self.deadline = self._started + self._timeout
+            if self._unsent is None:
+                self._started = time.monotonic()
+                self.deadline = self._started + self._timeout
+            else:
+                call, self._unsent, self._listens = self._unsent, None, True
+                self._send(call)
         if time.monotonic() < self.deadline:
             return None
         return self._after_deadline()
@@ -94,6 +106,8 @@ class WorkerProcess:
         if code == -signal.SIGALRM:  # its own deadline, where this process was held up
             return self._after_deadline()
         seconds = time.monotonic() - self._started
+        if code is not None and code < 0:  # C code out of memory or stack ends in a signal
+            return Outcome("timeout", seconds, message=f"the worker died of signal {-code}")
         return Outcome("error", seconds, message=f"the worker died (exit code {code})")
 
     def _after_deadline(self) -> Outcome:

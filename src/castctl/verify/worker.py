@@ -1,7 +1,7 @@
 """A worker process: it runs one call after another, for as long as the parent lets it.
 
-A call is answered twice: `Ready` when it and its imports are loaded, which starts its
-clock in the parent, and `Done` when it has ended. POSIX systems only.
+It says `Ready` when it listens. A call is answered twice: `Ready` when it and its imports are
+loaded, which starts its clock in the parent, and `Done` when it has ended. POSIX systems only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The call is loaded, or `problem` says why it cannot be."""
+    """The worker listens, or the call is loaded, or `problem` says why it cannot be."""
 
     problem: str | None = None
 
@@ -44,6 +44,7 @@ def serve(connection: Connection, memory_bytes: int, timeout: float) -> None:
     with contextlib.suppress(ValueError, OSError):  # not every system limits address space
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     loaded: int | None = None  # address space before the first call
+    connection.send(Ready())
     while True:
         try:
             function, args = connection.recv()

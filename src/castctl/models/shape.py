@@ -1,0 +1,57 @@
+"""The sizes of a model, read from its config.json alone: no weights are fetched or read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from castctl.errors import UserError
+from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
+from castctl.recipe import ModelSettings
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that memory depends on; `queries` and `keys` are heads times head size."""
+
+    parameters: int
+    vocabulary: int
+    hidden: int
+    inner: int
+    layers: int
+    queries: int
+    keys: int
+
+
+def model_shape(settings: ModelSettings) -> ModelShape:
+    """The sizes of a model from its config.json alone; no weights are fetched or read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
+    trust = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{settings.path} has no configuration that loads: {reason}") from None
+    refuse_unpackable(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return shape_of(config.get_text_config(), parameters)
+
+
+def shape_of(config: Any, parameters: int) -> ModelShape:
+    """The sizes that a decoder's configuration states, under the names most of them share."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShape(
+        parameters=parameters,
+        vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        layers=config.num_hidden_layers,
+        queries=heads * size,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * size,
+    )

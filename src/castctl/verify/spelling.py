@@ -1,0 +1,59 @@
+"""Spellings of a final answer that math-verify misreads, brought into one that it reads.
+
+Nothing here may turn a wrong answer into a right one: each rule keeps the value that a reader
+takes from the text, and applies to nothing that could be meant otherwise. All take time linear
+in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+VERSION = 1
+"""Goes up where a rule changes: verdicts by other rules are other verdicts."""
+
+_DIGITS = "[0-9]{1,30}"
+_UNSIGNED = rf"(?:{_DIGITS}(?:\.{_DIGITS})?|\.{_DIGITS})"
+_NUMBER = rf"-?{_UNSIGNED}"
+
+_LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
+_GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
+_SYMBOLS = str.maketrans({"°": r"^\circ ", "∞": r"\infty "})
+
+_RULES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<!\\right)\.\Z", ""),  # a full stop; `\right.` ends in none
+        (rf"√({_DIGITS})", r"\\sqrt{\1}"),
+        (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # of brackets: \big( is (
+        (rf"\A\\(?:text|textbf|mathrm|mathbf)\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
+        (rf"\A({_NUMBER}) dollars?\Z", r"\1"),
+        (rf"\A(-{_DIGITS}) ?\\?%\Z", r"\1"),
+    )
+]
+_MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
+_GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
+_SCIENTIFIC = re.compile(
+    rf"({_NUMBER}) ?\\(?:times|cdot) ?10 ?\^ ?(?:\{{ ?(-?[0-9]{{1,2}}) ?\}}|([0-9]))"
+)
+
+
+def respelled(text: str) -> str:
+    """The answer in a spelling that math-verify reads as it is meant."""
+    text = _stripped(text).translate(_SYMBOLS)
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    if _GROUPED.fullmatch(text):
+        return re.sub("[^-0-9]", "", text)
+    if match := _SCIENTIFIC.fullmatch(text):  # as floats, 2.03 times 100 is not 203
+        return f"{Decimal(f'{match[1]}e{match[2] or match[3]}'):f}"
+    if (match := _MIXED.fullmatch(text)) and int(match[2]) < int(match[3]):
+        return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
+    return text
+
+
+def _stripped(text: str) -> str:
+    """Without the spaces around it, LaTeX's among them."""
+    text = _LEADING.sub("", text, count=1)
+    return _GNILIART.sub("", text[::-1], count=1)[::-1]
