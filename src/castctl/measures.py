@@ -47,6 +47,8 @@ def measure_rewards(table: pa.Table) -> Measures:
 
 def measure_signals(signals: pa.Table, rollouts: pa.Table | None) -> Measures:
     """Entropy, the gap l_T - l_old, and sampler against scorer, in nats."""
+    if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
+        return {}
     _, offsets = ragged_column(signals, "policy_logprobs")
     policy = nullable_floats(signals, "policy_logprobs", offsets)
     assert policy is not None

@@ -14,31 +14,82 @@ from pydantic.fields import FieldInfo
 from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.recipe import Recipe
+from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
+
+ABSENT = object()
+
+
+Origins = dict[str, str]
+"""Where each setting that is not its default comes from, by dotted key: `preset NAME`, the recipe
+as it was named, `option` or `--set`."""
 
 
 def load_recipe(
     path: Path | None = None,
-    base: dict[str, Any] | None = None,
     overrides: Iterable[str] = (),
     **sections: dict[str, Any] | int | None,
 ) -> Recipe:
-    """Read a recipe: the file or `base`, then `sections` (options), then `a.b=c` overrides.
+    """The recipe that `read_recipe` reads, without its origins."""
+    return read_recipe(path, overrides, **sections)[0]
+
+
+def read_recipe(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    **sections: dict[str, Any] | int | None,
+) -> tuple[Recipe, Origins]:
+    """Read a recipe: the file, then `sections` (options), then `a.b=c` overrides.
 
     Raises `UserError` naming the key, what is wrong with it, and the nearest valid key.
     """
-    tree = dict(base or {})
+    tree: dict[str, Any] = {}
+    name = "recipe"
     if path is not None:
         tree = _read_yaml(path)
         validated(Recipe, tree, str(path))  # so that a mistake in the file is told from an option's
+        name = path.name if path == default_recipe_path() else str(path)
+    layers = [(name, tree)]
     given = {key: value for key, value in sections.items() if value not in (None, {})}
     if "method" in given and given["method"] != _method_name(tree):
         tree = {**tree, "method": {}}  # another method brings all its slots along
     tree = merged(tree, given)
+    layers.append(("option", tree))
     for override in overrides:
         tree = merged(tree, _parse_override(override))
-    return validated(Recipe, tree, "settings")
+    layers.append(("--set", tree))
+    recipe = validated(Recipe, tree, "settings")
+    return recipe, _origins(recipe, layers)
+
+
+def _origins(recipe: Recipe, layers: list[tuple[str, dict[str, Any]]]) -> Origins:
+    """`layers`: each one's name and the tree with it and all before it merged."""
+    preset = f"preset {recipe.method.name}"
+    return {
+        setting.key: _origin(setting.key, layers) or preset
+        for setting in settings_in(recipe, Recipe())
+        if setting.changed
+    }
+
+
+def _origin(key: str, layers: list[tuple[str, dict[str, Any]]]) -> str | None:
+    """The layer since which a setting has been what it is; None where no layer speaks of it."""
+    values = [_value_at(tree, key) for _, tree in layers]
+    if values[-1] is ABSENT:
+        return None
+    first = len(values) - 1
+    while first > 0 and values[first - 1] == values[-1]:
+        first -= 1
+    return layers[first][0]
+
+
+def _value_at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return ABSENT
+        tree = tree[part]
+    return tree
 
 
 def dump_recipe(recipe: Recipe) -> str:

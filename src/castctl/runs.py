@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -19,8 +18,8 @@ from typing import Any
 import castctl
 from castctl.errors import UserError
 from castctl.recipe import Recipe
-from castctl.recipe_reader import dump_recipe, load_recipe
-from castctl.shards.part import write_json, write_text
+from castctl.recipe_reader import Origins, dump_recipe, load_recipe
+from castctl.shards.part import read_json, write_json, write_text
 from castctl.shards.stage import StepFolder
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pyarrow", "numpy")
@@ -62,7 +61,8 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        """What is recorded of the run; `UserError` where the file cannot be read."""
+        return read_manifest(self.path)
 
     def record(self, **facts: Any) -> None:
         """Add facts to the manifest."""
@@ -74,8 +74,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("CASTCTL_RUNS", "runs"))
 
 
-def create_run(recipe: Recipe, name: str | None, kind: str) -> Run:
-    """A new run folder named `name`, or `kind` and the time; refuses one that is there."""
+def create_run(recipe: Recipe, name: str | None, kind: str, origins: Origins | None = None) -> Run:
+    """A new run folder named `name`, or `kind` and the time; refuses one that is there.
+
+    `origins` says in the manifest where the recipe's settings come from, None that it is unknown.
+    """
     if name is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         path = runs_root() / f"{kind}-{stamp}"
@@ -87,13 +90,13 @@ def create_run(recipe: Recipe, name: str | None, kind: str) -> Run:
         path = _as_path(name)
         if (path / "manifest.json").exists():
             raise UserError(f"run {path} is there already; name another, or add --resume")
-    return adopt_run(path, recipe)
+    return adopt_run(path, recipe, origins)
 
 
-def adopt_run(path: Path, recipe: Recipe) -> Run:
+def adopt_run(path: Path, recipe: Recipe, origins: Origins | None = None) -> Run:
     """Make a folder a run: write its recipe and manifest beside what it holds."""
     write_text(path / "recipe.yaml", dump_recipe(recipe))
-    write_json(path / "manifest.json", _new_manifest(path.name, recipe))
+    write_json(path / "manifest.json", _new_manifest(path.name, recipe, origins))
     return Run(path, recipe)
 
 
@@ -101,7 +104,7 @@ def open_run(name: str) -> Run:
     """The run of that name or path; `UserError` where there is none."""
     path = _as_path(name)
     if not (path / "manifest.json").is_file():
-        there = [run.name for run in _run_folders()]
+        there = [run.name for run in run_folders()]
         known = f"; among those there are {', '.join(sorted(there)[-5:])}" if there else ""
         raise UserError(f"no run at {path}{known}")
     return Run(path, load_recipe(path / "recipe.yaml"))
@@ -109,7 +112,7 @@ def open_run(name: str) -> Run:
 
 def newest_run() -> Run | None:
     """The run made last, by the time in its manifest."""
-    folders = _run_folders()
+    folders = run_folders()
     if not folders:
         return None
     return open_run(str(max(folders, key=_created)))
@@ -144,14 +147,20 @@ def _as_path(name: str) -> Path:
     return path if len(path.parts) > 1 or path.is_dir() else runs_root() / name
 
 
-def _run_folders() -> list[Path]:
+def run_folders() -> list[Path]:
+    """The folders in `runs_root()` that hold a manifest."""
     return [path.parent for path in runs_root().glob("*/manifest.json")]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a run's folder; `UserError` where it cannot be read."""
+    return read_json(folder / "manifest.json")
 
 
 def _created(folder: Path) -> str:
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["created"]
-    except (OSError, ValueError, KeyError):
+        return str(read_manifest(folder).get("created", ""))
+    except UserError:
         return ""
 
 
@@ -160,7 +169,7 @@ def _numbered(folder: Path, prefix: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _new_manifest(name: str, recipe: Recipe) -> dict[str, Any]:
+def _new_manifest(name: str, recipe: Recipe, origins: Origins | None) -> dict[str, Any]:
     return {
         "name": name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -175,6 +184,7 @@ def _new_manifest(name: str, recipe: Recipe) -> dict[str, Any]:
         },
         "seed": recipe.seed,
         "method": recipe.method.name,
+        "origins": origins,
         "state": "new",
     }
 

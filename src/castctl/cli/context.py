@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from castctl.cli.options import one_step
 from castctl.errors import UserError
 from castctl.recipe import Recipe
-from castctl.recipe_reader import default_recipe_path, load_recipe
+from castctl.recipe_reader import Origins, default_recipe_path, load_recipe, read_recipe
 from castctl.report.console import say
 from castctl.runs import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
 from castctl.shards.stage import Shard, parse_shard
@@ -42,8 +41,9 @@ class Asked:
         given = any(value not in (None, {}) for value in self.sections.values())
         return given or bool(self.overrides) or self.recipe is not None
 
-    def new_recipe(self) -> Recipe:
-        """The recipe named, or the embedded default's where no other model is named either."""
+    def new_recipe(self) -> tuple[Recipe, Origins]:
+        """The recipe named, or the embedded default's where no other model is named either, and
+        where its settings come from."""
         path, default = self.recipe, default_recipe_path()
         model = self.sections.get("model", {}).get("path")
         if path is None and model in (None, load_recipe(default).model.path):
@@ -52,7 +52,7 @@ class Asked:
                 "No recipe and no other model named: using the embedded default, a tiny model and "
                 "arithmetic that castctl makes itself."
             )
-        return load_recipe(path, overrides=self.overrides, **self.sections)
+        return read_recipe(path, self.overrides, **self.sections)
 
     def changed(self, run: Run) -> Run:
         """A run with its recipe changed as asked, for this command alone."""
@@ -62,12 +62,24 @@ class Asked:
         return Run(run.path, recipe)
 
 
+def run_and_step(name: str | None) -> tuple[str | None, int | None]:
+    """What --run names: a run and, in RUN/step-00012, a step."""
+    return (None, None) if name is None else split_step(name)
+
+
+def one_step(option: int | None, in_name: int | None) -> int | None:
+    """The step asked for by --step or in --run; `UserError` where the two differ."""
+    if None not in (option, in_name) and option != in_name:
+        raise UserError(f"--step {option} contradicts step {in_name} in --run")
+    return in_name if option is None else option
+
+
 def start_run(asked: Asked, name: str | None, kind: str | None = None) -> Run:
     """A new run, or the one of that name where it is there."""
     if name is not None and is_run(name):
         return asked.changed(open_run(name))
-    recipe = asked.new_recipe()
-    return create_run(recipe, name, kind or recipe.method.name)
+    recipe, origins = asked.new_recipe()
+    return create_run(recipe, name, kind or recipe.method.name, origins)
 
 
 def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
@@ -83,7 +95,7 @@ def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
     name, step = split_step(name)
     folder = Path(name)
     if not is_run(name) and any(folder.glob("step-*")):
-        return adopt_run(folder, asked.new_recipe()), step
+        return adopt_run(folder, *asked.new_recipe()), step
     return asked.changed(open_run(name)), step
 
 

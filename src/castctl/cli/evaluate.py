@@ -1,14 +1,16 @@
 """`castctl eval`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from castctl.cli import options as opt
-from castctl.cli.context import Asked, announce, next_command, shard_of
 from castctl.errors import UserError
 from castctl.report.console import progress, say
-from castctl.runs import Run, create_run, discarded_if_empty, newest_run, open_run
+
+if TYPE_CHECKING:
+    from castctl.cli.context import Asked
+    from castctl.runs import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +56,9 @@ def evaluate(
 
     Takes a run's last checkpoint, or the model named; the grader is that of training.
     """
+    from castctl.cli.context import Asked, announce, next_command, shard_of
+    from castctl.runs import discarded_if_empty
+
     share = shard_of(shard)
     asked = Asked(
         recipe, set_, seed,
@@ -64,6 +69,7 @@ def evaluate(
         },
     )  # fmt: skip
     target = _target(run, asked, fresh=model is not None or recipe is not None)
+
     from castctl.evaluate.stage import evaluate_stage
     from castctl.report.tables import eval_table, show
 
@@ -83,21 +89,25 @@ def evaluate(
     next_command(f"castctl train --method {other}")
 
 
-def _target(name: str | None, asked: Asked, fresh: bool) -> Run:
+def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
     """The run to evaluate; a new one for a model or recipe named, or where there is none."""
+    from castctl.runs import create_run, newest_run, open_run
+
     if name is not None and not fresh:
         return asked.changed(open_run(name))
     newest = None if fresh else newest_run()
     if newest is not None:
         return asked.changed(newest)
-    return create_run(asked.new_recipe(), name, "eval")
+    recipe, origins = asked.new_recipe()
+    return create_run(recipe, name, "eval", origins)
 
 
-def _step(run: Run, checkpoint: str) -> int:
+def _step(run: "Run", checkpoint: str) -> int:
     there = run.checkpoints()
     if checkpoint == "last":
         return max(there, default=0)
     if checkpoint == "best":
+        from castctl.runs import open_run
         from castctl.train.loop import best_step
 
         return best_step(open_run(str(run.path)), max(there, default=0))

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import castctl
-from castctl.cli import evaluate, rollout, score, shape, train
+from castctl.cli import evaluate, explain, inspect, rollout, runs, score, shape, train
 from castctl.errors import UserError
 from castctl.report.console import printable, send_warnings_to_terminal
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (rollout, score, shape, train, evaluate):
+for command in (rollout, score, shape, train, evaluate, explain, inspect, runs):
     command.register(app)
 
 
@@ -54,6 +54,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     send_warnings_to_terminal()
     try:
+        _refuse_broken_text(sys.argv[1:])
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer has caught it
             raise KeyboardInterrupt
@@ -68,7 +69,7 @@ def main() -> None:
     except Exception as error:
         message = getattr(error, "format_message", None)  # typer's own errors of usage
         if message is None:
-            traceback.print_exc()
+            _print_traceback()
             _end(
                 1,
                 f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
@@ -77,8 +78,21 @@ def main() -> None:
         _end(2, f"{' '.join(message().split()).rstrip('.')}; see castctl --help")
 
 
+def _refuse_broken_text(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument} on the command line is not UTF-8; rename it") from None
+
+
+def _print_traceback() -> None:
+    for line in traceback.format_exc().splitlines():
+        print(printable(line), file=sys.stderr)
+
+
 def _end(code: int, line: str) -> NoReturn:
     if logging.getLogger("castctl").isEnabledFor(logging.DEBUG):
-        traceback.print_exc()
+        _print_traceback()
     print(f"castctl: {printable(line)}", file=sys.stderr)
     sys.exit(code)

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from castctl.errors import UserError
 from castctl.report.console import be_quiet
-from castctl.runs import split_step
 
 RunOption = Annotated[
     str | None, typer.Option("--run", help="Run, by name or path; RUN/step-00012 names a step too.")
@@ -60,6 +58,9 @@ OverwriteOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the recipe and the work it implies; start nothing.")
 ]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for programs, and nothing else.")
+]
 
 
 def _be_quiet(wanted: bool) -> None:
@@ -78,15 +79,3 @@ QuietOption = Annotated[
 DebugOption = Annotated[
     bool, typer.Option("--debug", callback=_debug, help="Show the traceback of every error.")
 ]
-
-
-def run_and_step(name: str | None) -> tuple[str | None, int | None]:
-    """What --run names: a run and, in RUN/step-00012, a step."""
-    return (None, None) if name is None else split_step(name)
-
-
-def one_step(option: int | None, in_name: int | None) -> int | None:
-    """The step asked for by --step or in --run; `UserError` where the two differ."""
-    if None not in (option, in_name) and option != in_name:
-        raise UserError(f"--step {option} contradicts step {in_name} in --run")
-    return in_name if option is None else option

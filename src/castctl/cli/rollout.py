@@ -3,9 +3,6 @@
 import typer
 
 from castctl.cli import options as opt
-from castctl.cli.context import Asked, announce, next_command, shard_done, shard_of, start_run
-from castctl.report.console import progress
-from castctl.runs import discarded_if_empty
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +33,19 @@ def rollout(
 
     Without --run a new run is made, named METHOD-YYYYMMDD-HHMMSS.
     """
+    from castctl.cli.context import (
+        Asked,
+        announce,
+        next_command,
+        one_step,
+        run_and_step,
+        shard_done,
+        shard_of,
+        start_run,
+    )  # fmt: skip
+    from castctl.report.console import progress, tell
+    from castctl.runs import discarded_if_empty
+
     share = shard_of(shard)
     asked = Asked(
         recipe, set_, seed, method,
@@ -43,9 +53,9 @@ def rollout(
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
     )  # fmt: skip
-    name, in_name = opt.run_and_step(run)
+    name, in_name = run_and_step(run)
     target = start_run(asked, name)
-    number = opt.one_step(step, in_name) or 0
+    number = one_step(step, in_name) or 0
     announce(target, number)
 
     from castctl.measures import measure_step
@@ -57,7 +67,7 @@ def rollout(
         source = policy_at(target, number)
         rollout_stage(target, number, source, progress=progress(), shard=share, overwrite=overwrite)
     folder = target.step(number)
-    print(folder.path)
+    tell(str(folder.path))
     show(step_table(measure_step(folder)))
     if share.count > 1:
         shard_done(share)

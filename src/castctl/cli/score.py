@@ -5,16 +5,6 @@ from typing import Annotated
 import typer
 
 from castctl.cli import options as opt
-from castctl.cli.context import (
-    Asked,
-    announce,
-    find_run,
-    latest_step,
-    next_command,
-    shard_done,
-    shard_of,
-)
-from castctl.report.console import progress
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +37,17 @@ def score(
 
     Computes what --method needs, or the signals named; what is there already is kept.
     """
+    from castctl.cli.context import (
+        Asked,
+        announce,
+        find_run,
+        latest_step,
+        next_command,
+        shard_done,
+        shard_of,
+    )  # fmt: skip
+    from castctl.report.console import progress, tell
+
     share = shard_of(shard)
     asked = Asked(
         recipe, set_, seed, method,
@@ -70,7 +71,7 @@ def score(
         target, number, source, wanted, progress=progress(), shard=share, overwrite=overwrite
     )
     folder = target.step(number)
-    print(folder.path)
+    tell(str(folder.path))
     show(step_table(measure_step(folder)))
     where = "" if run is None else f" --run {folder.path}"
     as_method = "" if method is None else f" --method {method}"

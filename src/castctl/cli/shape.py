@@ -3,16 +3,6 @@
 import typer
 
 from castctl.cli import options as opt
-from castctl.cli.context import (
-    Asked,
-    announce,
-    find_run,
-    latest_step,
-    next_command,
-    shard_done,
-    shard_of,
-)
-from castctl.report.console import progress
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +25,17 @@ def shape(
     At step 0 every answer-free teacher equals the policy, so CAST's gap is zero there and
     its tokens keep their base advantage.
     """
+    from castctl.cli.context import (
+        Asked,
+        announce,
+        find_run,
+        latest_step,
+        next_command,
+        shard_done,
+        shard_of,
+    )  # fmt: skip
+    from castctl.report.console import progress, tell
+
     share = shard_of(shard)
     target, in_name = find_run(run, Asked(recipe, set_, None, method))
     number = latest_step(target, "rewards", step, in_name)
@@ -46,7 +47,7 @@ def shape(
 
     folder = target.step(number)
     shape_step(folder, target.recipe.method, progress=progress(), shard=share, overwrite=overwrite)
-    print(folder.path)
+    tell(str(folder.path))
     show(step_table(measure_step(folder)))
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:

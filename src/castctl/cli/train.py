@@ -1,17 +1,17 @@
 """`castctl train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from castctl.cli import options as opt
-from castctl.cli.context import Asked, announce, find_run, next_command
 from castctl.errors import UserError
-from castctl.recipe import Recipe
-from castctl.recipe_reader import dump_recipe
-from castctl.report.console import progress, say
-from castctl.runs import Run, create_run, discarded_if_empty, newest_run, open_run
+from castctl.report.console import progress, say, tell
+
+if TYPE_CHECKING:
+    from castctl.cli.context import Asked
+    from castctl.runs import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +51,11 @@ def train(
     Every step writes the folders that the single stages write, so that any of them can be
     inspected, made again with other settings, and trained from.
     """
+    from castctl.cli.context import Asked
+    from castctl.cli.explain import show_explanation
+    from castctl.recipe_reader import dump_recipe
+    from castctl.runs import create_run, newest_run, open_run
+
     asked = Asked(
         recipe, set_, seed, method,
         model={"path": model, "device": device, "dtype": dtype},
@@ -75,16 +80,20 @@ def train(
             raise UserError("there is no run to resume; start one with castctl train")
         _train(target)
         return
-    settings = asked.new_recipe()
+    settings, origins = asked.new_recipe()
+    if dry_run:
+        tell(dump_recipe(settings))
+        show_explanation(settings, origins)
+        return
     for warning in settings.check_training():
         say(f"castctl: warning: {warning}")
-    if dry_run:
-        _describe(settings)
-        return
-    _train(create_run(settings, run, settings.method.name))
+    _train(create_run(settings, run, settings.method.name, origins))
 
 
-def _train(run: Run) -> None:
+def _train(run: "Run") -> None:
+    from castctl.cli.context import announce, next_command
+    from castctl.runs import discarded_if_empty
+
     announce(run)
 
     from castctl.report.tables import eval_table, gain, show
@@ -109,11 +118,13 @@ def _train(run: Run) -> None:
         raise UserError(f"{error}. The last checkpoint is whole: {whole}") from error
     show(eval_table([("before", trained.before), (f"after {steps} steps", trained.after)]))
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")
-    print(f"run: {run.path} (best checkpoint: step {trained.best_step})")
+    tell(f"run: {run.path} (best checkpoint: step {trained.best_step})")
     next_command("castctl eval")
 
 
-def _train_from(path: str, asked: Asked, model: str | None, overwrite: bool) -> None:
+def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -> None:
+    from castctl.cli.context import announce, find_run, next_command
+
     target, step = find_run(path, asked)
     if step is None:
         raise UserError(f"--from {path}: name a step, such as {path}/step-00000")
@@ -128,15 +139,6 @@ def _train_from(path: str, asked: Asked, model: str | None, overwrite: bool) -> 
         print(f"{name:16} {value:.6g}")
     say(f"Checkpoint: {folder}" + ("" if stats else ", there already from the same update"))
     next_command(f"castctl rollout --run {target.step(step + 1).path}")
-
-
-def _describe(recipe: Recipe) -> None:
-    from castctl.train.estimate import estimate
-
-    print(dump_recipe(recipe).rstrip())
-    print()
-    for name, value in estimate(recipe).items():
-        print(f"{name + ':':32} {value}")
 
 
 def step_line(row: dict[str, Any], steps: int) -> str:

@@ -20,11 +20,18 @@ LINE_EVERY = 15.0
 
 
 def printable(text: str) -> str:
-    """Untrusted text with its control, direction and surrogate characters shown as escapes."""
+    """Untrusted text as one line, with what is no visible character or space escaped."""
     return "".join(
-        char if unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode()
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else char
         for char in text
     )
+
+
+def tell(text: str) -> None:
+    """A result on standard output; its lines are kept."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 _said_to_be_quiet = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -85,6 +85,6 @@ def interval(estimate: Estimate, with_bounds: bool = True) -> str:
     return f"{mean} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
-def show(table: Table) -> None:
-    """Print a table to standard output, whatever its width."""
+def show(table: RenderableType) -> None:
+    """Print a table, or a page of them, to standard output, whatever its width."""
     Console(width=None if Console().is_terminal else 100).print(table)

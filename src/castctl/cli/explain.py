@@ -1,0 +1,47 @@
+"""`castctl explain`, and what `castctl train --dry-run` prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from castctl.cli import options as opt
+
+if TYPE_CHECKING:
+    from castctl.recipe import Recipe
+    from castctl.recipe_reader import Origins
+
+
+def register(app: typer.Typer) -> None:
+    app.command("explain")(explain)
+
+
+def explain(
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe in YAML.")] = None,
+    method: opt.MethodOption = None,
+    model: opt.ModelOption = None,
+    data: opt.DataOption = None,
+    set_: opt.SetOption = None,
+    as_json: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Say what training by a recipe will do: a step's work, memory, every setting and its source.
+
+    Memory needs the model's config.json, from the hub or a folder; nothing else is fetched.
+    """
+    from castctl.cli.context import Asked
+
+    asked = Asked(recipe, set_, method=method, model={"path": model}, data={"path": data})
+    show_explanation(*asked.new_recipe(), as_json=as_json)
+
+
+def show_explanation(recipe: "Recipe", origins: "Origins", *, as_json: bool = False) -> None:
+    """Print what a recipe will do; `UserError` where it cannot train."""
+    from castctl.explanation import explain_recipe
+    from castctl.report.explanation import explanation_page
+    from castctl.report.marks import print_json
+    from castctl.report.tables import show
+
+    explanation = explain_recipe(recipe, origins)
+    print_json(explanation.as_json()) if as_json else show(explanation_page(explanation))

@@ -1,0 +1,76 @@
+"""The texts of single tokens, by the tokenizer of a run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from castctl.errors import UserError
+from castctl.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def run_tokenizer(run: Run | None) -> Any | None:
+    """The tokenizer of a run's newest checkpoint, or of its model; None where there is none."""
+    if run is None:
+        return None
+    from castctl.models.loading import load_tokenizer, locate_model
+
+    settings = run.recipe.model
+    try:
+        saved = run.checkpoints()
+        folder = (
+            run.checkpoint(saved[-1]) if saved else locate_model(settings.path, settings.revision)
+        )
+        return load_tokenizer(folder, settings)
+    except UserError as error:
+        log.warning("token ids are shown in place of texts: %s", error)
+        return None
+
+
+class TokenTexts:
+    """Texts of ids, decoded one by one; None for every id where there is no tokenizer."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+        self.text = functools.lru_cache(1 << 16)(self._text)
+
+    def together(self, ids: Sequence[int]) -> str | None:
+        """What the ids decode to in one go, special tokens included."""
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def _text(self, id: int) -> str | None:
+        """One token alone; bytes that are no whole character as escapes such as \\xe2."""
+        if self._tokenizer is None:
+            return None
+        raw = self._tokenizer.convert_ids_to_tokens(id) if id >= 0 else None
+        if raw is None:
+            return f"<no token {id}>"
+        if byte := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", raw):
+            return _characters(bytes([int(byte[1], 16)]))
+        text = self._tokenizer.decode([id], skip_special_tokens=False)
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            table = _byte_of_character()
+            if all(character in table for character in raw):
+                return _characters(bytes(table[character] for character in raw))
+        if raw.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+            return f" {text}"  # SentencePiece decoders drop the space of a first token
+        return text
+
+
+def _characters(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The alphabet in which byte-level vocabularies write bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}

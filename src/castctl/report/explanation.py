@@ -1,0 +1,187 @@
+"""The page of `castctl explain`: what a step does, memory, settings, warnings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from castctl.explanation import ExplainedSetting, Explanation
+from castctl.report.marks import line
+from castctl.train.estimate import Memory
+
+LESS = {
+    "reading prompts": "sampling.max_rows",
+    "sampling": "sampling.max_rows",
+    "scoring": "train.microbatch_tokens or train.head_chunk_tokens",
+    "update, output head": "train.microbatch_tokens, or set train.gradient_checkpointing=true",
+    "update, backward pass": "train.microbatch_tokens, or set train.gradient_checkpointing=true",
+}
+"""What to lower where a phase is the largest."""
+
+
+def explanation_page(explanation: Explanation) -> Group:
+    """All sections, the warnings last."""
+    recipe, warnings = explanation.recipe, explanation.warnings
+    pages: list[RenderableType] = [
+        Text(
+            f"{recipe.method.name} trains model {line(recipe.model.path)} on data "
+            f"{line(recipe.data.path)}.",
+            "bold",
+        ),
+        _title("A step"),
+        _facts(_step(explanation)),
+        _title("The run"),
+        _facts(_run(explanation)),
+    ]
+    if explanation.memory is None:
+        reason = line(explanation.memory_missing)
+        pages += [_title("Memory"), Text(f"memory: not estimated; {reason}", "yellow")]
+    else:
+        pages += _memory(explanation.memory, explanation)
+    by_section: dict[str, list[ExplainedSetting]] = {}
+    for setting in explanation.settings:
+        by_section.setdefault(setting.key.rpartition(".")[0], []).append(setting)
+    for section, settings in by_section.items():
+        pages += [_title(section or "recipe"), _settings(settings)]
+    pages += [_title("Warnings"), *(Text(line(w), "yellow") for w in warnings or ["none"])]
+    return Group(*pages)
+
+
+def _step(explanation: Explanation) -> dict[str, str]:
+    """What the stages of one step do."""
+    recipe, work = explanation.recipe, explanation.work
+    passes = ", ".join(
+        f"teacher ({_teacher(explanation)})" if name == "teacher" else name
+        for name in work.scoring_passes
+    )
+    turns = _count(work.training_passes, "pass", "passes")
+    return {
+        "rollout": f"{work.prompts:,} prompts x {work.samples:,} samples = {work.completions:,} "
+        f"completions of at most {recipe.sampling.max_tokens:,} tokens, {work.tokens:,} in all",
+        "score": f"{work.completions:,} answers verified; all completions read forward by: "
+        + passes,
+        "shape": "advantages from the files alone, without a model",
+        "train": f"{turns} forward and backward over the completions that have an advantage, "
+        f"{_count(work.optimizer_steps, 'optimizer step')}",
+    }
+
+
+def _teacher(explanation: Explanation) -> str:
+    teacher = explanation.recipe.method.teacher
+    return {
+        "snapshot": f"a snapshot, renewed every {_count(teacher.every, 'step')}",
+        "ema": f"an average with decay {teacher.decay:g}",
+        "initial": "the policy of step 0",
+    }[teacher.kind]
+
+
+def _run(explanation: Explanation) -> dict[str, str]:
+    """What adds up over the steps."""
+    recipe, work = explanation.recipe, explanation.work
+    problems = "all problems" if recipe.eval.limit is None else f"{recipe.eval.limit:,} problems"
+    kept = "the best and the last" if recipe.train.keep == "best_and_last" else "all"
+    return {
+        "steps": f"{work.steps:,}: {work.total_completions:,} completions, at most "
+        f"{work.total_tokens:,} tokens, {_count(work.total_optimizer_steps, 'optimizer step')}",
+        "evaluations": f"{len(work.evaluations):,}, each {_count(work.eval_samples, 'sample')} of "
+        f"{problems} of {line(recipe.eval.task)}: {_after(work.evaluations)}",
+        "checkpoints": f"{len(work.checkpoints):,}: {_after(work.checkpoints)}; {kept} stay",
+    }
+
+
+def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
+    recipe = explanation.recipe
+    table = _table("held from the first update on", "GiB")
+    for part, size in memory.held.items():
+        table.add_row(part, _gib(size) if size else "none")
+    for phase, parts in memory.phases.items():
+        table.add_row()
+        table.add_row(Text(phase, "bold"), _gib(sum(parts.values())))
+        for part, size in parts.items():
+            table.add_row(f"  {part}", _gib(size))
+    table.add_row()
+    table.add_row(Text(f"memory, together ({memory.peak_phase})", "bold"), _gib(memory.together))
+    table.add_row("all logits of a step at once would take", _gib(memory.all_logits))
+    note = (
+        f"{memory.parameters:,} float32 weights, passes in {memory.arithmetic}. Phases take turns; "
+        "the largest counts. All is counted at its longest: prompts of "
+        f"{recipe.data.max_prompt_tokens:,} tokens (data.max_prompt_tokens), completions of "
+        f"{recipe.sampling.max_tokens:,}. On a CPU, Python and its libraries add about 0.6 GiB."
+    )
+    pages: list[RenderableType] = [_title("Memory"), Text(note), Text(), table]
+    if memory.peak_phase in LESS:
+        pages.append(Text(f"To need less, lower {LESS[memory.peak_phase]}."))
+    return pages
+
+
+def _settings(settings: list[ExplainedSetting]) -> Table:
+    """One section's settings; columns that would be empty are left out."""
+    changed = any(setting.origin for setting in settings)
+    chosen = any(setting.choice for setting in settings)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", max_width=24, overflow="fold")
+    if changed:
+        table.add_column("default", max_width=16, overflow="fold")
+        table.add_column("from", max_width=16, overflow="fold")
+    if chosen:
+        table.add_column("choice", no_wrap=True)
+    table.add_column("meaning", ratio=1)
+    for setting in settings:
+        cells = [setting.key.rpartition(".")[2], _text(setting.value)]
+        if changed:
+            cells += [_text(setting.default), setting.origin] if setting.origin else ["", ""]
+        if chosen:
+            cells.append(setting.choice or "")
+        style = "bold" if setting.origin else ""
+        table.add_row(*(Text(line(cell), style) for cell in cells), Text(setting.meaning))
+    return table
+
+
+def _text(value: Any) -> str:
+    """A value as a recipe would say it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for name, text in facts.items():
+        table.add_row(Text(name), Text(text))
+    return table
+
+
+def _table(first: str, second: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first)
+    table.add_column(second, justify="right")
+    return table
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", "bold")
+
+
+def _after(steps: Sequence[int]) -> str:
+    """Steps in words: the first three and the last."""
+    shown = [str(step) for step in steps[:3]]
+    if len(steps) > 4:
+        shown.append("...")
+    if len(steps) > 3:
+        shown.append(str(steps[-1]))
+    return f"after {', '.join(shown)} steps"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3f}"

@@ -1,0 +1,48 @@
+"""What the pages about runs have in common: headlines, titles, plain tables, values, times."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from castctl.report.marks import line
+
+STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
+"""Colours of the states of a run."""
+
+
+def headline(name: object, state: str) -> Text:
+    """What a page is about, and its state in that state's colour."""
+    return Text.assemble((line(name), "bold"), "  ", (line(state), STATES.get(state, "dim")))
+
+
+def title(text: str) -> Text:
+    """The title of a section of a page."""
+    return Text(f"\n{text}", "bold")
+
+
+def plain_table(*headings: str, right: bool = True) -> Table:
+    """A plain table whose columns after the first hold numbers, unless `right` is off."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if right and index else "left", overflow="fold")
+    return table
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as it would be written in a recipe."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def when(created: object) -> str:
+    """A manifest's time on this machine's clock."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(created)).astimezone()
+    except (ValueError, OverflowError):
+        return line(created, 24)
+    return moment.strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,145 @@
+"""The page of a run, and of what `--verify` found."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from castctl.evaluate.results import Result
+from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
+from castctl.inspection.verify import Verification
+from castctl.report.marks import line, number, percent, size, sparkline
+from castctl.report.page import headline, plain_table, title, value_text, when
+from castctl.report.tables import eval_table
+
+CURVES = {
+    "reward": "reward_mean", "mixed": "groups_mixed", "length": "length_mean",
+    "entropy": "entropy_mean", "gap": "gap_rms", "grad": "grad_norm",
+}  # fmt: skip
+"""Measures followed over the steps."""
+
+FIRST_STEPS, LAST_STEPS = 5, 25
+"""Rows shown of a long run."""
+
+
+def run_page(view: RunView) -> Group:
+    """Where a run stands, how it went, and what made it."""
+    pages: list[RenderableType] = [headline(view.name, view.state), *_facts(view)]
+    pages += [Text(f"note: {line(note)}", "yellow") for note in view.notes]
+    pages += _curves(view.steps)
+    for _, results in groupby(view.evaluations, lambda result: (result["task"], result["k"])):
+        pages += ["", _evaluations(list(results))]
+    if view.steps:
+        pages += [title("Steps"), *_steps(view.steps)]
+    if view.checkpoints:
+        saved = ", ".join(
+            f"step {c.step} ({size(c.bytes)}{', with teacher' if c.teacher else ''})"
+            for c in view.checkpoints
+        )
+        pages += [title("Checkpoints"), Text(saved)]
+    if view.settings:
+        pages += _settings(view.settings)
+    return Group(*pages)
+
+
+def _facts(view: RunView) -> list[RenderableType]:
+    facts: list[RenderableType] = [Text(f"{line(view.path)}  {size(view.bytes)}", "dim")]
+    if not view.manifest:
+        return [*facts, Text("no manifest: these shards were made elsewhere")]
+    manifest = view.manifest
+    chosen = {setting.key: setting.value for setting in view.settings}
+    facts.append(
+        Text(
+            f"{line(chosen['method.name'])}, model {line(chosen['model.path'])}, "
+            f"data {line(chosen['data.path'])}, seed {chosen['seed']}; "
+            f"{view.steps_done} of {view.steps_of} steps"
+        )
+    )
+    libraries, machine = manifest.get("libraries"), manifest.get("machine")
+    made = [f"castctl {manifest.get('castctl')} ({(str(manifest.get('git_commit')))[:10]})",
+            f"Python {manifest.get('python')}"]  # fmt: skip
+    if isinstance(libraries, dict):
+        made += [f"{name} {version}" for name, version in libraries.items() if version]
+    if isinstance(machine, dict):
+        made.append(f"{machine.get('system')}, {machine.get('cores')} cores")
+    facts.append(Text(f"begun {when(manifest.get('created'))} with {line(', '.join(made), 400)}"))
+    return facts
+
+
+def _curves(steps: list[StepRow]) -> list[RenderableType]:
+    """The course of a few measures over the steps."""
+    if len(steps) < 2:
+        return []
+    grid = Table.grid(padding=(0, 2))
+    for label, name in CURVES.items():
+        values = [_float(step.measures.get(name)) for step in steps]
+        known = [value for value in values if value is not None]
+        if known:
+            ends = f"{number(known[0])} to {number(known[-1])}"
+            grid.add_row(label, Text(sparkline(values), "cyan"), ends)
+    return [title("Course"), grid]
+
+
+def _evaluations(results: list[Result]) -> Table:
+    best = max(results, key=lambda result: (result["avg"]["mean"], -result["step"]))
+    return eval_table(
+        (f"step {result['step']}{' (best)' if result is best else ''}", result)
+        for result in results
+    )
+
+
+def _steps(steps: list[StepRow]) -> list[RenderableType]:
+    table = plain_table("step", "parts", "rows", "size", *CURVES, "s")
+    left_out = range(FIRST_STEPS, len(steps) - LAST_STEPS)
+    for index, step in enumerate(steps):
+        if index in left_out:
+            if index == left_out[0]:
+                table.add_row("…")
+            continue
+        m = step.measures
+        numbers = [percent(_float(m.get(name))) if label == "mixed" else number(_float(m.get(name)))
+                   for label, name in CURVES.items()]  # fmt: skip
+        table.add_row(
+            str(step.step), _parts(step.parts), f"{step.rows:,}", size(step.bytes), *numbers,
+            number(_float(m.get("seconds")), 2),
+        )  # fmt: skip
+    notes = [Text(f"step {step.step}: {line(step.problem, 400)}", "yellow")
+             for step in steps if step.problem is not None]  # fmt: skip
+    if left_out:
+        notes.append(Text(f"… {len(left_out)} more steps: --json has them", "dim"))
+    return [table, *notes]
+
+
+def _parts(parts: dict[str, int]) -> str:
+    """How many parts each stage has; one number where all have the same."""
+    if len(set(parts.values())) == 1:
+        return str(next(iter(parts.values())))
+    return ", ".join(f"{stage} {count}" for stage, count in parts.items() if count)
+
+
+def _float(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None
+
+
+def _settings(settings: list[SettingView]) -> list[RenderableType]:
+    changed = [setting for setting in settings if setting.origin != DEFAULT]
+    known = any(setting.origin is not None for setting in changed)
+    table = plain_table("setting", "value", "default", *(["from"] if known else []), right=False)
+    for setting in changed:
+        origin = [Text(line(setting.origin))] if known else []
+        values = (Text(line(value_text(value))) for value in (setting.value, setting.default))
+        table.add_row(Text(line(setting.key)), *values, *origin)
+    count = f"{len(changed)} of {len(settings)}; --json has all"
+    return [title(f"Settings that are not defaults ({count})"), table]
+
+
+def verification_page(found: Verification) -> Group:
+    """A line a problem, and what was read."""
+    problems = [Text(line(problem, 1000), "red") for problem in found.problems]
+    made = f", {len(found.foreign)} of them made elsewhere" if found.foreign else ""
+    elsewhere = [Text(f"made elsewhere: {line(path)}", "dim") for path in found.foreign]
+    verdict = f"{len(found.problems)} problems" if found.problems else "whole"
+    return Group(*problems, *elsewhere, Text(f"{found.files} files read{made}: {verdict}"))

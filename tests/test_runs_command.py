@@ -1,0 +1,120 @@
+"""`castctl runs`: the runs there are, newest first, whatever state they are in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from castctl.runs import Run, adopt_run, runs_root
+from castctl.shards.part import write_json
+from castctl.train.metrics import Metrics
+from conftest import Cli
+from runs import small_recipe
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / runs_root()
+
+
+def make_run(root: Path, name: str, minute: int, **facts: Any) -> Run:
+    """A run begun at a minute, without any work done."""
+    run = adopt_run(root / name, small_recipe())
+    run.record(created=f"2026-01-02T03:{minute:02d}:00+00:00", **facts)
+    return run
+
+
+def listed(castctl: Cli) -> dict[str, dict[str, Any]]:
+    rows = json.loads(castctl("runs", "--json").stdout)["runs"]
+    return {row["name"]: row for row in rows}
+
+
+def test_runs_are_listed_newest_first(castctl: Cli, root: Path) -> None:
+    for name, minute in (("middle", 20), ("oldest", 10), ("newest", 30)):
+        make_run(root, name, minute)
+    assert list(listed(castctl)) == ["newest", "middle", "oldest"]
+    shown = castctl("runs").stdout
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["newest", "middle", "oldest"]
+    assert "cast" in shown and "embedded" in shown and "0/3" in shown
+
+
+def test_a_row_has_progress_best_accuracy_and_last_reward(castctl: Cli, root: Path) -> None:
+    run = make_run(root, "trained", 1, state="finished")
+    metrics = Metrics(run.path / "metrics.parquet")
+    metrics.append({"step": 0, "reward_mean": 0.25})
+    metrics.append({"step": 1, "reward_mean": 0.5})
+    for task, step, mean in (
+        ("embedded", 0, 0.4), ("embedded", 1, 0.75), ("embedded", 2, 0.75), ("other", 2, 1.0)
+    ):  # fmt: skip
+        write_json(run.eval_folder(task, step).path / "results.json", {"avg": {"mean": mean}})
+    row = listed(castctl)["trained"]
+    assert (row["steps_done"], row["steps_of"]) == (2, 3) and row["reward"] == 0.5
+    assert (row["best"], row["best_step"]) == (0.75, 1)  # of its own task, the earliest of equals
+    shown = castctl("runs").stdout
+    assert "2/3" in shown and "75.0 %" in shown and "finished" in shown
+
+
+@pytest.fixture
+def ended_process() -> Iterator[int]:
+    """The number of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    yield pid
+
+
+def test_a_run_is_running_only_while_its_process_lives(
+    castctl: Cli, root: Path, ended_process: int
+) -> None:
+    make_run(root, "alive", 1, state="running", pid=os.getpid())
+    make_run(root, "killed", 2, state="running", pid=ended_process)
+    make_run(root, "odd", 3, state="running", pid="many")
+    other = {"system": "Another-1.0", "processor": "abacus", "cores": 1}
+    make_run(root, "far", 4, state="running", pid=os.getpid(), machine=other)
+    reused = make_run(root, "reused", 5, state="running", pid=os.getpid())
+    os.utime(reused.path / "manifest.json", (1e9, 1e9))  # written long before this process began
+    states = {name: row["state"] for name, row in listed(castctl).items()}
+    assert states == {
+        "alive": "running", "killed": "interrupted", "odd": "interrupted",
+        "far": "interrupted", "reused": "interrupted",
+    }  # fmt: skip
+
+
+BROKEN = {
+    "manifest": ("manifest.json", "{"),
+    "manifest-list": ("manifest.json", "[1, 2]"),
+    "recipe": ("recipe.yaml", "nonsense: 1"),
+    "metrics": ("metrics.parquet", "nothing"),
+    "result": ("eval/embedded/step-00000/results.json", "{}"),
+}
+
+
+def test_a_broken_run_is_one_row_that_says_so(castctl: Cli, root: Path) -> None:
+    make_run(root, "sound", 59)
+    for name, (file, content) in BROKEN.items():
+        path = make_run(root, name, 1).path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    rows = listed(castctl)
+    assert rows["sound"]["problem"] is None
+    assert all(rows[name]["problem"] for name in BROKEN)
+    shown = castctl("runs").stdout
+    assert shown.count("cannot be read:") == len(BROKEN) and "sound" in shown
+
+
+def test_a_run_with_a_hostile_name_is_shown_as_text(castctl: Cli, root: Path) -> None:
+    make_run(root, "[bold]x\x1b[2J", 1)
+    shown = castctl("runs").stdout
+    assert "[bold]x\\x1b[2J" in shown and "\x1b" not in shown
+
+
+def test_no_runs_are_no_error(castctl: Cli) -> None:
+    assert json.loads(castctl("runs", "--json").stdout) == {"root": "runs", "runs": []}
+    assert "no runs in runs" in castctl("runs").stderr
