@@ -17,6 +17,25 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+START_SECONDS = 300.0
+"""Longest time that a busy machine may take to import torch, or to fork."""
+
+
+def _answer(server: socket.socket, word: str, timeout: float) -> str:
+    """The number that follows `word` in the server's next answer; older answers are passed over."""
+    server.settimeout(timeout)
+    line = b""
+    while True:
+        byte = server.recv(1)
+        assert byte, "the server of commands died"
+        if byte != b"\n":
+            line += byte
+            continue
+        said, _, number = line.decode().partition(" ")
+        if said == word:
+            return number
+        line = b""
+
 
 class Command:
     """A command that runs."""
@@ -29,22 +48,13 @@ class Command:
         request = {"argv": ["castctl", *arguments], "cwd": str(cwd), "env": dict(os.environ)}
         files = [stream.fileno() for stream in (self._out, self._err)]
         socket.send_fds(server, [json.dumps(request).encode() + b"\n"], files)
-        self.pid = int(self._line(30))
-
-    def _line(self, timeout: float) -> bytes:
-        self._server.settimeout(timeout)
-        line = b""
-        while not line.endswith(b"\n"):
-            byte = self._server.recv(1)
-            assert byte, "the server of commands died"
-            line += byte
-        return line
+        self.pid = int(_answer(server, "pid", START_SECONDS))
 
     def running(self) -> bool:
         """Whether it has not ended yet."""
         if self._status is None:
             try:
-                self._status = int(self._line(0.001))
+                self._status = int(_answer(self._server, "end", 0.001))
             except TimeoutError:
                 return True
         return False
@@ -56,10 +66,10 @@ class Command:
         """The ended command; it is killed and the test fails after `timeout` seconds."""
         if self._status is None:
             try:
-                self._status = int(self._line(timeout))
+                self._status = int(_answer(self._server, "end", timeout))
             except TimeoutError:
                 self.send_signal(signal.SIGKILL)
-                self._status = int(self._line(30))
+                self._status = int(_answer(self._server, "end", START_SECONDS))
                 raise AssertionError(f"{self.arguments} took longer than {timeout} s") from None
         code = os.waitstatus_to_exitcode(self._status)
         return subprocess.CompletedProcess(self.arguments, code, _text(self._out), _text(self._err))
@@ -80,6 +90,7 @@ class Commands:
             [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
         theirs.close()
+        _answer(ours, "ready", START_SECONDS)
 
     def start(self, *arguments: str, cwd: Path) -> Command:
         """Start `castctl ARGUMENTS` in a folder."""
@@ -91,20 +102,24 @@ class Commands:
 
 
 def _serve(connection: socket.socket) -> None:
+    connection.sendall(b"ready 0\n")
     while True:
         message, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
         if not message:
             return
         while not message.endswith(b"\n"):
             message += connection.recv(1 << 20)
+        # Ctrl-C waits until the child is where castctl's own process would begin.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pid = os.fork()
         if pid == 0:
             connection.close()
             _run(json.loads(message), files)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for file in files:
             os.close(file)
-        connection.sendall(b"%d\n" % pid)
-        connection.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
+        connection.sendall(b"pid %d\n" % pid)
+        connection.sendall(b"end %d\n" % os.waitpid(pid, 0)[1])
 
 
 def _run(request: dict[str, Any], files: list[int]) -> None:
@@ -120,11 +135,17 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
         os.dup2(files[0], 1)
         os.dup2(files[1], 2)
         sys.argv = request["argv"]
+        # A shell's background jobs ignore Ctrl-C, and their children would too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main()
         code = 0
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:  # before castctl's first line, or after its last
+        code = 1
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)

@@ -36,6 +36,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 """Stages that can be interrupted, and the folders each of them starts from."""
 
+ENDS = {-signal.SIGKILL: "killed", 130: "Ctrl-C", 1: "Ctrl-C before the start", 0: "too late"}
+"""How a command may end that got one of the signals."""
+
 SIGNALS = (signal.SIGKILL, signal.SIGINT)
 
 
@@ -55,7 +58,6 @@ class Tally:
             "ended_before": self.ended_before,
             "first": round(min(self.instants, default=0.0), 3),
             "last": round(max(self.instants, default=0.0), 3),
-            "different": 0,
         }
         return json.dumps(shares)
 
@@ -72,9 +74,11 @@ class Interrupter:
         self.seconds: dict[str, float] = {}
         self._run("loop", *self.train, "--run", "whole")
         self.whole = open_run(str(folder / "runs/whole"))
+        self.train += ("--set", "train.keep=best_and_last")  # the loop prunes its checkpoints
+        self._run("loop", *self.train, "--run", "pruned")
+        self.pruned = open_run(str(folder / "runs/pruned"))
         for stage in INPUTS:
             self._run(stage, *self._begun(stage))
-            shutil.rmtree(self.broken.path)
 
     @property
     def broken(self) -> Run:
@@ -89,19 +93,21 @@ class Interrupter:
             self._interrupt(tally, stage, *command)
             self._run(stage, *command)
             self._compare(stage)
-            shutil.rmtree(self.broken.path)
         return tally
 
     def loop(self, times: int) -> Tally:
         """Interrupt the loop `times` times in all, up to five times on its way to the end."""
         tally = Tally("loop")
         while tally.interrupted < times:
+            self._forget()
             for _ in range(self.random.randint(1, 5)):
                 self._interrupt(tally, "loop", *self._onwards())
             self._run("loop", *self._onwards())
             self._compare("loop")
-            shutil.rmtree(self.broken.path)
         return tally
+
+    def _forget(self) -> None:
+        shutil.rmtree(self.broken.path, ignore_errors=True)
 
     def _onwards(self) -> tuple[str, ...]:
         """What a user types to go on with the loop."""
@@ -111,6 +117,7 @@ class Interrupter:
 
     def _begun(self, stage: str) -> tuple[str, ...]:
         """Lay out what a stage starts from; the command that runs it."""
+        self._forget()
         whole, broken = self.whole, self.broken
         shutil.copytree(whole.path / "prompts", broken.path / "prompts")
         for name in ("recipe.yaml", "manifest.json"):
@@ -140,16 +147,23 @@ class Interrupter:
             tally.ended_before += 1
             return
         command.send_signal(self.random.choice(SIGNALS))
-        command.wait()
+        done = command.wait()
+        assert done.returncode in ENDS, f"{done.returncode}: {done.stderr}"
+        assert "a bug in castctl" not in done.stderr, done.stderr
         tally.interrupted += 1
         tally.instants.append(instant)
 
     def _compare(self, stage: str) -> None:
         whole, broken = self.whole, self.broken
         if stage == "loop":
+            whole = self.pruned
             for step in range(whole.recipe.train.steps):
                 assert_same_step(whole.step(step), broken.step(step))
-                assert_same_weights(whole.checkpoint(step + 1), broken.checkpoint(step + 1))
+            names = [sorted(p.name for p in (run.path / "checkpoints").iterdir())
+                     for run in (whole, broken)]  # fmt: skip
+            assert names[0] == names[1]
+            for step in whole.checkpoints():
+                assert_same_weights(whole.checkpoint(step), broken.checkpoint(step))
             rows = [Metrics(run.path / "metrics.parquet").rows for run in (whole, broken)]
             assert metrics_without_time(rows[0]) == metrics_without_time(rows[1])
         elif stage == "train":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import castctl
 from castctl import embedded
 from commands import Commands
 from conftest import Cli
@@ -116,13 +118,32 @@ COMMANDS = [
     (("rollout", "--device", "abacus"), "no device 'abacus'"),
     (("eval", "--checkpoint", "worst"), "--checkpoint worst"),
     (("rollout", "--max-tokens", "5000"), "pass the model's 4096 positions"),
-    (("train", "--set", "logging.trackers=[wandb]", "--steps", "1"), "tracker wandb"),
+    (("rollout", "--shard", "0/2"), "shard 0/2 needs --run"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS)
 def test_an_option(castctl: Cli, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused(castctl, *arguments)
+
+
+def test_a_tracker_that_is_not_installed(castctl: Cli) -> None:
+    missing = [name for name in ("wandb", "trackio") if find_spec(name) is None]
+    if not missing:
+        pytest.skip("every tracker is installed")
+    line = refused(castctl, "train", "--set", f"logging.trackers=[{missing[0]}]", "--steps", "1")
+    assert f"tracker {missing[0]} is not installed" in line
+
+
+def test_a_folder_of_ones_own_is_no_run_and_stays(castctl: Cli) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("precious")
+    for name in ("mine", "./mine", "."):
+        line = last_line(castctl("rollout", "--run", name, "--model", "./typo", code=2))
+        assert "is there and is no run; name another" in line
+    Path("empty").mkdir()
+    castctl("rollout", "--run", "empty", "--model", "./typo", code=2)
+    assert Path("mine/notes.txt").read_text() == "precious"
 
 
 # Data
@@ -288,6 +309,29 @@ def test_output_made_otherwise(castctl: Cli, step: Path) -> None:
     castctl("shape", "--run", str(step), "--method", "grpo", "--overwrite")
 
 
+def test_rollouts_made_anew_with_fewer_prompts(castctl: Cli, step: Path) -> None:
+    fewer = ("--set", "train.prompts_per_step=2")
+    line = refused(castctl, "rollout", "--run", str(step), *fewer)
+    assert "rollouts/part-00001.parquet is there from a step of more prompts" in line
+    castctl("rollout", "--run", str(step), *fewer, "--overwrite", "--seed", "5")
+    assert not list(step.glob("*/part-00001.parquet"))
+    line = refused(castctl, "score", "--run", str(step))
+    assert "add --overwrite" in line
+    castctl("score", "--run", str(step), "--overwrite")
+    castctl("shape", "--run", str(step), "--overwrite")
+
+
+def test_the_same_update_is_not_made_twice(castctl: Cli, step: Path) -> None:
+    shutil.rmtree("runs/a/checkpoints/step-00002")
+    castctl("train", "--from", str(step))
+    weights = Path("runs/a/checkpoints/step-00002/model.safetensors")
+    made = weights.stat().st_mtime_ns
+    again = castctl("train", "--from", str(step), "--set", "train.keep=best_and_last")
+    assert "there already from the same update" in again.stderr
+    assert weights.stat().st_mtime_ns == made
+    assert "another update" in refused(castctl, "train", "--from", str(step), "--set", "seed=9")
+
+
 def test_a_signal_that_is_missing(castctl: Cli, step: Path) -> None:
     def forget(rows: list[dict]) -> None:
         for row in rows:
@@ -352,7 +396,6 @@ def test_a_checkpoint_of_another_architecture(castctl: Cli, step: Path) -> None:
     checkpoint = Path("runs/a/checkpoints/step-00001")
     _other_weights(checkpoint, vocabulary=320)
     castctl("rollout", "--run", str(step), "--overwrite", "--set", "sampling.max_tokens=8")
-    shutil.rmtree(step / "signals")
     line = last_line(castctl("score", "--run", str(step), "--overwrite", code=2))
     assert "cannot load the weights in runs/a/checkpoints/step-00001/teacher" in line
     assert "another architecture" in line
@@ -436,7 +479,9 @@ def test_a_read_only_folder() -> None:
 def test_ctrl_c_says_how_to_go_on(
     commands: Commands, tmp_path: Path, arguments: tuple[str, ...], begun: str, words: str
 ) -> None:
-    command = commands.start(*arguments, *QUICK, "--set", "train.part_size=1", cwd=tmp_path)
+    many = ("--limit", "400", "--set", "train.prompts_per_step=400", "--set", "train.part_size=4")
+    more = many if arguments[0] == "rollout" else ()
+    command = commands.start(*arguments, *QUICK, *more, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not any((tmp_path / "runs/r" / begun).glob("part-*")) and time.monotonic() < deadline:
         assert command.running()
@@ -511,4 +556,6 @@ def test_a_bug_shows_its_traceback_and_where_to_report_it() -> None:
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
-    assert "a bug in castctl 0.1.0" in last_line(done) and "issue tracker" in last_line(done)
+    assert f"a bug in castctl {castctl.__version__}" in last_line(
+        done
+    ) and "issue tracker" in last_line(done)

@@ -40,7 +40,9 @@ def rollout_step(
     Parts that are there with the same settings are kept.
     """
     provenance = rollout_provenance(sampling, template, seed, model_fingerprint)
-    parts = [p for p in range(-(-prompts.num_rows // part_size)) if shard.owns(p)]
+    count = -(-prompts.num_rows // part_size)
+    folder.keep_first(count, shard, overwrite)
+    parts = [p for p in range(count) if shard.owns(p)]
     total = sum(len(prompts.slice(p * part_size, part_size)) for p in parts) * sampling.n
     with progress.task("rollout", total, "completions") as advance:
         for part in parts:

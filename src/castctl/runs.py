@@ -20,17 +20,18 @@ from castctl.errors import UserError
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins, dump_recipe, load_recipe
 from castctl.shards.part import read_json, write_json, write_text
-from castctl.shards.stage import StepFolder
+from castctl.shards.stage import WHOLE, Shard, StepFolder
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder `path` and the recipe it was made from."""
+    """The folder `path` and the recipe it was made from; `new` where this process made it."""
 
     path: Path
     recipe: Recipe
+    new: bool = False
 
     @property
     def name(self) -> str:
@@ -90,14 +91,33 @@ def create_run(recipe: Recipe, name: str | None, kind: str, origins: Origins | N
         path = _as_path(name)
         if (path / "manifest.json").exists():
             raise UserError(f"run {path} is there already; name another, or add --resume")
-    return adopt_run(path, recipe, origins)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is there and is no run; name another")
+    if path.exists():
+        _write_run(path, path.name, recipe, origins)
+        return Run(path, recipe, new=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_run(draft, path.name, recipe, origins)
+        draft.rename(path)  # with both files in it: whole or absent
+    except OSError as error:
+        raise UserError(f"cannot make run {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Run(path, recipe, new=True)
 
 
 def adopt_run(path: Path, recipe: Recipe, origins: Origins | None = None) -> Run:
     """Make a folder a run: write its recipe and manifest beside what it holds."""
-    write_text(path / "recipe.yaml", dump_recipe(recipe))
-    write_json(path / "manifest.json", _new_manifest(path.name, recipe, origins))
+    if (path / "recipe.yaml").exists():
+        raise UserError(f"{path} holds a recipe.yaml but no manifest.json; move the recipe away")
+    _write_run(path, path.name, recipe, origins)
     return Run(path, recipe)
+
+
+def _write_run(folder: Path, name: str, recipe: Recipe, origins: Origins | None) -> None:
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_json(folder / "manifest.json", _new_manifest(name, recipe, origins))
 
 
 def open_run(name: str) -> Run:
@@ -119,14 +139,18 @@ def newest_run() -> Run | None:
 
 
 @contextlib.contextmanager
-def discarded_if_empty(run: Run) -> Iterator[None]:
-    """On an error, remove a run that holds no part but its prompts, which are quickly made."""
+def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
+    """On an error, remove a run that this process made and that holds no part but its prompts.
+
+    One shard of several leaves the run to the others.
+    """
     try:
         yield
     except BaseException:
         parts = (path.parent for path in run.path.rglob("part-*.parquet"))
-        if not run.checkpoints() and all(folder == run.path / "prompts" for folder in parts):
-            shutil.rmtree(run.path)
+        empty = not run.checkpoints() and all(each == run.path / "prompts" for each in parts)
+        if run.new and empty and shard.count == 1:
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
 
 
@@ -149,7 +173,7 @@ def _as_path(name: str) -> Path:
 
 def run_folders() -> list[Path]:
     """The folders in `runs_root()` that hold a manifest."""
-    return [path.parent for path in runs_root().glob("*/manifest.json")]
+    return [path.parent for path in runs_root().glob("[!.]*/manifest.json")]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -73,7 +73,17 @@ def score_rewards(
             made = provenance | mark_foreign({"rollouts": rollouts})
             inputs = {"rollouts": rollouts.table}
             if not folder.make("rewards", number, inputs, made, work, overwrite):
+                judgements.extend(_judged(folder.read("rewards", number).table))
                 advance(rollouts.table.num_rows)
+
+
+def _judged(rewards: pa.Table) -> list[Judgement]:
+    """The verdicts of a part made before, so that the share of errors is that of the whole."""
+    columns = (rewards[name].to_pylist() for name in ("reward", "verdict"))
+    return [
+        Judgement(reward, verdict, message="judged before")
+        for reward, verdict in zip(*columns, strict=True)
+    ]
 
 
 def _refuse_silence(rollouts: Part) -> None:
@@ -145,8 +155,8 @@ def score_signals(
         for number in parts:
             rollouts = folder.read("rollouts", number)
             there = folder.read("signals", number) if folder.has("signals", number) else None
-            if there is not None:
-                check_aligned(rollouts, [("signals", there)], "rollouts")
+            if there is not None and not _belongs(there, rollouts, overwrite):
+                there = None
             made = {
                 name: {"model": scorers[_role(name)].fingerprint, "temperature": temperature}
                 for name in sorted(asked)
@@ -175,6 +185,17 @@ def score_signals(
                 **mark_foreign({"rollouts": rollouts}),
             }
             write_part(folder.part_path("signals", number), "signals", table, metadata)
+
+
+def _belongs(signals: Part, rollouts: Part, overwrite: bool) -> bool:
+    """Whether the signals there are of these rollouts; if not, `UserError` without `overwrite`."""
+    try:
+        check_aligned(rollouts, [("signals", signals)], "rollouts")
+    except UserError:
+        if not overwrite:
+            raise
+        return False
+    return True
 
 
 def _role(signal: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from castctl.data.templates import PromptTemplate
 from castctl.engines.transformers_engine import TransformersEngine
@@ -126,10 +127,17 @@ def train_stage(
 def _update_provenance(run: Run, step: int, source: PolicySource) -> Metadata:
     """What decides an update: its shards, the weights it starts from, and its settings."""
     folder, recipe = run.step(step), run.recipe
-    sections = {"seed", "method", "optimizer", "train"}
+    decisive: dict[str, Any] = {
+        "seed": True,
+        "model": {"dtype"},
+        "sampling": {"temperature", "max_tokens"},
+        "method": True,
+        "optimizer": True,
+        "train": {"steps", "epochs", "minibatches", "microbatch_tokens", "head_chunk_tokens"},
+    }
     return {
         "model": source.fingerprint,
-        "settings": recipe.model_dump(mode="json", include=sections),
+        "settings": recipe.model_dump(mode="json", include=decisive),
         "inputs": {stage: content_hash(folder.read_all(stage)) for stage in TRAINED_FROM},
     }
 

@@ -79,7 +79,12 @@ def start_run(asked: Asked, name: str | None, kind: str | None = None) -> Run:
     if name is not None and is_run(name):
         return asked.changed(open_run(name))
     recipe, origins = asked.new_recipe()
-    return create_run(recipe, name, kind or recipe.method.name, origins)
+    try:
+        return create_run(recipe, name, kind or recipe.method.name, origins)
+    except UserError:
+        if name is None or not is_run(name):
+            raise
+        return asked.changed(open_run(name))  # another shard was quicker
 
 
 def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
@@ -116,6 +121,14 @@ def latest_step(run: Run, stage: str, asked: int | None, in_name: int | None) ->
 def shard_of(text: str | None) -> Shard:
     """The share of the parts that the option or the launcher's environment names."""
     return parse_shard(text, dict(os.environ))
+
+
+def refuse_scattered_shards(shard: Shard, name: str | None) -> None:
+    """Shards that each make a run of their own would never meet."""
+    if shard.count > 1 and name is None:
+        raise UserError(
+            f"shard {shard.index}/{shard.count} needs --run, so that all shards write into one run"
+        )
 
 
 def shard_done(shard: Shard) -> None:

@@ -56,7 +56,13 @@ def evaluate(
 
     Takes a run's last checkpoint, or the model named; the grader is that of training.
     """
-    from castctl.cli.context import Asked, announce, next_command, shard_of
+    from castctl.cli.context import (
+        Asked,
+        announce,
+        next_command,
+        refuse_scattered_shards,
+        shard_of,
+    )  # fmt: skip
     from castctl.runs import discarded_if_empty
 
     share = shard_of(shard)
@@ -68,12 +74,15 @@ def evaluate(
             "max_tokens": max_tokens, "limit": limit,
         },
     )  # fmt: skip
-    target = _target(run, asked, fresh=model is not None or recipe is not None)
+    fresh = model is not None or recipe is not None
+    if fresh:
+        refuse_scattered_shards(share, run)
+    target = _target(run, asked, fresh)
 
     from castctl.evaluate.stage import evaluate_stage
     from castctl.report.tables import eval_table, show
 
-    with discarded_if_empty(target):
+    with discarded_if_empty(target, share):
         step = _step(target, checkpoint)
         announce(target, step)
         folder, result = evaluate_stage(
@@ -91,9 +100,9 @@ def evaluate(
 
 def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
     """The run to evaluate; a new one for a model or recipe named, or where there is none."""
-    from castctl.runs import create_run, newest_run, open_run
+    from castctl.runs import create_run, is_run, newest_run, open_run
 
-    if name is not None and not fresh:
+    if name is not None and (not fresh or (is_run(name) and not open_run(name).checkpoints())):
         return asked.changed(open_run(name))
     newest = None if fresh else newest_run()
     if newest is not None:

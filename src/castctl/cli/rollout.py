@@ -38,6 +38,7 @@ def rollout(
         announce,
         next_command,
         one_step,
+        refuse_scattered_shards,
         run_and_step,
         shard_done,
         shard_of,
@@ -53,6 +54,8 @@ def rollout(
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
     )  # fmt: skip
+    refuse_scattered_shards(share, run)
+    refuse_scattered_shards(share, run)
     name, in_name = run_and_step(run)
     target = start_run(asked, name)
     number = one_step(step, in_name) or 0
@@ -63,7 +66,7 @@ def rollout(
     from castctl.report.tables import show, step_table
     from castctl.stages import rollout_stage
 
-    with discarded_if_empty(target):
+    with discarded_if_empty(target, share):
         source = policy_at(target, number)
         rollout_stage(target, number, source, progress=progress(), shard=share, overwrite=overwrite)
     folder = target.step(number)

@@ -21,7 +21,7 @@ from castctl.shards.part import (
     read_part,
     write_part,
 )
-from castctl.shards.schema import KEYS
+from castctl.shards.schema import KEYS, SCHEMAS
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,23 @@ class StepFolder:
 
     def has(self, stage: str, part: int) -> bool:
         return self.part_path(stage, part).exists()
+
+    def keep_first(self, count: int, shard: Shard, overwrite: bool) -> None:
+        """Deal with parts beyond the first `count`, left by a step of more prompts.
+
+        They would be read with the others: `UserError`, or with `overwrite` the shard's own are
+        deleted, of every stage.
+        """
+        for stage in SCHEMAS:
+            for part in self.parts(stage):
+                if stage == "prompts" or part < count or not shard.owns(part):
+                    continue
+                if not overwrite:
+                    raise UserError(
+                        f"{self.part_path(stage, part)} is there from a step of more prompts; "
+                        "add --overwrite to delete it and make the others again"
+                    )
+                self.part_path(stage, part).unlink()
 
     def make(
         self,

@@ -51,12 +51,11 @@ def save_checkpoint(
         }
         (temporary / STATE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         sync_tree(temporary)
-        replaced = folder.with_name(f".{folder.name}.old")
-        if folder.exists():
-            folder.rename(replaced)
+        replaced = _set_aside(folder) if folder.exists() else None
         temporary.rename(folder)
         sync_folder(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if replaced is not None:
+            shutil.rmtree(replaced)
     except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk looks like
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -86,7 +85,16 @@ def load_teacher(folder: Path, teacher: TeacherCopy) -> None:
 
 
 def prune_checkpoints(run: Run, keep: set[int]) -> None:
-    """Delete the run's checkpoints whose step is not in `keep`."""
+    """Delete the run's checkpoints whose step is not in `keep`, and what earlier deletions left."""
     for step in run.checkpoints():
         if step not in keep:
-            shutil.rmtree(run.checkpoint(step))
+            shutil.rmtree(_set_aside(run.checkpoint(step)))
+    for left in (run.path / "checkpoints").glob(".step-*.old"):
+        shutil.rmtree(left)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is to go, so that no half of one goes by its name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)

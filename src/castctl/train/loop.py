@@ -80,15 +80,20 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
                 tracker.log(row, step)
                 if saves_after(run.recipe, step + 1):
                     save_checkpoint(run, step + 1, loop.state)
-                    if settings.keep == "best_and_last":
-                        prune_checkpoints(run, {best_step(run, step + 1), step + 1})
+                    _prune(run, step + 1)
                 on_row(row)
+            _prune(run, settings.steps)  # once more, where an interruption left some
         state = "finished"
     finally:
         tracker.close()
         run.record(state=state)
     before, after = _result(run, 0), _result(run, settings.steps)
     return Trained(before, after, best_step(run, settings.steps))
+
+
+def _prune(run: Run, last: int) -> None:
+    if run.recipe.train.keep == "best_and_last":
+        prune_checkpoints(run, {best_step(run, last), last})
 
 
 def best_step(run: Run, until: int) -> int:
