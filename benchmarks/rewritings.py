@@ -9,13 +9,13 @@ each way the number of pairs, the share that the grader misses and at most three
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+
+from measure import options, parse, report
 
 from castctl.data.prompts import load_prompts
 from castctl.recipe import DataSettings, VerifierSettings
@@ -312,7 +312,7 @@ def read_golds(folder: Path) -> list[str]:
     return golds
 
 
-def measure(golds: list[str]) -> dict[str, dict[str, object]]:
+def missed_by_kind(golds: list[str]) -> dict[str, dict[str, object]]:
     """By kind: the number of pairs, the share missed, and examples of misses."""
     distinct = list(dict.fromkeys(golds))
     alike = [gold for gold in distinct if gold.isdigit()]
@@ -345,9 +345,12 @@ def measure(golds: list[str]) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, repeats=1)
     parser.add_argument("folder", type=Path, help="folder of the benchmarks' JSONL files")
-    print(json.dumps(measure(read_golds(parser.parse_args().folder)), ensure_ascii=False))
+    given = parse(parser)
+    golds = read_golds(given.folder)
+    kinds = missed_by_kind(golds[:: len(golds) // 60] if given.quick else golds)
+    report("rewritings", given.repeats, golds=len(golds), kinds=kinds)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
              "share.verify", "share.shards", "share.shape", "share.measure"),
     "packing": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                      *RATIO, "packed_seconds", "padded_seconds")),
+    "rewritings": ("golds", "kinds.as it is.pairs", "kinds.percent.pairs"),
     "shaping": tuple(f"tokens_per_second.{what}_{method}"
                      for what in ("mathematics", "stage") for method in ("cast", "grpo")),
     "shards": tuple(f"{stage}.{rate}_per_second.{what}" for stage in ("rollouts", "signals")
@@ -42,8 +43,9 @@ PROMISED: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
-def test_prints_one_line_with_its_numbers(name: str) -> None:
-    line = run(name)
+def test_prints_one_line_with_its_numbers(name: str, request: pytest.FixtureRequest) -> None:
+    folders = [request.getfixturevalue("benchmarks")] if name == "rewritings" else []
+    line = run(name, *map(str, folders))
     assert line["benchmark"] == name
     assert line["repeats"] >= 1
     assert {"cpu", "cores", "torch", "threads"} <= line["machine"].keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -267,6 +268,18 @@ def test_explain_says_what_a_step_does_and_where_settings_come_from(
     assert lines[-2:] == ["Warnings", "none"]
 
 
+def test_on_80_columns_meanings_go_below_their_settings(
+    castctl: Cli, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", castctl("explain", recipe).stdout)
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80 and "…" not in shown
+    at = lines.index("clip_high = 0.28; from preset cast, default 0.2; ours")
+    assert lines[at + 1].startswith("    And at 1 + clip_high")
+
+
 def test_explain_as_json(castctl: Cli, recipe: str) -> None:
     page = explained(castctl, recipe, "--set", "method.shaping.tau_nats=0")
     assert page["work"]["completions"] == 24 and page["work"]["evaluations"] == [0, 2, 4]
@@ -299,10 +312,19 @@ def test_what_yaml_knows_and_json_does_not_is_still_strict_json(
     assert options["value"] == value
 
 
-@pytest.mark.parametrize("model", ["owner/no-such-model", "./no-such-folder"])
-def test_without_the_model_only_the_memory_is_missing(castctl: Cli, model: str) -> None:
+@pytest.mark.parametrize("model", ["owner/no-such-model", "./no-such-folder", "./no-attention"])
+def test_without_the_model_only_the_memory_is_missing(
+    castctl: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):  # nobody listens there, and the hub is not asked
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    (tmp_path / "no-attention").mkdir()
+    config = {"model_type": "rwkv", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
+    (tmp_path / "no-attention/config.json").write_text(json.dumps(config))
     page = explained(castctl, "--model", model)
-    assert page["memory"] is None and model in page["memory_missing"]
+    assert page["memory"] is None and "\n" not in page["memory_missing"]
+    missing = "num_attention_heads" if model == "./no-attention" else model
+    assert missing in page["memory_missing"]
     assert page["work"]["prompts"] == 64 and page["settings"]
     done = castctl("explain", "--model", model)
     reasons = [line for line in done.stdout.splitlines() if "memory: not estimated" in line]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from castctl.errors import UserError
+from castctl.inspection.run import view_run
+from castctl.inspection.target import find_target
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
+from castctl.measures import measure_step
 from castctl.report.marks import block, histogram, line, sparkline
 from castctl.runs import Run, open_run
 from castctl.shards.part import read_part, write_part
@@ -205,18 +212,111 @@ def test_on_a_terminal_a_sample_is_coloured(
 
 
 def test_a_prompt_may_be_named_by_its_beginning(castctl: Cli, run: Run) -> None:
-    strip_metadata(run.step(1))
-    known = dict.fromkeys(run.step(1).read_all("rollouts")["prompt_id"].to_pylist())
-    names = dict(zip(known, ("abc1", "abc2", "abc", "zzz"), strict=True))
-    for stage in STAGES:
-        for part in (0, 1):
-            rewrite(
-                run.step(1), stage, lambda row: {**row, "prompt_id": names[row["prompt_id"]]}, part
-            )
+    rename_prompts(run.step(1), "abc1", "abc2", "abc", "zzz")
     assert "zzz/3" in castctl("inspect", "small", "--sample", "z/3").stdout
     assert "abc/0, step 1" in castctl("inspect", "small", "--sample", "abc/0").stdout
     error = castctl("inspect", "small", "--sample", "ab/0", code=2).stderr
     assert "begins 3 prompts" in error and "abc1" in error
+
+
+def rename_prompts(step: StepFolder, *names: str) -> None:
+    """Give the prompts of a step other ids, as parts made elsewhere have them."""
+    strip_metadata(step)
+    known = dict.fromkeys(step.read_all("rollouts")["prompt_id"].to_pylist())
+    new = dict(zip(known, names, strict=True))
+    for stage in STAGES:
+        for part in (0, 1):
+            rewrite(step, stage, lambda row: {**row, "prompt_id": new[row["prompt_id"]]}, part)
+
+
+NAMES = [
+    (("abcdef01", "abcdef02", "bbbbbb03", "cccccc04"), "abcdef01"),
+    (("bbbbbb03", "abcdef02", "cccccc04", "dddddd05"), "bbbbbb"),
+    (("problem-1", "problem-10", "problem-11", "problem-2"), "problem-1"),
+    (("problem-12", "problem-1", "problem-11", "problem-2"), "problem-12"),
+    (("a", "b; rm x", "c", "d"), "a"),
+    (("b; rm x", "a", "c", "d"), "b; rm "),
+]
+
+
+@pytest.mark.parametrize(("names", "beginning"), NAMES, ids=lambda value: str(value)[:40])
+def test_the_completion_named_next_is_one_that_is_found(
+    castctl: Cli, run: Run, names: tuple[str, ...], beginning: str
+) -> None:
+    def all_right(row: dict) -> dict:
+        return {**row, "verdict": "correct", "reward": 1.0}
+
+    rename_prompts(run.step(1), *names)
+    for part in (0, 1):
+        rewrite(run.step(1), "rewards", all_right, part)  # so that the first prompt is named
+    *_, line = castctl("inspect", "small/step-1").stderr.splitlines()
+    words = shlex.split(line.removeprefix("Next: castctl "))
+    assert words[-1].startswith(f"{beginning}/") and words[-2] == "--sample"
+    assert f"{names[0]}/0, step 1" in castctl(*words).stdout
+
+
+@pytest.mark.parametrize("stage, name", [
+    ("rollouts", "sampler_logprobs"), ("signals", "teacher_logprobs"), ("signals", "entropies"),
+    ("advantages", "weights"), ("advantages", "flipped"),
+])  # fmt: skip
+def test_lists_that_do_not_fit_are_told_in_one_line(
+    castctl: Cli, run: Run, stage: str, name: str
+) -> None:
+    strip_metadata(run.step(1))
+    rewrite(run.step(1), stage, lambda row: {**row, name: [*row[name], *row[name][:1]]})
+    with pytest.raises(UserError, match=rf"{name} .*castctl inspect \S+ --verify") as caught:
+        measure_step(run.step(1))
+    assert str(run.step(1).path) in str(caught.value) and "\n" not in str(caught.value)
+    assert f"{name} " in castctl("inspect", "small/step-1", code=2).stderr
+    problem = " ".join(castctl("inspect", "small/step-1", "--verify", code=2).stdout.split())
+    assert f"{name} has not one value a completion token" in problem
+
+
+def test_foreign_rollouts_that_do_not_fit_are_refused_by_score(castctl: Cli, run: Run) -> None:
+    strip_metadata(run.step(1))
+    rewrite(run.step(1), "rollouts", lambda row: {**row, "sampler_logprobs": [0.0]})
+    for stage in ("rewards", "signals", "advantages"):
+        shutil.rmtree(run.step(1).path / stage)
+    done = castctl("score", "--run", "small", "--step", "1", "--set", "verifier.workers=1", code=2)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("castctl: ") and "sampler_logprobs" in last
+
+
+def test_a_run_is_shown_while_its_files_come_and_go(run: Run) -> None:
+    passing = [run.path / f"checkpoints/.draft-{number}.tmp" for number in range(20)]
+    shown = threading.Event()
+
+    def churn() -> None:
+        while not shown.is_set():
+            for folder in passing:
+                folder.mkdir()
+            for folder in passing:
+                folder.rmdir()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert view_run(find_target(str(run.path))).bytes > 0
+    finally:
+        shown.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("arguments", [(), ("small/step-1",)], ids=["run", "step"])
+def test_numbers_stay_whole_on_80_columns(
+    castctl: Cli, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", castctl("inspect", *arguments).stdout)
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    heading = ["tokens", "mean", "std"] if arguments else ["step", "parts", "rows", "size"]
+    [at] = [n for n, line in enumerate(lines) if line.split()[: len(heading)] == heading]
+    first, second = (line.split() for line in lines[at + 2 : at + 4])
+    assert [first[0], second[0]] == (["advantage", "gap"] if arguments else ["0", "1"])
 
 
 @pytest.mark.slow

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from castctl.inspection.listing import list_runs
 from castctl.runs import Run, adopt_run, runs_root
 from castctl.shards.part import write_json
 from castctl.train.metrics import Metrics
@@ -42,6 +47,51 @@ def test_runs_are_listed_newest_first(castctl: Cli, root: Path) -> None:
     shown = castctl("runs").stdout
     assert [line.split()[0] for line in shown.splitlines()[2:]] == ["newest", "middle", "oldest"]
     assert "cast" in shown and "embedded" in shown and "0/3" in shown
+
+
+def test_a_reader_that_goes_away_is_no_bug(root: Path) -> None:
+    make_run(root, "one", 1)
+    for arguments in (("runs",), ("runs", "--json"), ("--help",), ("--version",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "castctl", *arguments]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, b""), arguments
+
+
+def test_names_are_whole_on_80_columns(
+    castctl: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "cast-20260102-030405"
+    make_run(root, name, 1, state="interrupted")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    [row] = [line for line in castctl("runs").stdout.splitlines() if name in line]
+    assert all(word in row for word in ("embedded", "0/3", "interrupted", "2026-01-02"))
+
+
+def test_runs_that_come_and_go_are_listed_or_not(root: Path) -> None:
+    make_run(root, "stays", 1)
+    passing = [root / f"passes-{number}" for number in range(10)]
+    listed = threading.Event()
+
+    def churn() -> None:
+        while not listed.is_set():
+            for folder in passing:
+                folder.mkdir()
+                (folder / "manifest.json").touch()
+            for folder in passing:
+                shutil.rmtree(folder)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(30):
+            assert "stays" in [row.name for row in list_runs()]
+    finally:
+        listed.set()
+        thread.join()
 
 
 def test_a_row_has_progress_best_accuracy_and_last_reward(castctl: Cli, root: Path) -> None:

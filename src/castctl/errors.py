@@ -1,4 +1,4 @@
-"""The one class for mistakes a user can mend."""
+"""The one class for mistakes a user can mend, and other errors made fit for its one line."""
 
 
 class UserError(Exception):
@@ -8,3 +8,13 @@ class UserError(Exception):
     line prints it without a traceback and exits with code 2. Every other
     exception is a bug and keeps its traceback.
     """
+
+
+def one_line(error: BaseException | str, limit: int = 300, *, named: bool = False) -> str:
+    """What an error says, at most `limit` characters, fit for the middle of a line.
+
+    Its kind goes before where `named`, and stands alone where it says nothing.
+    """
+    said = " ".join(str(error).split()).rstrip(".")[:limit]
+    kind = type(error).__name__
+    return f"{kind}: {said}" if named and said else said or kind

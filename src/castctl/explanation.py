@@ -14,7 +14,7 @@ from castctl.methods.method import LEFT_OPEN
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins
 from castctl.settings import Setting, settings_in
-from castctl.train.estimate import Memory, estimate_memory, prompts_of_step
+from castctl.train.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.train.schedule import evaluates_after, saves_after
 
 PAPER, OURS = "paper", "ours"
@@ -104,7 +104,7 @@ def explain_recipe(recipe: Recipe, origins: Origins) -> Explanation:
 def work_of(recipe: Recipe) -> Work:
     """How much of what a recipe does, where the data has all the prompts that a step asks for."""
     settings, sampling, method = recipe.train, recipe.sampling, recipe.method
-    prompts = prompts_of_step(recipe)
+    prompts = prompts_per_step(recipe)
     completions = prompts * sampling.n
     tokens = completions * sampling.max_tokens
     passes = ["policy"]

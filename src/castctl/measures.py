@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
 from castctl.methods.shaping import NoShaping, Shaped
@@ -83,9 +83,9 @@ def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping
         "advantage_abs_mean": _mean(np.abs(flat)),
         "signal_share": _mean(flat != 0),
     }
-    flipped = None
-    if advantages["flipped"].null_count < len(advantages):
-        flipped = advantages["flipped"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flags, flipped = nullable_floats(advantages, "flipped", offsets), None
+    if flags is not None:
+        flipped = flags == 1
         base_N = spread(base_R, offsets)
         measures["flipped_down_share"] = _share(flipped, base_N > 0)
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
@@ -96,8 +96,19 @@ def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping
 
 def measure_step(folder: StepFolder) -> Measures:
     """All measures of a step's stages; one that lacks parts, or was made from other parts than
-    those that are there now, is left out."""
-    tables = _tables(folder)
+    those that are there now, is left out.
+
+    Raises `UserError` for lists of parts made elsewhere that do not fit one another.
+    """
+    try:
+        return _measure(folder, _tables(folder))
+    except ValueError as error:
+        raise UserError(
+            f"{folder.path}: {one_line(error)}; castctl inspect {folder.path} --verify says where"
+        ) from None
+
+
+def _measure(folder: StepFolder, tables: dict[str, pa.Table]) -> Measures:
     measures: Measures = {}
     if "rollouts" in tables:
         measures |= measure_rollouts(tables["rollouts"])

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.methods import merged
 from castctl.recipe import Recipe
 from castctl.settings import settings_in
@@ -129,8 +129,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no recipe at {path}; name a YAML file, or --method alone") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is a ValueError
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -144,7 +144,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UserError(f"--set {override}: write it as section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     for part in reversed(key.strip().split(".")):
         value = {part: value}

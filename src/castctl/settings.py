@@ -28,6 +28,8 @@ class Section(BaseModel):
                     raise ValueError(
                         f"{key} holds half a surrogate pair, which is no text"
                     ) from None
+                except TypeError as error:  # YAML takes dates and bytes for keys
+                    raise ValueError(f"{key}: {error}; put the key into quotes") from None
         return values
 
 

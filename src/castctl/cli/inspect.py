@@ -1,6 +1,7 @@
 """`castctl inspect`."""
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,6 +75,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
     from castctl.cli.context import next_command
     from castctl.inspection.part import view_part
     from castctl.inspection.run import view_run
+    from castctl.inspection.sample import short_name
     from castctl.inspection.step import view_step
     from castctl.report.marks import print_json
     from castctl.report.run_page import run_page
@@ -94,7 +96,8 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
     print_json(step) if as_json else show(step_page(step, limit))
     if step.groups and target.step.parts("rollouts"):
         group = next((group for group in step.groups if group.kind == "mixed"), step.groups[0])
-        sample = f"{group.prompt_id[:6]}/{group.samples[0]}"
+        short = short_name((group.prompt_id for group in step.groups), group.prompt_id)
+        sample = shlex.quote(f"{short}/{group.samples[0]}")
         next_command(f"castctl inspect {target.path} --sample {sample}")
 
 

@@ -12,7 +12,7 @@ import typer
 
 import castctl
 from castctl.cli import evaluate, explain, inspect, rollout, runs, score, shape, train
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
 
 # Measured on two cores: waiting threads that spin made two threads three times slower than one,
@@ -20,6 +20,8 @@ from castctl.report.console import printable, send_warnings_to_terminal
 THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
 
 INTERRUPTED = 130
+READER_GONE = 141
+"""As a shell counts: 128 and the number of the signal, SIGINT and SIGPIPE."""
 
 app = typer.Typer(
     name="castctl",
@@ -49,7 +51,10 @@ def _castctl(
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (a bug), 2 (a mistake to mend) or 130 (Ctrl-C)."""
+    """Run the command line.
+
+    Exits with 0, 1 (a bug), 2 (a mistake to mend), 130 (Ctrl-C) or 141 (nobody reads the output).
+    """
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     send_warnings_to_terminal()
@@ -58,14 +63,18 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer has caught it
             raise KeyboardInterrupt
+        sys.stdout.flush()
         sys.exit(code)
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
         _end(INTERRUPTED, "interrupted. Whole parts are kept; the same command goes on from them")
-    except BrokenPipeError:  # the reader of a pipe went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        _end_unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich or typer has caught it
+            _end_unread()
+        raise
     except Exception as error:
         message = getattr(error, "format_message", None)  # typer's own errors of usage
         if message is None:
@@ -75,7 +84,7 @@ def main() -> None:
                 f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
                 "report the lines above and your command in castctl's issue tracker",
             )
-        _end(2, f"{' '.join(message().split()).rstrip('.')}; see castctl --help")
+        _end(2, f"{one_line(message(), 1000)}; see castctl --help")
 
 
 def _refuse_broken_text(arguments: list[str]) -> None:
@@ -84,6 +93,11 @@ def _refuse_broken_text(arguments: list[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(f"{argument} on the command line is not UTF-8; rename it") from None
+
+
+def _end_unread() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
+    sys.exit(READER_GONE)
 
 
 def _print_traceback() -> None:

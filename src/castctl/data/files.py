@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 
 Row = dict[str, Any]
 
@@ -70,11 +70,6 @@ def table_rows(table: pa.Table) -> Rows:
             yield from batch.to_pylist()
 
     return Rows(_column_names(table.schema), read)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, fit for the middle of a line."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _parquet(path: Path) -> Rows:

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from castctl.data.files import SUFFIXES, Rows, one_line, read_file, table_rows
-from castctl.errors import UserError
+from castctl.data.files import SUFFIXES, Rows, read_file, table_rows
+from castctl.errors import UserError, one_line
 from castctl.recipe import DataSettings
 
 HUB_TIMEOUT = 10.0

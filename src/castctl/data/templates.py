@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from castctl.data.files import one_line
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.recipe import DataSettings
 
 if TYPE_CHECKING:

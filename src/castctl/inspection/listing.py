@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.run import read_metrics, state_of, steps_done
 from castctl.inspection.target import step_folders
@@ -41,8 +41,10 @@ def list_runs() -> list[RunRow]:
 
 
 def _row(path: Path) -> RunRow:
-    changed = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).isoformat()
+    changed = ""
     try:
+        modified = path.stat().st_mtime
+        changed = datetime.datetime.fromtimestamp(modified, datetime.UTC).isoformat()
         run = open_run(str(path))
         metrics = read_metrics(run)
         best = _best(run)
@@ -62,8 +64,7 @@ def _row(path: Path) -> RunRow:
     except UserError as error:
         return RunRow(path.name, path, changed, problem=str(error))
     except (OSError, ValueError, TypeError, KeyError) as error:  # files of another make
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return RunRow(path.name, path, changed, problem=problem)
+        return RunRow(path.name, path, changed, problem=one_line(error, named=True))
 
 
 def _best(run: Run) -> tuple[float, int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,8 +179,8 @@ def _step_row(folder: StepFolder, metrics: Row | None) -> StepRow:
         rows = max((stage.rows for stage in stages), default=0)
         size = sum(stage.bytes for stage in stages)
         measures = measures or measure_step(folder)
-    except (UserError, ValueError) as error:
-        problem = " ".join(str(error).split())
+    except UserError as error:
+        problem = str(error)
     parts = {stage: len(folder.parts(stage)) for stage in SCHEMAS if stage != "prompts"}
     return StepRow(folder.step, parts, rows, size, measures, problem)
 
@@ -191,7 +193,13 @@ def _checkpoints(run: Run) -> list[Checkpoint]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of the files below a folder. A run that runs makes and removes files meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return total
 
 
 def _noting(notes: list[str], read: Any, otherwise: Any) -> Any:

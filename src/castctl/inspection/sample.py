@@ -110,6 +110,14 @@ def find_prompt(step: StepFolder, ids: Iterable[str], beginning: str) -> str:
                     "named as RUN/step-00000")  # fmt: skip
 
 
+def short_name(ids: Iterable[str], prompt_id: str) -> str:
+    """The shortest beginning of a prompt's id, of 6 characters at least, that names it alone."""
+    others = set(ids) - {prompt_id}
+    beginnings = (prompt_id[:end] for end in range(6, len(prompt_id)))
+    alone = (b for b in beginnings if not any(other.startswith(b) for other in others))
+    return next(alone, prompt_id)
+
+
 def _parse(name: str) -> tuple[str, int]:
     prompt_id, _, sample = name.rpartition("/")
     if not prompt_id or not sample.isascii() or not sample.isdigit():

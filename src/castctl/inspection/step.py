@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castctl.errors import UserError
 from castctl.inspection.spread import Spread, gaps, spread_of
 from castctl.measures import Measures, measure_step
 from castctl.shape import reward_groups
@@ -63,20 +62,10 @@ def view_step(folder: StepFolder) -> StepView:
         path=folder.path,
         step=folder.step,
         stages=stages,
-        measures=_measures(folder),
+        measures=measure_step(folder),
         spreads=_spreads(folder),
         groups=_groups(folder),
     )
-
-
-def _measures(folder: StepFolder) -> Measures:
-    try:
-        return measure_step(folder)
-    except ValueError as error:  # lists of parts made elsewhere that do not fit one another
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder.path}: {reason}; castctl inspect {folder.path} --verify says where"
-        ) from None
 
 
 def view_stage(folder: StepFolder, stage: str) -> StageView:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.inspection.target import Target, step_folders
 from castctl.progress import Progress
 from castctl.shards.part import Part, content_hash
@@ -161,7 +161,7 @@ def _check_tensors(file: Path, found: Verification) -> None:
         with safe_open(file, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        found.problems.append(f"{file} does not load ({' '.join(str(error).split())})")
+        found.problems.append(f"{file} does not load ({one_line(error)})")
 
 
 def _check_json(files: list[Path], found: Verification) -> None:

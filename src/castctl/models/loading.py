@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.recipe import ModelSettings
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def _fetch_from_hub(path: str, revision: str | None, files: Sequence[str]) -> Pa
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many kinds; all mean the same to a user
-        reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"cannot fetch model {path} from the hub ({type(error).__name__}: {reason}); "
+            f"cannot fetch model {path} from the hub ({one_line(error, 200, named=True)}); "
             "check the name and the network, or name a local folder"
         ) from None
 
@@ -109,7 +108,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
             folder, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no tokenizer that loads: {_one_line(error)}") from None
+        raise UserError(f"{folder} holds no tokenizer that loads: {one_line(error)}") from None
 
 
 def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
@@ -138,7 +137,7 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
             local_files_only=True,
         )
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise UserError(f"cannot load the model in {folder}: {_one_line(error)}") from None
+        raise UserError(f"cannot load the model in {folder}: {one_line(error)}") from None
     refuse_unpackable(model.config)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -187,7 +186,7 @@ def load_weights(model: Any, folder: Path) -> None:
             raise ValueError(f"another architecture, different in {min(different)}")
         model.load_state_dict(twin.state_dict())
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise UserError(f"cannot load the weights in {folder}: {_one_line(error)}") from None
+        raise UserError(f"cannot load the weights in {folder}: {one_line(error)}") from None
 
 
 def refuse_unpackable(config: Any) -> None:
@@ -231,12 +230,8 @@ def check_packing(model: Any) -> None:
         sound = bool(torch.isfinite(plain).all())
         fits = torch.allclose(packed, plain, rtol=1e-3, atol=1e-3)
     except Exception as error:  # an architecture that breaks here breaks in ways of its own
-        raise UserError(f"castctl cannot pack {kind} models: {_one_line(error)}") from None
+        raise UserError(f"castctl cannot pack {kind} models: {one_line(error)}") from None
     if not sound:
         raise UserError(f"the weights of the {kind} model are broken: its outputs are not numbers")
     if not fits:
         raise UserError(f"castctl cannot pack {kind} models: its attention ignores the packing")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
 from castctl.recipe import ModelSettings
 
@@ -35,7 +35,7 @@ def model_shape(settings: ModelSettings) -> ModelShape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     except Exception as error:  # transformers raises many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{settings.path} has no configuration that loads: {reason}") from None
     refuse_unpackable(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -43,7 +43,13 @@ def model_shape(settings: ModelSettings) -> ModelShape:
 
 
 def shape_of(config: Any, parameters: int) -> ModelShape:
-    """The sizes that a decoder's configuration states, under the names most of them share."""
+    """The sizes that a decoder's configuration states, under the names most of them share.
+
+    Raises `UserError` where it states none of a size, as it does for a model without attention.
+    """
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not getattr(config, name, None):
+            raise UserError(f"{config.model_type} states no {name}, which memory depends on")
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelShape(

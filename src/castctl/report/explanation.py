@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from castctl.explanation import ExplainedSetting, Explanation
 from castctl.report.marks import line
+from castctl.report.page import plain_table, title, value_text
 from castctl.train.estimate import Memory
 
 LESS = {
@@ -24,6 +25,9 @@ LESS = {
 }
 """What to lower where a phase is the largest."""
 
+TABLE_WIDTH = 100
+"""Columns of a terminal from which on settings fit into a table with their meaning."""
+
 
 def explanation_page(explanation: Explanation) -> Group:
     """All sections, the warnings last."""
@@ -34,22 +38,22 @@ def explanation_page(explanation: Explanation) -> Group:
             f"{line(recipe.data.path)}.",
             "bold",
         ),
-        _title("A step"),
+        title("A step"),
         _facts(_step(explanation)),
-        _title("The run"),
+        title("The run"),
         _facts(_run(explanation)),
     ]
     if explanation.memory is None:
         reason = line(explanation.memory_missing)
-        pages += [_title("Memory"), Text(f"memory: not estimated; {reason}", "yellow")]
+        pages += [title("Memory"), Text(f"memory: not estimated; {reason}", "yellow")]
     else:
         pages += _memory(explanation.memory, explanation)
     by_section: dict[str, list[ExplainedSetting]] = {}
     for setting in explanation.settings:
         by_section.setdefault(setting.key.rpartition(".")[0], []).append(setting)
     for section, settings in by_section.items():
-        pages += [_title(section or "recipe"), _settings(settings)]
-    pages += [_title("Warnings"), *(Text(line(w), "yellow") for w in warnings or ["none"])]
+        pages += [title(section or "recipe"), _Settings(settings)]
+    pages += [title("Warnings"), *(Text(line(w), "yellow") for w in warnings or ["none"])]
     return Group(*pages)
 
 
@@ -97,7 +101,7 @@ def _run(explanation: Explanation) -> dict[str, str]:
 
 def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
     recipe = explanation.recipe
-    table = _table("held from the first update on", "GiB")
+    table = plain_table("held from the first update on", "GiB")
     for part, size in memory.held.items():
         table.add_row(part, _gib(size) if size else "none")
     for phase, parts in memory.phases.items():
@@ -114,14 +118,38 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
         f"{recipe.data.max_prompt_tokens:,} tokens (data.max_prompt_tokens), completions of "
         f"{recipe.sampling.max_tokens:,}. On a CPU, Python and its libraries add about 0.6 GiB."
     )
-    pages: list[RenderableType] = [_title("Memory"), Text(note), Text(), table]
+    pages: list[RenderableType] = [title("Memory"), Text(note), Text(), table]
     if memory.peak_phase in LESS:
         pages.append(Text(f"To need less, lower {LESS[memory.peak_phase]}."))
     return pages
 
 
-def _settings(settings: list[ExplainedSetting]) -> Table:
-    """One section's settings; columns that would be empty are left out."""
+@dataclass(frozen=True)
+class _Settings:
+    """One section's settings: a table, or a paragraph each where it would not fit."""
+
+    settings: list[ExplainedSetting]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= TABLE_WIDTH:
+            yield _table(self.settings)
+        else:
+            for setting in self.settings:
+                yield from _paragraph(setting)
+
+
+def _paragraph(setting: ExplainedSetting) -> Iterator[RenderableType]:
+    said = [f"{setting.key.rpartition('.')[2]} = {value_text(setting.value)}"]
+    if setting.origin:
+        said.append(f"from {setting.origin}, default {value_text(setting.default)}")
+    if setting.choice:
+        said.append(setting.choice)
+    yield Text("; ".join(map(line, said)), "bold" if setting.origin else "")
+    yield Padding(Text(setting.meaning, "dim"), (0, 0, 0, 4))
+
+
+def _table(settings: list[ExplainedSetting]) -> Table:
+    """Columns that would be empty are left out."""
     changed = any(setting.origin for setting in settings)
     chosen = any(setting.choice for setting in settings)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -134,19 +162,14 @@ def _settings(settings: list[ExplainedSetting]) -> Table:
         table.add_column("choice", no_wrap=True)
     table.add_column("meaning", ratio=1)
     for setting in settings:
-        cells = [setting.key.rpartition(".")[2], _text(setting.value)]
+        cells = [setting.key.rpartition(".")[2], value_text(setting.value)]
         if changed:
-            cells += [_text(setting.default), setting.origin] if setting.origin else ["", ""]
+            cells += [value_text(setting.default), setting.origin] if setting.origin else ["", ""]
         if chosen:
             cells.append(setting.choice or "")
         style = "bold" if setting.origin else ""
         table.add_row(*(Text(line(cell), style) for cell in cells), Text(setting.meaning))
     return table
-
-
-def _text(value: Any) -> str:
-    """A value as a recipe would say it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _facts(facts: dict[str, str]) -> Table:
@@ -156,17 +179,6 @@ def _facts(facts: dict[str, str]) -> Table:
     for name, text in facts.items():
         table.add_row(Text(name), Text(text))
     return table
-
-
-def _table(first: str, second: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first)
-    table.add_column(second, justify="right")
-    return table
-
-
-def _title(text: str) -> Text:
-    return Text(f"\n{text}", "bold")
 
 
 def _after(steps: Sequence[int]) -> str:

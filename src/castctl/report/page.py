@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,9 @@ from castctl.report.marks import line
 
 STATES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
 """Colours of the states of a run."""
+
+WIDEST = 10_000
+"""Columns, more than any table wants."""
 
 
 def headline(name: object, state: str) -> Text:
@@ -26,9 +30,22 @@ def title(text: str) -> Text:
     return Text(f"\n{text}", "bold")
 
 
+class _Fitting(Table):
+    """A table whose columns move together where the terminal is narrow, before numbers fold."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for left, right in ((1, 1), (0, 1), (0, 0)):
+            self.padding = (0, right, 0, left)
+            natural = self.__rich_measure__(console, options.update_width(WIDEST)).maximum
+            if natural <= options.max_width:
+                break
+        yield from super().__rich_console__(console, options)
+
+
 def plain_table(*headings: str, right: bool = True) -> Table:
     """A plain table whose columns after the first hold numbers, unless `right` is off."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    kind = _Fitting if right else Table  # text folds well
+    table = kind(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if right and index else "left", overflow="fold")
     return table
@@ -36,7 +53,7 @@ def plain_table(*headings: str, right: bool = True) -> Table:
 
 def value_text(value: Any) -> str:
     """A setting's value as it would be written in a recipe."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def when(created: object) -> str:

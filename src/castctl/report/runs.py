@@ -14,10 +14,10 @@ def runs_table(rows: list[RunRow]) -> Table:
     """One row a run; one that cannot be read says why."""
     table = plain_table("run", "method", "model", "steps", "best", "reward", "state", "begun")
     for column in table.columns:
-        column.no_wrap = column.header != "model"
+        column.no_wrap = column.header not in ("run", "model")
         column.justify = "right" if column.header in ("steps", "best", "reward") else "left"
     for row in rows:
-        name, begun = Text(line(row.name), "bold"), when(row.created)
+        name, begun = Text(line(row.name), "bold"), when(row.created)[:10]
         if row.problem is not None:
             why = Text(f"cannot be read: {line(row.problem)}", "yellow")
             table.add_row(name, "", why, "", "", "", "", begun)

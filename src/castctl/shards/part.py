@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.shards.schema import KEYS, SCHEMAS, VERSION
 
 METADATA_KEY = b"castctl"
@@ -96,9 +96,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is no JSON object ({reason}); delete it and make it again"
+            f"{path} is no JSON object ({one_line(error)}); delete it and make it again"
         ) from None
 
 
@@ -231,7 +230,7 @@ def _hash_array(digest: Any, column: pa.ChunkedArray | pa.Array) -> None:
 def _unreadable(path: Path, error: Exception) -> UserError:
     if not path.exists():
         return UserError(f"there is no part {path}")
-    reason = " ".join(str(error).split())[:160]
     return UserError(
-        f"{path} is cut short or no Parquet file ({reason}); delete it and make it again"
+        f"{path} is cut short or no Parquet file ({one_line(error, 160)}); delete it and "
+        "make it again"
     )

@@ -64,12 +64,12 @@ def estimate_memory(recipe: Recipe) -> Memory:
         phases = {phase: parts | cast for phase, parts in phases.items()}
     copies = weights if arithmetic.on_gpu else 2 * _embedding(shape)
     phases["update, optimizer step"] = {"temporary copies": copies}
-    tokens = prompts_of_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
+    tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
     return Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
 
 
-def prompts_of_step(recipe: Recipe) -> int:
+def prompts_per_step(recipe: Recipe) -> int:
     """Prompts of one step, where the data has as many."""
     wanted = recipe.train.prompts_per_step
     return wanted if recipe.data.limit is None else min(wanted, recipe.data.limit)
@@ -89,7 +89,7 @@ def arithmetic_of(settings: ModelSettings) -> Arithmetic:
 def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
     """The phases of a rollout, or of an evaluation where that decodes more side by side."""
     longest_prompt = recipe.data.max_prompt_tokens
-    training = min(prompts_of_step(recipe), recipe.train.part_size)
+    training = min(prompts_per_step(recipe), recipe.train.part_size)
     held_out = min(recipe.eval.limit or PART_SIZE, PART_SIZE)
     sizes = [
         _side_by_side(recipe.sampling, training),
@@ -121,7 +121,7 @@ def _side_by_side(sampling: SamplingSettings, prompts: int) -> tuple[int, int, i
 
 def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
     """The phases of scoring and of an update, one micro-batch after another."""
-    settings, step = recipe.train, prompts_of_step(recipe)
+    settings, step = recipe.train, prompts_per_step(recipe)
     scored = _micro_batch(recipe, min(step, settings.part_size))
     trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)))
     kept = {

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.shards.part import atomic_file
 
 Row = dict[str, Any]
@@ -18,9 +18,9 @@ def _read(path: Path) -> list[Row]:
     try:
         return pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read ({reason}); move it away to go on without the steps before"
+            f"{path} cannot be read ({one_line(error)}); move it away to go on without the "
+            "steps before"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import math
@@ -11,8 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from castctl.errors import UserError
-from castctl.verify.worker import one_line
+from castctl.errors import UserError, one_line
 
 Verifier = Callable[[str, str, str | None], bool | float]
 
@@ -37,6 +37,16 @@ class CustomVerifier:
         if colon:  # a worker may start in another folder
             self.spec = f"{Path(path).expanduser().resolve()}:{name}"
         load_verifier(self.spec)
+
+    @property
+    def version(self) -> str:
+        """The name and, of a file, eight hex digits of its content; of a package, its version."""
+        path, colon, name = self.spec.rpartition(":")
+        if colon:
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+            return f"{Path(path).name}:{name} {digest}"
+        [found, *_] = entry_points(group=_GROUP, name=self.spec)
+        return self.spec if found.dist is None else f"{self.spec} {found.dist.version}"
 
     def __reduce__(self) -> tuple[type[CustomVerifier], tuple[str]]:
         return CustomVerifier, (self.spec,)
@@ -79,7 +89,9 @@ def _from_file(spec: str) -> object:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"verifier.function: {path} does not load: {one_line(error)}") from error
+        raise UserError(
+            f"verifier.function: {path} does not load: {one_line(error, named=True)}"
+        ) from error
     if not hasattr(module, name):
         raise UserError(f"verifier.function: {path} has no function {name!r}")
     return getattr(module, name)
@@ -97,4 +109,6 @@ def _from_entry_point(name: str) -> object:
     try:
         return next(iter(found)).load()
     except Exception as error:
-        raise UserError(f"verifier.function: {name} does not load: {one_line(error)}") from error
+        raise UserError(
+            f"verifier.function: {name} does not load: {one_line(error, named=True)}"
+        ) from error

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from castctl.boxed import Boxed, last_boxed
 from castctl.errors import UserError
 from castctl.verify.custom import CustomVerifier
-from castctl.verify.grader import grade
+from castctl.verify.grader import RULES, grade
 from castctl.verify.pool import CheckPool
-from castctl.verify.spelling import VERSION as SPELLING
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
@@ -51,10 +50,11 @@ class Judgement:
 
 
 def grader_name(settings: VerifierSettings) -> str:
-    """What decides, for the record: the user's function, or math-verify and our spelling rules."""
+    """What decides, for the record: the user's function and its file's hash, or math-verify and
+    the rules around it."""
     if settings.function:
-        return settings.function
-    return f"math-verify {version('math-verify')}, spelling {SPELLING}"
+        return CustomVerifier(settings.function).version
+    return f"math-verify {version('math-verify')}, rules {RULES}"
 
 
 def judging_pool(settings: VerifierSettings) -> CheckPool:

@@ -17,6 +17,9 @@ from castctl.verify.worker import Call, Done, Outcome, Ready, serve
 if TYPE_CHECKING:
     from castctl.recipe import VerifierSettings
 
+OUT_OF_BOUNDS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
+"""How C code ends that runs out of memory or stack; another signal came from outside."""
+
 START_SECONDS = 120.0
 """Longest time a worker may take to start and to load a call's imports."""
 
@@ -106,7 +109,7 @@ class WorkerProcess:
         if code == -signal.SIGALRM:  # its own deadline, where this process was held up
             return self._after_deadline()
         seconds = time.monotonic() - self._started
-        if code is not None and code < 0:  # C code out of memory or stack ends in a signal
+        if code in OUT_OF_BOUNDS:
             return Outcome("timeout", seconds, message=f"the worker died of signal {-code}")
         return Outcome("error", seconds, message=f"the worker died (exit code {code})")
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-VERSION = 1
-"""Goes up where a rule changes: verdicts by other rules are other verdicts."""
-
 _DIGITS = "[0-9]{1,30}"
 _UNSIGNED = rf"(?:{_DIGITS}(?:\.{_DIGITS})?|\.{_DIGITS})"
 _NUMBER = rf"-?{_UNSIGNED}"
+_NO_MORE_DIGITS = r"(?!(?:[., ~]|\{,\}|\\[ ,;:!]){0,9}[0-9])"  # √4 000 is perhaps √4000
 
 _LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
 _GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
@@ -25,13 +23,13 @@ _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<!\\right)\.\Z", ""),  # a full stop; `\right.` ends in none
-        (rf"√({_DIGITS})", r"\\sqrt{\1}"),
-        (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # of brackets: \big( is (
+        (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
+        (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
         (rf"\A\\(?:text|textbf|mathrm|mathbf)\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
         (rf"\A({_NUMBER}) dollars?\Z", r"\1"),
-        (rf"\A(-{_DIGITS}) ?\\?%\Z", r"\1"),
     )
 ]
+_NEGATIVE_PERCENT = re.compile(rf"(-{_DIGITS}) ?\\?%")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
 _SCIENTIFIC = re.compile(
@@ -39,18 +37,33 @@ _SCIENTIFIC = re.compile(
 )
 
 
-def respelled(text: str) -> str:
-    """The answer in a spelling that math-verify reads as it is meant."""
+def spellings(text: str) -> list[str]:
+    """The answer in spellings that math-verify reads as it is meant; any of them may be meant.
+
+    It takes 50\\% for 50 and for 0.5, but -50\\% for -0.5 alone.
+    """
+    text = _respelled(text)
+    match = _NEGATIVE_PERCENT.fullmatch(text)
+    return [text, match[1]] if match else [text]
+
+
+def _respelled(text: str) -> str:
     text = _stripped(text).translate(_SYMBOLS)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if _GROUPED.fullmatch(text):
         return re.sub("[^-0-9]", "", text)
-    if match := _SCIENTIFIC.fullmatch(text):  # as floats, 2.03 times 100 is not 203
-        return f"{Decimal(f'{match[1]}e{match[2] or match[3]}'):f}"
+    if match := _SCIENTIFIC.fullmatch(text):
+        return _exact(Decimal(f"{match[1]}e{match[2] or match[3]}"))
     if (match := _MIXED.fullmatch(text)) and int(match[2]) < int(match[3]):
         return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
     return text
+
+
+def _exact(number: Decimal) -> str:
+    """As an integer or a fraction: math-verify rounds decimals, 2 millionths to none."""
+    top, bottom = number.as_integer_ratio()
+    return str(top) if bottom == 1 else rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _stripped(text: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
 
+from castctl.errors import one_line
+
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -51,7 +53,7 @@ def serve(connection: Connection, memory_bytes: int, timeout: float) -> None:
         except (EOFError, ConnectionError):
             return
         except Exception as error:
-            connection.send(Ready(problem=one_line(error)))
+            connection.send(Ready(problem=one_line(error, named=True)))
             continue
         if loaded is None:
             loaded = _address_space()
@@ -65,19 +67,14 @@ def serve(connection: Connection, memory_bytes: int, timeout: float) -> None:
         connection.send(Done(outcome, worn))
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of at most 500 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
 def _attempt(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
     start = time.perf_counter()
     try:
         value = function(*args)
     except (MemoryError, RecursionError) as error:
-        return Outcome("timeout", time.perf_counter() - start, message=one_line(error))
+        return Outcome("timeout", time.perf_counter() - start, message=one_line(error, named=True))
     except BaseException as error:  # SystemExit too: a verifier must not end the worker
-        return Outcome("error", time.perf_counter() - start, message=one_line(error))
+        return Outcome("error", time.perf_counter() - start, message=one_line(error, named=True))
     return Outcome("value", time.perf_counter() - start, value)
 
 
