@@ -305,7 +305,7 @@ def test_output_made_otherwise(castctl: Cli, step: Path) -> None:
     line = refused(castctl, "score", "--run", str(step), "--temperature", "0.5")
     assert "was sampled at temperature 1, but 0.5 is asked for" in line
     line = refused(castctl, "train", "--from", str(step))
-    assert "is there, from another update; add --overwrite" in line
+    assert "is there, not known to be of this update; add --overwrite" in line
     line = refused(castctl, "rollout", "--run", "a", "--limit", "2", "--step", "1")
     assert "has its prompts already, with another settings.limit (8, now 2)" in line
     castctl("shape", "--run", str(step), "--method", "grpo", "--overwrite")
@@ -331,7 +331,9 @@ def test_the_same_update_is_not_made_twice(castctl: Cli, step: Path) -> None:
     again = castctl("train", "--from", str(step), "--set", "train.keep=best_and_last")
     assert "there already from the same update" in again.stderr
     assert weights.stat().st_mtime_ns == made
-    assert "another update" in refused(castctl, "train", "--from", str(step), "--set", "seed=9")
+    assert "not known to be of this update" in refused(
+        castctl, "train", "--from", str(step), "--set", "seed=9"
+    )
 
 
 def test_a_signal_that_is_missing(castctl: Cli, step: Path) -> None:

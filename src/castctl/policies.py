@@ -38,7 +38,8 @@ def policy_at(run: Run, step: int) -> PolicySource:
         there = ", ".join(str(k) for k in [0, *run.checkpoints()])
         raise UserError(
             f"{run.path} has no checkpoint at the start of step {step}; there are steps {there}. "
-            "Train with train.keep=all to keep every one, or name the weights with --model"
+            "Train with train.keep=all and train.checkpoint_every=1 to keep every one, or name the "
+            "weights with --model"
         )
     return PolicySource(folder, policy_name(run, step))
 

@@ -159,7 +159,8 @@ def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(section)
-        near = difflib.get_close_matches(keys, known, n=1, cutoff=0.6)
+        begun = [key for key in known if key.startswith(keys)]
+        near = begun or difflib.get_close_matches(keys, known, n=1, cutoff=0.6)
         if not near:
             return f"unknown key {keys}; the sections are {', '.join(section.model_fields)}{more}"
         if near[0] == keys:

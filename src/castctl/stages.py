@@ -114,7 +114,9 @@ def train_stage(
     if there.exists() and not overwrite:
         if provenance_of(there) == provenance:
             return there, None
-        raise UserError(f"{there} is there, from another update; add --overwrite to train it again")
+        raise UserError(
+            f"{there} is there, not known to be of this update; add --overwrite to train it again"
+        )
     state = new_state(run, source.load(run.recipe.model), step)
     if (source.folder / STATE_FILE).is_file():
         load_state(source.folder, state.teacher, state.optimizer)

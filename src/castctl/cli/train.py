@@ -115,6 +115,8 @@ def _train(run: "Run") -> None:
         if not run.checkpoints():
             raise
         whole = run.checkpoint(run.checkpoints()[-1])
+        if str(whole) in str(error):  # it is the trouble
+            raise
         raise UserError(f"{error}. The last checkpoint is whole: {whole}") from error
     show(eval_table([("before", trained.before), (f"after {steps} steps", trained.after)]))
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")

@@ -16,6 +16,7 @@ from castctl.progress import Progress
 from castctl.shards.part import Part, content_hash
 from castctl.shards.schema import ADVANTAGES, SCHEMAS, TOKEN_SIGNALS
 from castctl.shards.stage import StepFolder, check_aligned
+from castctl.train.metrics import Metrics
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
 TOKEN_LISTS = [*TOKEN_SIGNALS, "sampler_logprobs", *ADVANTAGES.names[5:]]
@@ -46,6 +47,7 @@ def verify(target: Target, progress: Progress) -> Verification:
                        for step in step_folders(task)]  # fmt: skip
         steps = [StepFolder(run_folder), *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
+        _check_metrics(run_folder / "metrics.parquet", found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)
         _check_json(sorted(run_folder.glob("checkpoints/step-*/castctl.json")), found)
     if target.run is not None and target.run.prompts_folder.parts("prompts"):
@@ -162,6 +164,15 @@ def _check_tensors(file: Path, found: Verification) -> None:
             pass
     except (SafetensorError, OSError) as error:
         found.problems.append(f"{file} does not load ({one_line(error)})")
+
+
+def _check_metrics(file: Path, found: Verification) -> None:
+    if not file.exists():
+        return
+    try:
+        Metrics(file)
+    except UserError as error:
+        found.problems.append(str(error))
 
 
 def _check_json(files: list[Path], found: Verification) -> None:
