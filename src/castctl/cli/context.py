@@ -10,9 +10,9 @@ from typing import Any
 from castctl.errors import UserError
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins, default_recipe_path, load_recipe, read_recipe
-from castctl.report.console import say
+from castctl.report.console import say, tell
 from castctl.runs import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
-from castctl.shards.stage import Shard, parse_shard
+from castctl.shards.stage import Shard, StepFolder, parse_shard
 
 
 class Asked:
@@ -142,6 +142,15 @@ def announce(run: Run, step: int | None = None) -> None:
     recipe = run.recipe
     say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}, "
         f"data {recipe.data.path}")  # fmt: skip
+
+
+def show_step(folder: StepFolder) -> None:
+    """A step's path and its measures: what a stage has to show."""
+    from castctl.measures import measure_step
+    from castctl.report.tables import show, step_table
+
+    tell(str(folder.path))
+    show(step_table(measure_step(folder)))
 
 
 def next_command(command: str) -> None:

@@ -33,46 +33,34 @@ def rollout(
 
     Without --run a new run is made, named METHOD-YYYYMMDD-HHMMSS.
     """
-    from castctl.cli.context import (
-        Asked,
-        announce,
-        next_command,
-        one_step,
-        refuse_scattered_shards,
-        run_and_step,
-        shard_done,
-        shard_of,
-        start_run,
-    )  # fmt: skip
-    from castctl.report.console import progress, tell
+    from castctl.cli import context
+    from castctl.report.console import progress
     from castctl.runs import discarded_if_empty
 
-    share = shard_of(shard)
-    asked = Asked(
+    share = context.shard_of(shard)
+    asked = context.Asked(
         recipe, set_, seed, method,
         model={"path": model, "device": device, "dtype": dtype},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
     )  # fmt: skip
-    refuse_scattered_shards(share, run)
-    refuse_scattered_shards(share, run)
-    name, in_name = run_and_step(run)
-    target = start_run(asked, name)
-    number = one_step(step, in_name) or 0
-    announce(target, number)
+    context.refuse_scattered_shards(share, run)
+    name, in_name = context.run_and_step(run)
+    target = context.start_run(asked, name)
+    number = context.one_step(step, in_name) or 0
+    context.announce(target, number)
 
-    from castctl.measures import measure_step
     from castctl.policies import policy_at
-    from castctl.report.tables import show, step_table
     from castctl.stages import rollout_stage
 
     with discarded_if_empty(target, share):
         source = policy_at(target, number)
         rollout_stage(target, number, source, progress=progress(), shard=share, overwrite=overwrite)
     folder = target.step(number)
-    tell(str(folder.path))
-    show(step_table(measure_step(folder)))
+    context.show_step(folder)
     if share.count > 1:
-        shard_done(share)
+        context.shard_done(share)
     else:
-        next_command("castctl score" if run is None else f"castctl score --run {folder.path}")
+        context.next_command(
+            "castctl score" if run is None else f"castctl score --run {folder.path}"
+        )

@@ -37,30 +37,20 @@ def score(
 
     Computes what --method needs, or the signals named; what is there already is kept.
     """
-    from castctl.cli.context import (
-        Asked,
-        announce,
-        find_run,
-        latest_step,
-        next_command,
-        shard_done,
-        shard_of,
-    )  # fmt: skip
-    from castctl.report.console import progress, tell
+    from castctl.cli import context
+    from castctl.report.console import progress
 
-    share = shard_of(shard)
-    asked = Asked(
+    share = context.shard_of(shard)
+    asked = context.Asked(
         recipe, set_, seed, method,
         model={"path": model, "device": device, "dtype": dtype},
         sampling={"temperature": temperature},
     )  # fmt: skip
-    target, in_name = find_run(run, asked)
-    number = latest_step(target, "rollouts", step, in_name)
-    announce(target, number)
+    target, in_name = context.find_run(run, asked)
+    number = context.latest_step(target, "rollouts", step, in_name)
+    context.announce(target, number)
 
-    from castctl.measures import measure_step
     from castctl.policies import named_policy, policy_at
-    from castctl.report.tables import show, step_table
     from castctl.score import check_signal_names
     from castctl.stages import score_stage
 
@@ -71,11 +61,10 @@ def score(
         target, number, source, wanted, progress=progress(), shard=share, overwrite=overwrite
     )
     folder = target.step(number)
-    tell(str(folder.path))
-    show(step_table(measure_step(folder)))
+    context.show_step(folder)
     where = "" if run is None else f" --run {folder.path}"
     as_method = "" if method is None else f" --method {method}"
     if share.count > 1:
-        shard_done(share)
+        context.shard_done(share)
     else:
-        next_command(f"castctl shape{where}{as_method}")
+        context.next_command(f"castctl shape{where}{as_method}")

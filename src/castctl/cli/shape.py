@@ -25,34 +25,23 @@ def shape(
     At step 0 every answer-free teacher equals the policy, so CAST's gap is zero there and
     its tokens keep their base advantage.
     """
-    from castctl.cli.context import (
-        Asked,
-        announce,
-        find_run,
-        latest_step,
-        next_command,
-        shard_done,
-        shard_of,
-    )  # fmt: skip
-    from castctl.report.console import progress, tell
+    from castctl.cli import context
+    from castctl.report.console import progress
 
-    share = shard_of(shard)
-    target, in_name = find_run(run, Asked(recipe, set_, None, method))
-    number = latest_step(target, "rewards", step, in_name)
-    announce(target, number)
+    share = context.shard_of(shard)
+    target, in_name = context.find_run(run, context.Asked(recipe, set_, None, method))
+    number = context.latest_step(target, "rewards", step, in_name)
+    context.announce(target, number)
 
-    from castctl.measures import measure_step
-    from castctl.report.tables import show, step_table
     from castctl.shape import shape_step
 
     folder = target.step(number)
     shape_step(folder, target.recipe.method, progress=progress(), shard=share, overwrite=overwrite)
-    tell(str(folder.path))
-    show(step_table(measure_step(folder)))
+    context.show_step(folder)
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:
-        shard_done(share)
+        context.shard_done(share)
     elif run is not None and trainable and folder.parts("rollouts"):
-        next_command(f"castctl train --from {folder.path}")
+        context.next_command(f"castctl train --from {folder.path}")
     else:
-        next_command("castctl train --method cast")
+        context.next_command("castctl train --method cast")
