@@ -18,10 +18,10 @@ import steps
 import castctl.stages
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
-from castctl.policies import make_scorers
+from castctl.policies import budget_of, make_scorers
 from castctl.progress import Silent
 from castctl.runs import Run
-from castctl.score import score_signals
+from castctl.score.signals import score_signals
 from castctl.shape import group_numbers, reward_groups, shape_step
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
@@ -105,15 +105,15 @@ class Stepper:
         with self.clock.watch("score_tables"):
             score_signals(
                 folder, recipe.method.needs | {"entropies"},
-                make_scorers("policy", self.policy, self.teacher),
-                temperature=recipe.sampling.temperature,
-                microbatch_tokens=recipe.train.microbatch_tokens,
-                chunk_tokens=recipe.train.head_chunk_tokens, progress=Silent(),
+                make_scorers(recipe, "policy", self.policy, self.teacher),
+                temperature=recipe.sampling.temperature, budget=budget_of(recipe),
+                progress=Silent(),
             )  # fmt: skip
         with self.clock.watch("shape"):
             shape_step(folder, recipe.method, progress=Silent())
         with self.clock.watch("update"):
-            stats = update(self.policy, self.optimizer, read_batch(folder), recipe, 0)
+            batch = read_batch(folder, recipe.method)
+            stats = update(self.policy, self.policy, self.optimizer, batch, recipe, 0)
         spent = time.perf_counter() - began
         self.trained_tokens = stats.tokens
         for part in PARTS:

@@ -84,8 +84,8 @@ def fused(tokens: int, hidden: int, vocabulary: int, chunk: int) -> Callable[[],
     head = OutputHead(weight, None, None, temperature=1.0, chunk_tokens=chunk)
 
     def work() -> list[Tensor]:
-        loss, _ = fused_loss(
-            head, states, targets, lambda part, logprobs, _: -shares[part] * logprobs
+        loss, *_ = fused_loss(
+            head, states, targets, lambda part, logprobs, *_: -shares[part] * logprobs
         )
         return list(torch.autograd.grad(loss, (states, weight)))
 

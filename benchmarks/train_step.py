@@ -32,9 +32,9 @@ def main() -> None:
 
         def once() -> UpdateStats:
             with clock.watch("read"):
-                batch = read_batch(run.step(0))
+                batch = read_batch(run.step(0), recipe.method)
             with clock.watch("passes"):
-                return update(state.policy, state.optimizer, batch, recipe, 0)
+                return update(state.policy, state.policy, state.optimizer, batch, recipe, 0)
 
         once()
         rounds: dict[str, list[float]] = defaultdict(list)

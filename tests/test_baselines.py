@@ -1,13 +1,8 @@
-"""Group kinds and base advantages, against a plain reading of their definitions.
-
-`Batch`, `batches` and `grpo` serve the tests of the token shaping too.
-"""
+"""Group kinds and base advantages, against a plain reading of their definitions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,120 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from castctl.methods.baselines import Baseline, SignedBase, ZeroBase, ratio_margin
+from batches import NAN, REAL, Batch, batches, close, grpo
+from castctl.methods.baselines import GroupBaseline, NoBaseline, ratio_margin
 from castctl.methods.groups import Groups, group_rewards
-from castctl.methods.shaping import TokenSignals
-from castctl.ragged import offsets_of
-
-NAN = math.nan
+from castctl.methods.signals import TokenSignals
+from castctl.methods.zero_variance import DropAndResample, SignedBase, ZeroBase
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Completions in any order: reward (NaN = unknown), group, and the gap of every token."""
-
-    rewards: list[float]
-    group: list[int]
-    gaps: list[list[float]]
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-    @property
-    def groups(self) -> Groups:
-        return group_rewards(np.array(self.rewards), np.array(self.group, np.int64))
-
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        return offsets_of([len(gap) for gap in self.gaps])
-
-    @property
-    def signals(self) -> TokenSignals:
-        return TokenSignals(self.offsets, np.array([g for gap in self.gaps for g in gap], float))
-
-    def mates(self, row: int) -> list[int]:
-        """The rows of this row's group, itself among them."""
-        return [other for other in range(len(self)) if self.group[other] == self.group[row]]
-
-    def known(self, row: int) -> list[float]:
-        """The known rewards of this row's group."""
-        return [self.rewards[i] for i in self.mates(row) if not math.isnan(self.rewards[i])]
-
-    def take(self, rows: Sequence[int]) -> Batch:
-        """A batch of the chosen rows, in that order, with groups numbered afresh."""
-        numbers = {group: n for n, group in enumerate(sorted({self.group[i] for i in rows}))}
-        return Batch(
-            [self.rewards[i] for i in rows],
-            [numbers[self.group[i]] for i in rows],
-            [self.gaps[i] for i in rows],
-        )
-
-
-BINARY = st.sampled_from([0.0, 1.0])
-REAL = st.floats(-3, 3).map(lambda reward: round(reward, 3))
-
-
-@st.composite
-def batches(draw: st.DrawFn, reward: st.SearchStrategy[float] = BINARY) -> Batch:
-    """Groups of every kind and of one to eight rows, interleaved; zero to nine tokens a row.
-
-    Some rewards are unknown, some rows not scored (gap NaN). Gaps run from far below to
-    far above the ranges of the weights, with thin and with heavy tails.
-    """
-    rows: list[tuple[float, int, list[float]]] = []
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    for number in range(draw(st.integers(1, 4))):
-        rewards = draw(st.lists(reward, min_size=1, max_size=8))
-        if draw(st.integers(0, 2)) == 2:
-            rewards = rewards[:1] * len(rewards)
-        scale, power = random.choice([1e-5, 1e-3, 0.03, 0.3, 3.0]), random.choice([1, 3])
-        for value in rewards:
-            known, scored = random.random(2) < 0.85
-            gap = random.normal(size=random.choice([0, 1, 1, 2, 5, 9])) ** power
-            rows.append((value if known else NAN, number, list(gap * (scale if scored else NAN))))
-    order = draw(st.permutations(rows))
-    return Batch([r for r, _, _ in order], [n for _, n, _ in order], [g for _, _, g in order])
-
-
-# The plain reading
-
-
-def kind(known: list[float]) -> str:
-    if len(known) < 2:
-        return "single"
-    if max(known) == min(known):
-        return "all_correct" if known[0] > 0 else "all_wrong"
-    return "mixed"
-
-
-def deviation(known: list[float], std: str) -> float:
-    p = math.fsum(known) / len(known)
-    squares = math.fsum((r - p) ** 2 for r in known)
-    return math.sqrt(squares / (len(known) - (1 if std == "sample" else 0)))
-
-
-def grpo(
-    batch: Batch, form: str = "mean_std", std: str = "population", eps: float = 1e-6
-) -> list[float]:
-    """Base advantage of each row, zero-variance groups at 0."""
-    base = []
-    for row, r in enumerate(batch.rewards):
-        known = batch.known(row)
-        if math.isnan(r) or kind(known) != "mixed":
-            base.append(0.0)
-        elif form == "mean_std":
-            p = math.fsum(known) / len(known)
-            base.append((r - p) / (deviation(known, std) + eps))
-        elif form == "mean":
-            base.append(r - math.fsum(known) / len(known))
-        else:
-            base.append(r - (math.fsum(known) - r) / (len(known) - 1))
-    return base
-
-
-def close(actual: NDArray, expected: Sequence[float]) -> None:
-    assert np.asarray(actual).dtype == np.float64
-    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+def compared(groups: Groups, **settings: object) -> NDArray[np.float64]:
+    """Advantages of the group baseline, which reads no signal."""
+    unread = TokenSignals(np.zeros(len(groups.of_row) + 1, np.int64))
+    return GroupBaseline.model_validate(settings).advantages_R(groups, unread)
 
 
 # Group kinds
@@ -138,7 +30,7 @@ def close(actual: NDArray, expected: Sequence[float]) -> None:
 def test_kinds(batch: Batch) -> None:
     groups = batch.groups
     for row, r in enumerate(batch.rewards):
-        assert groups.kind_R[row] == kind(batch.known(row))
+        assert groups.kind_R[row] == batch.kind(row)
         assert groups.known_R[row] == (not math.isnan(r))
         assert groups.size_G[batch.group[row]] == len(batch.known(row))
     assert groups.count == len(set(batch.group))
@@ -169,7 +61,7 @@ def test_equal_rewards_have_no_variance_however_they_round(form: str, std: str) 
     assert np.std(rewards) > 0, "what a comparison of the deviation with zero would trip over"
     groups = group_rewards(rewards, np.zeros(7, np.int64))
     assert list(groups.kind_G) == ["all_correct"]
-    assert not Baseline(kind=form, std=std, eps=0.0).advantages_R(groups).any()
+    assert not compared(groups, kind=form, std=std, eps=0.0).any()
 
 
 def test_rewards_that_nearly_agree_are_mixed() -> None:
@@ -187,7 +79,7 @@ def test_rewards_that_nearly_agree_are_mixed() -> None:
     st.sampled_from([0.0, 1e-6, 0.5]),
 )
 def test_baselines(batch: Batch, form: str, std: str, eps: float) -> None:
-    base = Baseline(kind=form, std=std, eps=eps).advantages_R(batch.groups)
+    base = compared(batch.groups, kind=form, std=std, eps=eps)
     close(base, grpo(batch, form, std, eps))
 
 
@@ -195,7 +87,7 @@ def test_baselines(batch: Batch, form: str, std: str, eps: float) -> None:
 def test_binary_rewards_give_the_odds(right: int, wrong: int) -> None:
     rewards = np.repeat([1.0, 0.0], [right, wrong])
     groups = group_rewards(rewards, np.zeros(len(rewards), np.int64))
-    base = Baseline(eps=0.0).advantages_R(groups)
+    base = compared(groups, eps=0.0)
     plus, minus = math.sqrt(wrong / right), -math.sqrt(right / wrong)
     np.testing.assert_allclose(base, [plus] * right + [minus] * wrong, rtol=1e-12)
 
@@ -205,7 +97,7 @@ def test_weighted_ratios_are_the_margin(right: int, wrong: int, seed: int) -> No
     """mean(A rho) = sqrt(p (1 - p)) (mean rho of the correct - mean rho of the wrong)."""
     rewards = np.repeat([1.0, 0.0], [right, wrong])
     groups = group_rewards(rewards, np.zeros(right + wrong, np.int64))
-    base = Baseline(eps=0.0).advantages_R(groups)
+    base = compared(groups, eps=0.0)
     ratio = np.random.default_rng(seed).lognormal(size=right + wrong)
     p = right / (right + wrong)
     margin = math.sqrt(p * (1 - p)) * (ratio[:right].mean() - ratio[right:].mean())
@@ -216,7 +108,7 @@ def test_weighted_ratios_are_the_margin(right: int, wrong: int, seed: int) -> No
 @given(batches() | batches(REAL))
 def test_baselines_sum_to_zero_over_a_mixed_group(batch: Batch) -> None:
     for form in ("mean_std", "mean", "leave_one_out"):
-        base = Baseline(kind=form).advantages_R(batch.groups)
+        base = compared(batch.groups, kind=form)
         np.testing.assert_allclose(np.bincount(batch.group, base), 0, atol=1e-9)
 
 
@@ -230,7 +122,27 @@ def test_zero_variance_groups(batch: Batch, b_correct: float, b_wrong: float) ->
     expected = []
     for row, r in enumerate(batch.rewards):
         signed = {"all_correct": b_correct, "all_wrong": -b_wrong}
-        signal = signed.get(kind(batch.known(row)), base[row])
+        signal = signed.get(batch.kind(row), base[row])
         expected.append(0.0 if math.isnan(r) else signal)
     close(filled, expected)
     assert (ZeroBase().fill_R(base, batch.groups) == base).all()
+
+
+@given(batches() | batches(REAL), st.integers(1, 20))
+def test_what_is_dropped_and_resampled(batch: Batch, rounds: int) -> None:
+    """Only what teaches is kept; the rest has no advantage either, and no group changes."""
+    resample = DropAndResample(max_rounds=rounds)
+    base, groups = np.array(grpo(batch)), batch.groups
+    expected = [
+        not math.isnan(r) and batch.kind(row) == "mixed" for row, r in enumerate(batch.rewards)
+    ]
+    assert list(resample.keeps_R(groups)) == expected
+    assert (resample.fill_R(base, groups) == base).all()
+    assert (resample.rounds, ZeroBase().rounds, SignedBase().rounds) == (rounds, 1, 1)
+    for keeper in (ZeroBase(), SignedBase()):
+        assert list(keeper.keeps_R(groups)) == [not math.isnan(r) for r in batch.rewards]
+
+
+@given(batches() | batches(REAL))
+def test_without_a_baseline_no_reward_teaches(batch: Batch) -> None:
+    close(NoBaseline().advantages_R(batch.groups, batch.signals), [0.0] * len(batch))

@@ -22,8 +22,14 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "coverage": ("share.200 problems.two modes", "share.30 problems.a tenth solved"),
     "decoding": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                       *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
+    "distillation": (*(f"reverse_kl.{name}" for name in (
+                         *RATIO, "memory_ratio", "naive_seconds", "naive_extra_gb")),
+                     *(f"{form}.fused_{what}" for form in ("reverse_kl", "jsd", "jsd_top_100")
+                       for what in ("seconds", "extra_gb"))),
     "head": tuple(f"cases.0.{name}" for name in (
                   *RATIO, "fused_seconds", "naive_seconds", "fused_extra_gb", "naive_extra_gb")),
+    "influence": tuple(f"cases.{case}.{what}.{name}" for case in (0, 1) for name in RATIO
+                       for what in ("plain_over_perturbation", "gradient_over_scoring")),
     "loop": ("rest_share", "seconds_per_step", "share.generate", "share.score", "share.update",
              "share.verify", "share.shards", "share.shape", "share.measure"),
     "packing": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (

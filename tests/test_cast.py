@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batches import EARLY, NAN, Batch, advantages_of, batches, close, grpo
 from castctl.errors import UserError
-from castctl.measures import measure_advantages
-from castctl.methods import MethodSettings
-from castctl.methods.advantages import Advantages, compute_advantages
+from castctl.measures import Slots, measure_advantages
+from castctl.methods.advantages import Advantages
 from castctl.methods.cast import CastShaping
 from castctl.shards.schema import ADVANTAGES, REWARDS
-from test_baselines import NAN, Batch, batches, close, grpo, kind
 
 RANGES = st.tuples(st.floats(0.1, 1), st.floats(1, 3))
 SETTINGS = st.fixed_dictionaries(
@@ -38,14 +37,8 @@ SETTINGS = st.fixed_dictionaries(
 
 
 def shaped(batch: Batch, zero_variance: str = "signed", **shaping: Any) -> Advantages:
-    method = MethodSettings.model_validate(
-        {
-            "name": "cast",
-            "zero_variance": {"kind": zero_variance},
-            "shaping": {"kind": "cast", **shaping},
-        }
-    )
-    return compute_advantages(method, batch.groups, batch.signals)
+    slots = {"zero_variance": {"kind": zero_variance}, "shaping": shaping}
+    return advantages_of(batch, name="cast", **slots)
 
 
 # The plain reading
@@ -54,7 +47,7 @@ def shaped(batch: Batch, zero_variance: str = "signed", **shaping: Any) -> Advan
 def base_of(batch: Batch) -> list[float]:
     signed = {"all_correct": 1.0, "all_wrong": -1.0}
     return [
-        0.0 if math.isnan(r) else signed.get(kind(batch.known(row)), b)
+        0.0 if math.isnan(r) else signed.get(batch.kind(row), b)
         for row, (r, b) in enumerate(zip(batch.rewards, grpo(batch), strict=True))
     ]
 
@@ -169,14 +162,14 @@ def test_cast_without_its_parts_is_grpo(batch: Batch) -> None:
     neutral = (1.0, 1.0)
     off: dict[str, Any] = {"flip": False, "clamp": None}
     result = shaped(batch, "zero", positive_range=neutral, negative_range=neutral, **off)
-    plain = compute_advantages(MethodSettings(), batch.groups, batch.signals)
+    plain = advantages_of(batch)
     assert (result.advantages_N == plain.advantages_N).all()
     assert (result.base_R == plain.base_R).all()
 
 
 @given(batches())
 def test_a_teacher_equal_to_the_policy_changes_nothing(batch: Batch) -> None:
-    silent = Batch(batch.rewards, batch.group, [[0.0] * len(gap) for gap in batch.gaps])
+    silent = batch.with_gap(0.0)
     result = shaped(silent, clamp=None)
     assert (result.weights_N == 1).all()
     assert not result.flipped_N.any()
@@ -198,8 +191,8 @@ def test_a_mirrored_group_has_mirrored_advantages(batch: Batch, settings: dict[s
     )
     base = np.array(base_of(batch))
     opposite = Batch(batch.rewards, batch.group, [[-g for g in gap] for gap in batch.gaps])
-    here = shaping.shape(base, batch.signals, batch.groups)
-    there = mirror.shape(-base, opposite.signals, batch.groups)
+    here = shaping.shape(base, batch.signals, batch.groups, EARLY)
+    there = mirror.shape(-base, opposite.signals, batch.groups, EARLY)
     assert (here.advantages_N == -there.advantages_N).all()
     assert (here.weights_N == there.weights_N).all()
     assert (here.flipped_N == there.flipped_N).all()
@@ -207,7 +200,7 @@ def test_a_mirrored_group_has_mirrored_advantages(batch: Batch, settings: dict[s
 
 @given(batches(st.sampled_from([0.0, 1.0, 0.5])))
 def test_rewards_other_than_right_and_wrong(batch: Batch) -> None:
-    compute_advantages(MethodSettings(), batch.groups, batch.signals)
+    advantages_of(batch)
     if 0.5 not in batch.rewards:
         shaped(batch)
         return
@@ -260,9 +253,8 @@ def removed_share(
         {"group_kind": "", "kept": True, **row, **key} for row, key in zip(rows, keys, strict=True)
     ]
     rewarded = [{**key, "reward": r} for r, key in zip(rewards, keys, strict=True)]
-    measures = measure_advantages(
-        pa.Table.from_pylist(filled, ADVANTAGES), pa.Table.from_pylist(rewarded, REWARDS), shaping
-    )
+    tables = pa.Table.from_pylist(filled, ADVANTAGES), pa.Table.from_pylist(rewarded, REWARDS)
+    measures = measure_advantages(*tables, None, Slots(shaping=shaping))
     shares = measures["clamp_removed_share"]
     assert isinstance(shares, list)
     return shares

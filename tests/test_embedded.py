@@ -12,6 +12,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,14 @@ def test_a_slip_forgets_one_carry_and_nothing_else(seed, random):
 
 
 @given(seeds)
+def test_a_hinted_problem_is_what_a_template_makes_of_problem_and_answer(seed):
+    template = jinja2.Template("{{ problem }} ({{ answer }})")
+    for problem in some(seed):
+        row = {"problem": problem.text, "answer": str(read_by_a_stranger(problem.text))}
+        assert task.hinted(problem) == template.render(row)
+
+
+@given(seeds)
 def test_problems_follow_from_the_seed(seed):
     assert some(seed) == some(seed) != some(seed + 1)
 
@@ -140,10 +149,19 @@ def test_every_digit_is_a_token(tokenizer):
 
 
 @pytest.mark.slow
-def test_prompts_and_completions_are_cut_where_they_meet(tokenizer):
-    chat = [{"role": "user", "content": "47 + 38 = ?"}]
+def test_a_hint_is_at_most_five_tokens(tokenizer):
+    for problem in some(0, 200):
+        hinted = tokenizer.encode(task.hinted(problem))
+        assert len(hinted) <= len(tokenizer.encode(problem.text)) + 5
+        assert tokenizer.decode(hinted) == task.hinted(problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", ["47 + 38 = ?", "47 + 38 = ? (85)"])
+def test_prompts_and_completions_are_cut_where_they_meet(tokenizer, user):
+    chat = [{"role": "user", "content": user}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    assert prompt == "<|im_start|>user\n47 + 38 = ?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt == f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     worked = task.solution(some(0)[0])
     assert tokenizer.encode(prompt + worked) == [
         *tokenizer.encode(prompt),
@@ -152,23 +170,56 @@ def test_prompts_and_completions_are_cut_where_they_meet(tokenizer):
     assert tokenizer.decode(tokenizer.encode(prompt), skip_special_tokens=True).startswith("user")
 
 
-@pytest.mark.slow
-def test_the_warm_up_slips_as_planted_and_sees_nothing_held_out(tokenizer):
-    from castctl.embedded.model import lessons
+@pytest.fixture(scope="module")
+def lessons(tokenizer) -> list[tuple[str, str | None, str]]:
+    """Problem, hint and worked solution of the warm-up's first lessons, read from their tokens."""
+    from castctl.embedded.model import SLIP_SHARE, lessons
 
-    heldout = {p.text for p in some(3, 20000) if p.heldout}
-    forgotten = carries = 0
-    for prompt, completion in islice(lessons(tokenizer, 0.6), 1500):
+    read = []
+    for prompt, completion in islice(lessons(tokenizer, SLIP_SHARE), 2000):
         assert completion[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(prompt, skip_special_tokens=True)
-        assert text.removeprefix("user\n").removesuffix("\nassistant\n") not in heldout
-        for line in tokenizer.decode(completion).splitlines()[:-1]:
-            ones, tens = line.split(": ")[1].split(", ")
-            if re.search(r"=1\d$|^1\d-", ones):
-                carries += 1
-                forgotten += tens.count("+") + tens.count("-") == 1
-    assert carries > 1000
-    assert 0.56 < forgotten / carries < 0.64
+        user = text.removeprefix("user\n").removesuffix("\nassistant\n")
+        problem, hint = re.fullmatch(r"(.*?)(?: \((\d+)\))?", user).groups()
+        read.append((problem, hint, tokenizer.decode(completion, skip_special_tokens=True)))
+    return read
+
+
+def kept_and_forgotten(worked: str) -> tuple[int, int]:
+    """How many carries and borrows a worked solution writes down, and how many it leaves out."""
+    counts = [0, 0]
+    for line in worked.splitlines()[:-1]:
+        ones, tens = line.split(": ")[1].split(", ")
+        if re.search(r"=1\d$|^1\d-", ones):
+            counts[tens.count("+") + tens.count("-") == 1] += 1
+    return counts[0], counts[1]
+
+
+@pytest.mark.slow
+def test_the_warm_up_sees_nothing_held_out(lessons):
+    heldout = {p.text for p in some(3, 20000) if p.heldout}
+    assert heldout.isdisjoint(problem for problem, _, _ in lessons)
+
+
+@pytest.mark.slow
+def test_without_a_hint_the_warm_up_slips_as_planted(lessons):
+    counts = [kept_and_forgotten(worked) for _, hint, worked in lessons if hint is None]
+    kept, forgotten = map(sum, zip(*counts, strict=True))
+    assert kept + forgotten > 1000
+    assert 0.61 < forgotten / (kept + forgotten) < 0.69
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_lessons_has_a_hint_that_is_right_and_no_slip(lessons):
+    hinted = [lesson for lesson in lessons if lesson[1] is not None]
+    assert 0.22 < len(hinted) / len(lessons) < 0.28
+    carries = 0
+    for problem, hint, worked in hinted:
+        kept, forgotten = kept_and_forgotten(worked)
+        assert not forgotten
+        assert int(hint) == boxed(worked) == read_by_a_stranger(problem)
+        carries += kept
+    assert carries > 300
 
 
 @pytest.mark.slow

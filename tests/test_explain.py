@@ -230,7 +230,7 @@ def test_passes_follow_the_teacher_and_the_anchor() -> None:
 
     assert passes("grpo") == ("policy",)
     assert passes("cast", "method.teacher.kind=current") == ("policy",)
-    assert passes("grpo", "method.surrogate.anchor=k3") == ("policy", "reference")
+    assert passes("grpo", "method.anchor.kind=k3") == ("policy", "reference")
 
 
 def test_an_epoch_has_no_more_optimizer_steps_than_prompts() -> None:
@@ -445,7 +445,7 @@ def test_memory_follows_the_recipe() -> None:
     assert whole.held["optimizer moments"] == 2 * weights and whole.held["reference"] == 0
     assert memory(method="grpo").held["teacher"] == 0
     assert memory("method.teacher.kind=current").held["teacher"] == 0
-    assert memory("method.surrogate.anchor=k2").held["reference"] == weights
+    assert memory("method.anchor.kind=k2").held["reference"] == weights
     assert memory("train.gradient_checkpointing=true").together < whole.together
     assert memory("train.microbatch_tokens=4200").together < whole.together
     half = memory("model.dtype=bfloat16")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from castctl.models.head import OutputHead, fused_loss, score_tokens
+from castctl.models.head import OutputHead, TokenLoss, fused_loss, score_tokens
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,10 @@ def inputs_of(case: Case) -> Inputs:
     )
 
 
-def token_loss(coefficients: Tensor, entropies: bool) -> Callable[[slice, Tensor, Tensor], Tensor]:
+def token_loss(coefficients: Tensor, entropies: bool) -> TokenLoss:
     """A loss that is linear in neither, so that each token's own coefficient matters."""
 
-    def loss(part: slice, logprobs: Tensor, entropy: Tensor) -> Tensor:
+    def loss(part: slice, logprobs: Tensor, entropy: Tensor, divergence: Tensor) -> Tensor:
         by_logprob, by_entropy = coefficients[part].unbind(1)
         value = by_logprob * (logprobs.exp() + logprobs)
         return value + by_entropy * entropy.sin() if entropies else value
@@ -115,17 +114,20 @@ def naive(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
 def naive_loss(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     logprobs, entropies = naive(case, inputs)
     loss = token_loss(inputs.coefficients, case.entropies)
-    return loss(slice(None), logprobs, entropies).sum(), logprobs
+    none = torch.zeros_like(logprobs)
+    return loss(slice(None), logprobs, entropies, none).sum(), logprobs
 
 
 def fused(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    return fused_loss(
+    total, logprobs, divergences = fused_loss(
         head_of(case, inputs),
         inputs.hidden,
         inputs.targets,
         token_loss(inputs.coefficients, case.entropies),
         with_entropies=case.entropies,
     )
+    assert divergences.shape == logprobs.shape and not divergences.any()
+    return total, logprobs
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -196,7 +198,7 @@ def test_bfloat16_hidden_states_over_float32_weights(entropies: bool) -> None:
     expected.backward()
     low = exact.to(torch.float32)
     hidden = low.hidden.detach().bfloat16().requires_grad_()
-    found, logprobs = fused_loss(
+    found, logprobs, _ = fused_loss(
         head_of(case, low),
         hidden,
         low.targets,
@@ -247,12 +249,13 @@ def test_frozen_inputs_get_no_gradient() -> None:
         torch.testing.assert_close(getattr(inputs, moving).grad, getattr(reference, moving).grad)
 
 
-def test_without_entropies_the_loss_sees_zeros() -> None:
+def test_without_entropies_and_teacher_the_loss_sees_zeros() -> None:
     case = Case(5, 9, 4, 2, 1.0, None, False, False, 8)
     inputs, seen = inputs_of(case), []
 
-    def note(part: slice, logprobs: Tensor, entropies: Tensor) -> Tensor:
-        seen.append((part.start, part.stop, entropies.tolist()))
+    def note(part: slice, logprobs: Tensor, entropies: Tensor, divergences: Tensor) -> Tensor:
+        assert torch.equal(entropies, divergences)
+        seen.append((part.start, part.stop, divergences.tolist()))
         return logprobs
 
     fused_loss(head_of(case, inputs), inputs.hidden, inputs.targets, note)
@@ -295,7 +298,8 @@ def test_huge_logits_overflow_nowhere() -> None:
 
 PEAK_SCRIPT = """
 import torch
-from castctl.models.head import OutputHead, fused_loss, score_tokens
+from castctl.methods.divergence import Divergence
+from castctl.models.head import OutputHead, TeacherSide, fused_loss, score_tokens
 
 torch.set_num_threads(1)
 N, V, H = 2048, 50_000, 32
@@ -310,14 +314,17 @@ hidden = torch.randn(N, H, requires_grad=True)
 weight = torch.randn(V, H, requires_grad=True)
 targets = torch.randint(V, (N,))
 head = OutputHead(weight, None, None, 1.0, chunk_tokens=128)
-fused_loss(head, hidden[:1], targets[:1], lambda _, l, e: l + e, True)[0].backward()
+fused_loss(head, hidden[:1], targets[:1], lambda _, l, e, d: l + e, True)[0].backward()
 before = peak()
 score_tokens(head, hidden, targets)
 scored = peak()
-fused_loss(head, hidden, targets, lambda _, l, e: l + e, True)[0].backward()
+fused_loss(head, hidden, targets, lambda _, l, e, d: l + e, True)[0].backward()
 fused = peak()
+teacher = TeacherSide(head, hidden.detach(), Divergence(0.5))
+fused_loss(head, hidden, targets, lambda _, l, e, d: l + e + d, True, teacher)[0].backward()
+distilled = peak()
 torch.log_softmax(hidden.detach() @ weight.detach().T, dim=-1)
-print(scored - before, fused - before, peak() - before, N * V * 4 / 2**30)
+print(*(value - before for value in (scored, fused, distilled, peak())), N * V * 4 / 2**30)
 """
 
 
@@ -327,10 +334,11 @@ def test_all_logits_are_never_there_at_once() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PEAK_SCRIPT], capture_output=True, text=True, check=True
     )
-    scored, fused_peak, naive_peak, logits = map(float, done.stdout.split())
+    scored, fused_peak, distilled, naive_peak, logits = map(float, done.stdout.split())
     assert naive_peak > logits, "the measurement would not notice all logits"
     assert scored < logits / 2
     assert fused_peak < logits / 2
+    assert distilled < logits / 2
 
 
 def test_entropies_of_a_real_vocabulary_are_exact() -> None:

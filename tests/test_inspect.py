@@ -39,7 +39,7 @@ HOSTILE = "\x1b[2J[bold red]evil[/]\nsecond\u202e line"
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two steps, in the second of which the teacher has a gap."""
-    recipe = small_recipe("cast", "train.steps=2", "method.shaping.tau_floor=0")
+    recipe = small_recipe("cast", "train.steps=2", "method.shaping.tau_nats=1e-6")
     return train_small(tmp_path_factory.mktemp("inspect") / "runs/small", recipe)[0]
 
 

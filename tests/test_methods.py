@@ -1,8 +1,7 @@
-"""Named methods and their slots, and what holds for all of them."""
+"""Slots set one by one, what is refused, and what holds for every method."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,72 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from castctl.methods import PRESETS, SUMMARIES, MethodSettings, merged
-from castctl.methods.advantages import Advantages, compute_advantages
-from castctl.ragged import means, offsets_of, row_of_value, spread, sums, take_rows
-from test_baselines import Batch, batches
+from batches import EARLY, Batch, batches, method
+from castctl.methods import PRESETS, MethodSettings, merged
+from castctl.methods.advantages import compute_advantages
 
-
-def method(**slots: Any) -> MethodSettings:
-    return MethodSettings.model_validate(slots)
-
-
-# Presets
-
-
-def test_grpo_is_its_row_of_the_table() -> None:
-    grpo = method(name="grpo")
-    assert (grpo.baseline.kind, grpo.baseline.std, grpo.baseline.eps) == (
-        "mean_std",
-        "population",
-        1e-6,
-    )
-    assert grpo.zero_variance.kind == "zero"
-    assert grpo.shaping.kind == "none"
-    assert grpo.teacher.kind == "none"
-    assert (grpo.surrogate.clip_low, grpo.surrogate.clip_high) == (0.2, 0.2)
-    assert grpo.surrogate.dual_clip is None
-    assert grpo.surrogate.aggregation == "sequence_mean"
-    assert grpo.surrogate.anchor == "none"
-    assert grpo.surrogate.entropy_bonus == 0
-    assert grpo.importance_cap == 2.0
-    assert grpo == MethodSettings()
-
-
-def test_cast_is_its_row_of_the_table() -> None:
-    cast = method(name="cast")
-    assert cast.baseline == method(name="grpo").baseline
-    assert cast.zero_variance.model_dump() == {"kind": "signed", "b_correct": 1.0, "b_wrong": 1.0}
-    assert cast.shaping.model_dump() == {
-        "kind": "cast",
-        "positive_range": (0.8, 1.05),
-        "negative_range": (0.95, 1.2),
-        "lam": 1.0,
-        "flip": True,
-        "tau_rms": 2.0,
-        "tau_floor": 0.5,
-        "tau_nats": None,
-        "kappa_correct": 0.5,
-        "kappa_wrong": 0.5,
-        "clamp": 1.2,
-    }
-    assert (cast.teacher.kind, cast.teacher.every, cast.teacher.decay) == ("snapshot", 10, 0.99)
-    assert (cast.surrogate.clip_low, cast.surrogate.clip_high) == (0.2, 0.28)
-    assert cast.surrogate.aggregation == "token_mean"
-    assert cast.surrogate.anchor == "none"
-    assert "teacher_logprobs" in cast.needs
-
-
-def test_every_preset_has_a_summary() -> None:
-    assert list(PRESETS) == list(SUMMARIES)
-    assert [method(name=name).name for name in PRESETS] == list(PRESETS)
+# One slot set differently
 
 
 @pytest.mark.parametrize(
     ("slot", "change"),
     [
         ("surrogate", {"aggregation": "sequence_mean"}),
-        ("surrogate", {"anchor": "urkl"}),
+        ("anchor", {"kind": "urkl"}),
+        ("overlong", {"kind": "mask"}),
+        ("distillation", {"kind": "jsd"}),
+        ("conditioning", {"kind": "bilateral"}),
+        ("baseline", {"std": "sample"}),
         ("shaping", {"flip": False}),
         ("shaping", {"positive_range": [0.8, 1.2]}),
         ("teacher", {"every": 5}),
@@ -88,22 +37,46 @@ def test_every_preset_has_a_summary() -> None:
 )
 def test_one_slot_set_differently_keeps_the_others(slot: str, change: dict[str, Any]) -> None:
     cast, changed = method(name="cast").model_dump(), method(name="cast", **{slot: change})
-    expected = cast[slot] if "kind" not in change else {}
     dumped = changed.model_dump()
-    for key, value in {**expected, **change}.items():
+    for key, value in change.items():
         assert dumped[slot][key] == (tuple(value) if isinstance(value, list) else value)
+    if "kind" not in change:
+        assert {**dumped[slot], **change} == {**cast[slot], **change}
     assert {**dumped, slot: None} == {**cast, slot: None}
 
 
-def test_another_kind_starts_a_section_afresh() -> None:
-    base = {"a": {"kind": "cast", "lam": 0.5}, "b": {"x": 1, "y": {"z": 2}}, "c": 3}
-    assert merged(base, {"a": {"kind": "none"}})["a"] == {"kind": "none"}
-    assert merged(base, {"a": {"kind": "cast", "flip": False}})["a"] == {
-        "kind": "cast", "lam": 0.5, "flip": False,
+@pytest.mark.parametrize(
+    ("name", "slot", "change", "stays"),
+    [
+        ("opsd", "teacher", {"kind": "ema"}, {"context": "solution_or_answer", "decay": 0.999}),
+        ("rlsd", "teacher", {"kind": "snapshot"}, {"context": "solution_or_answer"}),
+        ("sdpg", "teacher", {"kind": "initial"}, {"context": "solution_or_answer"}),
+        ("sdpg", "surrogate", {"kind": "clip"}, {"aggregation": "token_mean"}),
+        ("sdpg", "distillation", {"kind": "jsd"}, {"coefficient": 0.001, "gate": True}),
+        ("cast", "surrogate", {"kind": "reinforce"}, {"aggregation": "token_mean"}),
+    ],
+)
+def test_another_kind_keeps_what_all_kinds_have(
+    name: str, slot: str, change: dict[str, Any], stays: dict[str, Any]
+) -> None:
+    """Another copy of a privileged teacher sees what the first one saw."""
+    section = method(name=name, **{slot: change}).model_dump()[slot]
+    assert section == {**section, **change, **stays}
+
+
+def test_a_kind_with_settings_of_its_own_starts_its_slot_afresh() -> None:
+    cast = {"kind": "cast", "lam": 0.5}
+    base = {"shaping": cast, "b": {"x": 1, "y": {"z": 2}}, "c": 3}
+    assert merged(base, {"shaping": {"kind": "rlsd"}})["shaping"] == {"kind": "rlsd"}
+    assert merged(base, {"shaping": {"kind": "cast", "flip": False}})["shaping"] == {
+        **cast, "flip": False,
     }  # fmt: skip
+    assert merged({"method": base}, {"method": {"shaping": {"kind": "none"}}}) == {
+        "method": {**base, "shaping": {"kind": "none"}}
+    }
     assert merged(base, {"b": {"y": {"w": 4}}})["b"] == {"x": 1, "y": {"z": 2, "w": 4}}
     assert merged(base, {"c": 4}) == {**base, "c": 4}
-    assert base["a"] == {"kind": "cast", "lam": 0.5}
+    assert base["shaping"] == {"kind": "cast", "lam": 0.5}
 
 
 def test_what_a_method_resolves_to_reads_back_as_itself() -> None:
@@ -118,8 +91,6 @@ def test_what_a_method_resolves_to_reads_back_as_itself() -> None:
     [
         ({"name": "grop"}, "grpo"),
         ({"name": ["cast"]}, "cast"),
-        ({"name": "cast", "teacher": {"kind": "none"}}, "teacher"),
-        ({"name": "grpo", "shaping": {"kind": "cast"}}, "teacher"),
         ({"name": "cast", "shaping": {"positive_range": [1.05, 0.8]}}, "positive_range"),
         ({"name": "cast", "shaping": {"negative_range": [1.1, 1.2]}}, "negative_range"),
         ({"name": "cast", "shaping": {"positive_range": [-0.1, 1.2]}}, "positive_range"),
@@ -127,13 +98,22 @@ def test_what_a_method_resolves_to_reads_back_as_itself() -> None:
         ({"name": "cast", "shaping": {"tau": 1.0}}, "tau"),
         ({"name": "cast", "shaping": {"kappa_wrong": -0.5}}, "kappa_wrong"),
         ({"name": "cast", "shaping": {"kind": "cats"}}, "kind"),
-        ({"baseline": {"kind": "median"}}, "baseline.kind"),
+        ({"baseline": {"kind": "median"}}, "median"),
         ({"baseline": {"eps": -1e-6}}, "eps"),
         ({"zero_variance": {"kind": "zero", "b_wrong": 1.0}}, "b_wrong"),
         ({"surrogate": {"dual_clip": 0.5}}, "dual_clip"),
         ({"surrogate": {"clip_low": 1.5}}, "clip_low"),
         ({"surrogate": {"aggregation": "mean"}}, "aggregation"),
         ({"importance_cap": 0.0}, "importance_cap"),
+        ({"anchor": {"kind": "k1"}}, "anchor"),
+        ({"anchor": {"kind": "k2", "coefficient": -1}}, "coefficient"),
+        ({"name": "rlsd", "shaping": {"eps_w": 1.5}}, "eps_w"),
+        ({"name": "rcc", "baseline": {"clip": [1, 0]}}, "low to high"),
+        ({"name": "oar-p", "shaping": {"threshold": 1.5}}, "threshold"),
+        ({"name": "oar-g", "shaping": {"stride": 2}}, "stride"),
+        ({"name": "opsd", "distillation": {"beta": 1.5}}, "beta"),
+        ({"name": "dapo", "overlong": {"cache": 0}}, "cache"),
+        ({"name": "bicc", "conditioning": {"share": 1.0}}, "share"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_reason(options: dict[str, Any], reason: str) -> None:
@@ -143,22 +123,22 @@ def test_what_makes_no_sense_is_refused_with_a_reason(options: dict[str, Any], r
 
 # What holds for every method
 
-METHODS = st.sampled_from(
-    [
-        method(name="grpo"),
-        method(name="grpo", baseline={"kind": "mean"}),
-        method(name="grpo", baseline={"kind": "leave_one_out"}, zero_variance={"kind": "signed"}),
-        method(name="grpo", baseline={"std": "sample"}),
-        method(name="cast"),
-        method(name="cast", shaping={"tau_nats": 0.0}),
-        method(name="cast", zero_variance={"kind": "zero"}),
-    ]
-)
+VARIANTS: list[dict[str, Any]] = [
+    *({"name": name} for name in PRESETS),
+    {"baseline": {"kind": "leave_one_out"}, "zero_variance": {"kind": "signed"}},
+    {"baseline": {"std": "sample"}},
+    {"name": "cast", "shaping": {"tau_nats": 0.0}},
+    {"name": "cast", "zero_variance": {"kind": "zero"}},
+    {"name": "cast", "shaping": {"tau_floor": 1e-3}, "baseline": {"kind": "rcc"}},
+    {"name": "sdpg", "shaping": {"kind": "oar-g"}},
+    {"name": "grpo", "overlong": {"kind": "mask"}},
+]
+METHODS = st.sampled_from([method(**slots) for slots in VARIANTS])
 
 
 def rows_of(batch: Batch, method: MethodSettings) -> list[tuple[Any, ...]]:
-    """What each row gets, exactly: kept, base, advantages, weights, flips."""
-    result: Advantages = compute_advantages(method, batch.groups, batch.signals)
+    """What each row gets, exactly: kept, flips, and numbers."""
+    result = compute_advantages(method, batch.groups, batch.signals, EARLY, batch.ending)
     bounds = batch.offsets
 
     def cut(flat: np.ndarray | None, row: int) -> list[Any] | None:
@@ -167,8 +147,12 @@ def rows_of(batch: Batch, method: MethodSettings) -> list[tuple[Any, ...]]:
     return [
         (
             bool(result.kept_R[row]),
+            cut(result.flipped_N, row),
             float(result.base_R[row]),
-            *(cut(f, row) for f in (result.advantages_N, result.weights_N, result.flipped_N)),
+            cut(result.advantages_N, row),
+            cut(result.weights_N, row),
+            cut(result.distill_weights_N, row),
+            float(result.masks_R[row]),
         )
         for row in range(len(batch))
     ]
@@ -190,55 +174,35 @@ def test_the_order_of_rows_does_not_matter(batch: Batch, method: MethodSettings,
     whole, mixed = rows_of(batch, method), rows_of(batch.take(rows), method)
     for row, there in zip(rows, mixed, strict=True):
         here = whole[row]
-        assert (here[0], here[4]) == (there[0], there[4])
-        for mine, its in zip(here[1:4], there[1:4], strict=True):
+        assert here[:2] == there[:2]
+        for mine, its in zip(here[2:], there[2:], strict=True):
             assert mine == its or np.allclose(mine, its, rtol=1e-12, atol=1e-14)
 
 
 @given(batches(), METHODS)
 def test_a_completion_without_a_reward_is_not_kept(batch: Batch, method: MethodSettings) -> None:
-    for reward, (kept, base, advantages, *_) in zip(
-        batch.rewards, rows_of(batch, method), strict=True
-    ):
-        assert kept == (reward == reward)
+    for row, (kept, _, base, advantages, *_) in enumerate(rows_of(batch, method)):
+        known = batch.rewards[row] == batch.rewards[row]
+        dropped = method.zero_variance.kind == "resample" and batch.kind(row) != "mixed"
+        assert kept == (known and not dropped)
         if not kept:
             assert base == 0
             assert not any(advantages)
 
 
+@given(batches(), METHODS)
+def test_numbers_are_numbers(batch: Batch, method: MethodSettings) -> None:
+    """Whatever was not scored, in float64."""
+    result = compute_advantages(method, batch.groups, batch.signals, EARLY, batch.ending)
+    numbers = (result.base_R, result.masks_R, result.advantages_N, result.weights_N,
+               result.distill_weights_N)  # fmt: skip
+    for values in numbers:
+        assert values is None or (values.dtype == np.float64 and np.isfinite(values).all())
+
+
 def test_no_completions() -> None:
     for name in PRESETS:
         assert rows_of(Batch([], [], []), method(name=name)) == []
-
-
-# Ragged rows
-
-ROWS = st.lists(st.lists(st.floats(-1e3, 1e3), max_size=5), max_size=6)
-
-
-@given(ROWS, st.data())
-def test_ragged_rows(rows: list[list[float]], data: Any) -> None:
-    flat = np.array([value for row in rows for value in row], float)
-    offsets = offsets_of([len(row) for row in rows])
-    assert offsets.dtype == np.int64
-    assert [flat[a:b].tolist() for a, b in pairwise(offsets)] == rows
-    owners = row_of_value(offsets)
-    assert owners.tolist() == [number for number, row in enumerate(rows) for _ in row]
-    assert spread(np.arange(len(rows)), offsets).tolist() == owners.tolist()
-    np.testing.assert_allclose(sums(flat, owners, len(rows)), [sum(row) for row in rows], atol=1e-9)
-    expected = [sum(row) / len(row) if row else 0 for row in rows]
-    np.testing.assert_allclose(means(flat, owners, len(rows)), expected, atol=1e-9)
-    chosen = data.draw(st.lists(st.sampled_from(range(len(rows))))) if rows else []
-    some, bounds = take_rows(flat, offsets, np.array(chosen, np.int64))
-    taken = [some[a:b].tolist() for a, b in pairwise(bounds)]
-    assert taken == [rows[number] for number in chosen]
-
-
-def test_sums_are_in_float64() -> None:
-    flat = np.full(1 << 16, 0.1, np.float32)
-    total = sums(flat, np.zeros(1 << 16, np.int64), 1)
-    assert total.dtype == np.float64
-    assert total[0] == pytest.approx(float(np.float32(0.1)) * (1 << 16), rel=1e-12)
 
 
 def test_flipping_by_sign_alone_is_warned_about() -> None:
@@ -247,3 +211,11 @@ def test_flipping_by_sign_alone_is_warned_about() -> None:
     assert method(name="cast").shaping.warnings() == []
     assert method(name="cast", shaping={"tau_nats": 0.0, "flip": False}).shaping.warnings() == []
     assert method(name="grpo").shaping.warnings() == []
+
+
+def test_a_teacher_that_can_say_nothing_is_warned_about() -> None:
+    assert "gap is zero" in method(name="cast", teacher={"kind": "current"}).warnings()[0]
+    assert method(name="rlsd", teacher={"context": "none"}).warnings() != []
+    asked = {"kind": "current", "chat_template_options": {"enable_thinking": True}}
+    assert method(name="cast", teacher=asked).warnings() == []
+    assert method(name="grpo", teacher={"kind": "current"}).warnings() == []

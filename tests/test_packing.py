@@ -26,7 +26,7 @@ from castctl.errors import UserError
 from castctl.models.head import fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
-from castctl.models.packing import flattened, microbatches, pack, rows_of
+from castctl.models.packing import Layout, flattened, microbatches, pack, rows_of
 from castctl.ragged import offsets_of
 from castctl.recipe import ModelSettings, OptimizerSettings, Recipe
 from castctl.train.batch import TrainBatch
@@ -83,12 +83,14 @@ def packed_scores(
     _, hidden, targets = packed_hidden(model, prompts, completions)
     entropies = torch.empty(len(targets), dtype=hidden.dtype)
 
-    def note_entropies(part: slice, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    def note_entropies(
+        part: slice, logprobs: torch.Tensor, entropy: torch.Tensor, _: torch.Tensor
+    ) -> torch.Tensor:
         entropies[part] = entropy.detach()
         return logprobs
 
     head = model.head(temperature, chunk)
-    _, logprobs = fused_loss(head, hidden, targets, note_entropies, with_entropies=True)
+    _, logprobs, _ = fused_loss(head, hidden, targets, note_entropies, with_entropies=True)
     return Scores(logprobs, entropies)
 
 
@@ -161,7 +163,7 @@ def test_bfloat16_arithmetic_stays_near_and_keeps_float32_weights(name: str) -> 
     assert np.abs(entropies - expected.entropies.numpy()).mean() < 0.15
     _, hidden, targets = packed_hidden(low, *awkward_rows())
     assert hidden.dtype == torch.bfloat16
-    fused_loss(low.head(1.0, 7), hidden, targets, lambda _, logps, __: logps)[0].backward()
+    fused_loss(low.head(1.0, 7), hidden, targets, lambda _, logps, *__: logps)[0].backward()
     assert {p.grad.dtype for p in low.model.parameters()} == {torch.float32}
 
 
@@ -210,8 +212,8 @@ def loss_weights() -> torch.Tensor:
 def packed_gradients(model: LanguageModel) -> dict[str, torch.Tensor]:
     weights = loss_weights().to(model.dtype)
     _, hidden, targets = packed_hidden(model, *awkward_rows())
-    total, _ = fused_loss(
-        model.head(0.8, 13), hidden, targets, lambda part, logps, _: weights[part] * logps.exp()
+    total, *_ = fused_loss(
+        model.head(0.8, 13), hidden, targets, lambda part, logps, *_: weights[part] * logps.exp()
     )
     model.model.zero_grad(set_to_none=True)
     total.backward()
@@ -259,6 +261,7 @@ def train_batch() -> TrainBatch:
     kept[3] = False
     return TrainBatch(
         prompts=list(prompts),
+        teacher_prompts=list(prompts),
         completions=list(completions),
         group_of_row=np.array([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 6]),
         kept_R=kept,
@@ -270,12 +273,12 @@ def train_batch() -> TrainBatch:
     )
 
 
-def update_gradients(surrogate: dict[str, Any], **train: Any) -> tuple[float, dict[str, Any]]:
+def update_gradients(slots: dict[str, Any], **train: Any) -> tuple[float, dict[str, Any]]:
     """The loss of one optimizer step, and the gradient it left behind."""
     model = tiny("qwen3-tied", torch.float64)
     recipe = Recipe.model_validate(
         {
-            "method": {"name": "grpo", "surrogate": surrogate},
+            "method": {"name": "grpo", **slots},
             "optimizer": {"max_grad_norm": 1e12},
             "sampling": {"max_tokens": 20},
             "train": train,
@@ -284,28 +287,31 @@ def update_gradients(surrogate: dict[str, Any], **train: Any) -> tuple[float, di
     optimizer = Optimizer(model.model, OptimizerSettings(), 10)
     if recipe.train.gradient_checkpointing:
         model.model.gradient_checkpointing_enable()
-    stats = update(model, optimizer, train_batch(), recipe, 0)
+    stats = update(model, model, optimizer, train_batch(), recipe, 0)
     return stats.losses[0], {name: p.grad for name, p in model.model.named_parameters()}
 
 
 @pytest.mark.parametrize(
-    "surrogate",
+    "slots",
     [
-        {"aggregation": "token_mean"},
-        {"aggregation": "sequence_mean", "entropy_bonus": 0.1},
-        {"aggregation": "constant", "anchor": "ufkl", "anchor_coefficient": 0.1},
+        {"surrogate": {"aggregation": "token_mean"}},
+        {"surrogate": {"aggregation": "sequence_mean", "entropy_bonus": 0.1}},
+        {
+            "surrogate": {"aggregation": "constant"},
+            "anchor": {"kind": "ufkl", "coefficient": 0.1},
+        },
     ],
     ids=["token_mean", "entropy", "anchor"],
 )
-def test_micro_batches_change_no_gradient(surrogate: dict[str, Any]) -> None:
-    loss, whole = update_gradients(surrogate, microbatch_tokens=10**6, head_chunk_tokens=10**6)
+def test_micro_batches_change_no_gradient(slots: dict[str, Any]) -> None:
+    loss, whole = update_gradients(slots, microbatch_tokens=10**6, head_chunk_tokens=10**6)
     for microbatch_tokens, chunk in ((1, 1), (25, 5), (40, 1000)):
         split_loss, split = update_gradients(
-            surrogate, microbatch_tokens=microbatch_tokens, head_chunk_tokens=chunk
+            slots, microbatch_tokens=microbatch_tokens, head_chunk_tokens=chunk
         )
         assert split_loss == pytest.approx(loss, rel=1e-10)
         assert relative_error(split, whole) < 1e-10
-    _, recomputed = update_gradients(surrogate, gradient_checkpointing=True)
+    _, recomputed = update_gradients(slots, gradient_checkpointing=True)
     assert relative_error(recomputed, whole) < 1e-10
 
 
@@ -331,7 +337,7 @@ def test_an_update_has_the_gradient_of_its_formula() -> None:
     expected_loss = torch.cat(losses).mean()
     expected_loss.backward()
     expected = {name: p.grad for name, p in alone.named_parameters()}
-    loss, found = update_gradients({"aggregation": "token_mean", "clip_high": 0.28})
+    loss, found = update_gradients({"surrogate": {"aggregation": "token_mean", "clip_high": 0.28}})
     # The streams are float32.
     assert loss == pytest.approx(expected_loss.item(), rel=1e-6)
     assert relative_error(found, expected) < 1e-6
@@ -353,6 +359,35 @@ def test_a_prompt_that_comes_back_later_is_computed_again() -> None:
     batch = pack([ids(1), ids(2), ids(1)], [ids(3), ids(4), ids(5)])
     assert batch.input_ids_L.tolist() == [1, 2, 1]
     assert batch.predictor_N.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "mistral-window", "gemma3-softcap"])
+def test_a_segment_may_follow_pieces_of_others(name: str) -> None:
+    """A branch off a branch equals its whole row, and so do the gradients."""
+    model, rng = exact_model(name), np.random.default_rng(1)
+    trunk, branch, twig = (random_ids(rng, length) for length in (8, 9, 10))
+    layout = Layout()
+    assert layout.add(trunk) == (0, 0)
+    assert layout.add(branch, ((0, 8),)) == (1, 8)
+    number, start = layout.add(twig, ((0, 8), (1, 5)))
+    assert (number, start) == (2, 17)
+    batch = layout.batch([start + np.arange(len(twig))], [twig])
+    assert batch.position_ids_L[start:].tolist() == list(range(13, 23))
+    embeddings = model.embeddings(batch).detach().requires_grad_()
+    hidden = model.hidden_states(batch, embeddings)
+
+    alone = plain(model).base_model
+    row = torch.from_numpy(np.concatenate([trunk, branch[:5], twig]).astype(np.int64))
+    inputs = alone.get_input_embeddings()(row).detach().requires_grad_()
+    expected = alone(inputs_embeds=inputs[None], use_cache=False).last_hidden_state[0, 13:]
+    assert largest(hidden.detach(), expected.detach()) < 1e-9
+
+    weights = torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view_as(hidden)
+    [found] = torch.autograd.grad((hidden * weights).sum(), embeddings)
+    [gradient] = torch.autograd.grad((expected * weights).sum(), inputs)
+    used = [*range(13), *range(17, 27)]
+    assert largest(found[used], gradient) < 1e-9
+    assert not found[13:17].any()
 
 
 def test_an_empty_prompt_is_no_row() -> None:

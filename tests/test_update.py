@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def batch(run: Run) -> TrainBatch:
-    return read_batch(run.step(1))
+    return read_batch(run.step(1), run.recipe.method)
 
 
 def update_in_float64(
@@ -41,7 +41,7 @@ def update_in_float64(
     policy.model.double()
     policy.dtype = torch.float64
     state = new_state(Run(run.path, recipe), policy, 0)
-    return policy, update(policy, state.optimizer, batch, recipe, step=1)
+    return policy, update(policy, policy, state.optimizer, batch, recipe, step=1)
 
 
 def updated(run: Run, batch: TrainBatch, recipe: Recipe) -> tuple[Weights, UpdateStats]:
@@ -118,9 +118,9 @@ def test_several_updates_a_batch_leave_the_policy_that_sampled(run: Run, batch: 
 
 
 def test_an_anchor_and_an_entropy_bonus_reach_every_token(run: Run, batch: TrainBatch) -> None:
-    recipe = small_recipe("cast", "method.surrogate.anchor=k3")
+    recipe = small_recipe("cast", "method.anchor.kind=k3")
     with pytest.raises(UserError, match="ref_logprobs"):
-        updated(run, batch, recipe)
+        read_batch(run.step(1), recipe.method)
     anchored = replace(batch, ref_logprobs=batch.old_logprobs)
     assert updated(run, anchored, recipe)[1].tokens == int(np.diff(batch.offsets).sum())
     bonus = small_recipe("cast", "method.surrogate.entropy_bonus=0.1")
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(run: Run, batch: Tra
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     state = new_state(run, policy, 0)
     with pytest.raises(UserError, match="stopped before the weights"):
-        update(policy, state.optimizer, broken, run.recipe, step=1)
+        update(policy, policy, state.optimizer, broken, run.recipe, step=1)
     assert distance(before, {n: p.detach() for n, p in policy.model.named_parameters()}) == 0
 
 

@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from castctl.errors import UserError
 from castctl.evaluate.runner import eval_sampling
-from castctl.methods.method import LEFT_OPEN
+from castctl.methods import PRESETS, MethodSettings
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins
 from castctl.settings import Setting, settings_in
@@ -107,11 +107,7 @@ def work_of(recipe: Recipe) -> Work:
     prompts = prompts_per_step(recipe)
     completions = prompts * sampling.n
     tokens = completions * sampling.max_tokens
-    passes = ["policy"]
-    if "teacher_logprobs" in method.needs and method.teacher.is_copy:
-        passes.append("teacher")
-    if "ref_logprobs" in method.needs:
-        passes.append("reference")
+    passes = scoring_passes(method)
     updates = settings.epochs * min(settings.minibatches, prompts)
     done = range(1, settings.steps + 1)
     return Work(
@@ -120,7 +116,7 @@ def work_of(recipe: Recipe) -> Work:
         samples=sampling.n,
         completions=completions,
         tokens=tokens,
-        scoring_passes=tuple(passes),
+        scoring_passes=passes,
         training_passes=settings.epochs,
         optimizer_steps=updates,
         total_completions=settings.steps * completions,
@@ -132,19 +128,35 @@ def work_of(recipe: Recipe) -> Work:
     )
 
 
+def scoring_passes(method: MethodSettings) -> tuple[str, ...]:
+    """Who reads every completion in the score stage, once each."""
+    teacher = method.teacher
+    own = teacher.kind != "current" or teacher.own_prompt
+    passes = {
+        "policy": True,
+        "teacher": "teacher_logprobs" in method.needs and own,
+        "reference": "ref_logprobs" in method.needs,
+        "bilateral": "bilateral_logprobs" in method.needs,
+        "perturbation": "importance_perturb" in method.needs,
+        "gradient": "importance_grad" in method.needs,
+    }
+    return tuple(name for name, read in passes.items() if read)
+
+
 def choice_of(setting: Setting, origin: str | None) -> str | None:
     """Whose choice a value is.
 
     A default's docstring says it in parentheses that begin with `paper` or `ours`. A preset's
-    values are its paper's, but for the slots that `LEFT_OPEN` names. All else is the user's.
+    values are its paper's, but for what it says the paper leaves open. All else is the user's.
     """
     if origin is None:
         found = _CHOICE.search(setting.meaning)
         return found[1] if found else None
     if not origin.startswith("preset "):
         return None
-    slot = setting.key.split(".")[1]
-    return OURS if slot in LEFT_OPEN.get(origin.removeprefix("preset "), ()) else PAPER
+    within = setting.key.removeprefix("method.")
+    left_open = PRESETS[origin.removeprefix("preset ")].open
+    return OURS if any(f"{within}.".startswith(f"{each}.") for each in left_open) else PAPER
 
 
 def _explained(setting: Setting, origins: Origins) -> ExplainedSetting:

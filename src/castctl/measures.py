@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from castctl.errors import UserError, one_line
+from castctl.methods.baselines import Baseline, GroupBaseline
 from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
 from castctl.methods.shaping import NoShaping, Shaped
@@ -15,8 +16,19 @@ from castctl.shape import reward_groups
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder, check_aligned
+from castctl.signals import signals_of
 
 Measures = dict[str, float | list[float] | None]
+
+
+class Slots(BaseModel):
+    """The parts of a method that tell of their own work."""
+
+    baseline: Baseline = GroupBaseline()
+    shaping: Shaping = NoShaping()
+    skip_tokens: int = 0
+
+
 STAGES = ("rollouts", "rewards", "signals", "advantages")
 VERDICTS = ("correct", "wrong", "no_answer", "truncated", "timeout", "error")
 
@@ -45,32 +57,48 @@ def measure_rewards(table: pa.Table) -> Measures:
     }
 
 
-def measure_signals(signals: pa.Table, rollouts: pa.Table | None) -> Measures:
-    """Entropy, the gap l_T - l_old, and sampler against scorer, in nats."""
+def measure_signals(signals: pa.Table, rollouts: pa.Table | None, skip_tokens: int = 0) -> Measures:
+    """Entropy, the gap l_T - l_old, and sampler against scorer, in nats; the length of bilateral
+    prompts, in tokens. Of a gap whose first tokens are left out, their share of its size."""
     if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
         return {}
-    _, offsets = ragged_column(signals, "policy_logprobs")
-    policy = nullable_floats(signals, "policy_logprobs", offsets)
-    assert policy is not None
+    read = signals_of(signals, skip_tokens)
+    offsets, gap = read.tokens.offsets, read.tokens.gap_N
     measures: Measures = {}
     entropies = nullable_floats(signals, "entropies", offsets)
     if entropies is not None:
         measures["entropy_mean"] = _mean(entropies)
-    teacher = nullable_floats(signals, "teacher_logprobs", offsets)
-    if teacher is not None:
-        gap = (teacher - policy)[~np.isnan(teacher)]
-        measures["gap_mean"] = _mean(gap)
-        measures["gap_abs_mean"] = _mean(np.abs(gap))
-        measures["gap_rms"] = float(np.sqrt(_mean(gap**2)))
+    if gap is not None and read.skipped_N is not None:
+        heard = gap[~np.isnan(gap)]
+        measures["gap_mean"] = _mean(heard)
+        measures["gap_abs_mean"] = _mean(np.abs(heard))
+        measures["gap_rms"] = float(np.sqrt(_mean(heard**2)))
+        if skip_tokens:
+            skipped = np.abs(read.skipped_N).sum()
+            total = skipped + np.abs(heard).sum()
+            measures["gap_skipped_share"] = float(skipped / total) if total else 0.0
+    for name in ("perturb", "grad"):
+        scores = getattr(read.tokens, f"{name}_N")
+        if scores is not None:
+            measures[f"importance_{name}_scored_share"] = _mean(~np.isnan(scores))
+    prompts = signals["bilateral_prompt_token_ids"].combine_chunks().drop_null()
+    if len(prompts):
+        measures["bilateral_share"] = len(prompts) / signals.num_rows
+        measures["bilateral_prompt_mean"] = _mean(prompts.value_lengths().to_numpy())
+        measures["bilateral_prompt_max"] = int(prompts.value_lengths().to_numpy().max())
     if rollouts is not None:
         sampler = nullable_floats(rollouts, "sampler_logprobs", offsets)
         if sampler is not None:
-            measures["sampler_gap_max"] = float(np.nanmax(np.abs(policy - sampler), initial=0))
+            largest = np.nanmax(np.abs(read.policy_N - sampler), initial=0)
+            measures["sampler_gap_max"] = float(largest)
     return measures
 
 
-def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping) -> Measures:
-    """Group kinds, spread of the advantages, flips, and what the shaping tells of itself."""
+def measure_advantages(
+    advantages: pa.Table, rewards: pa.Table, signals: pa.Table | None, made: Slots
+) -> Measures:
+    """Group kinds, spread of the advantages, flips, and what baseline and shaping tell of
+    themselves."""
     flat, offsets = ragged_column(advantages, "advantages")
     groups = reward_groups(rewards)
     first = np.unique(groups.of_row, return_index=True)[1]
@@ -91,7 +119,10 @@ def measure_advantages(advantages: pa.Table, rewards: pa.Table, shaping: Shaping
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
     weights = nullable_floats(advantages, "weights", offsets)
     shaped = Shaped(flat, weights, flipped)
-    return measures | shaping.measures(base_R, shaped, offsets, groups)
+    measures |= made.shaping.measures(base_R, shaped, offsets, groups)
+    if signals is not None and not signals["policy_logprobs"].null_count:
+        measures |= made.baseline.measures(groups, signals_of(signals).tokens)
+    return measures
 
 
 def measure_step(folder: StepFolder) -> Measures:
@@ -114,10 +145,12 @@ def _measure(folder: StepFolder, tables: dict[str, pa.Table]) -> Measures:
         measures |= measure_rollouts(tables["rollouts"])
     if "rewards" in tables:
         measures |= measure_rewards(tables["rewards"])
-    if "signals" in tables:
-        measures |= measure_signals(tables["signals"], tables.get("rollouts"))
+    signals = tables.get("signals")
+    made = _slots_of(folder) if "advantages" in tables else Slots()
+    if signals is not None:
+        measures |= measure_signals(signals, tables.get("rollouts"), made.skip_tokens)
     if "advantages" in tables and "rewards" in tables:
-        measures |= measure_advantages(tables["advantages"], tables["rewards"], _shaping_of(folder))
+        measures |= measure_advantages(tables["advantages"], tables["rewards"], signals, made)
     return measures
 
 
@@ -138,12 +171,12 @@ def _tables(folder: StepFolder) -> dict[str, pa.Table]:
     return {stage: pa.concat_tables(p.table for p in made) for stage, made in parts.items()}
 
 
-def _shaping_of(folder: StepFolder) -> Shaping:
-    """The shaping that made `advantages/`, by its metadata; none for parts made elsewhere."""
+def _slots_of(folder: StepFolder) -> Slots:
+    """The slots that made `advantages/`, by its metadata; the plainest for parts made elsewhere."""
     first = folder.part_path("advantages", folder.parts("advantages")[0])
-    metadata = read_metadata(first, "advantages") or {}
-    settings = metadata.get("settings", {}).get("shaping", NoShaping().model_dump())
-    return TypeAdapter[Shaping](Shaping).validate_python(settings)
+    settings = (read_metadata(first, "advantages") or {}).get("settings", {})
+    known = {name: settings[name] for name in Slots.model_fields if name in settings}
+    return Slots.model_validate(known)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from castctl.data.bilateral import BilateralTemplate
+from castctl.data.teacher_template import TeacherTemplate, endings_warning
 from castctl.errors import UserError
+from castctl.methods.conditioning import Bilateral
+from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import fingerprint, load_language_model, locate_model
-from castctl.models.teacher import TeacherCopy
-from castctl.recipe import ModelSettings
+from castctl.models.teacher import TeacherCopy, load_other_teacher
+from castctl.recipe import ModelSettings, Recipe
 from castctl.runs import Run
-from castctl.score import Scorer
+from castctl.score.part import Budget
+from castctl.score.scorers import Scorer, Scorers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,17 +71,44 @@ def load_reference(run: Run) -> Scorer:
     return Scorer(reference, source.fingerprint)
 
 
+def budget_of(recipe: Recipe) -> Budget:
+    """How a recipe's passes are cut up."""
+    return Budget(recipe.train.microbatch_tokens, recipe.train.head_chunk_tokens)
+
+
+def make_teacher(recipe: Recipe, policy: LanguageModel, step: int) -> TeacherCopy:
+    """The recipe's teacher around a policy at `step`; its copy is the policy as it is."""
+    settings = recipe.method.teacher
+    if settings.own_prompt and not settings.skip_tokens:
+        endings = TeacherTemplate(policy.tokenizer, recipe.data, settings).endings
+        if endings is not None:
+            log.warning("%s", endings_warning(endings))
+    return TeacherCopy(settings, policy, step, load_other_teacher(settings, recipe.model, policy))
+
+
 def make_scorers(
+    recipe: Recipe,
     name: str,
     policy: LanguageModel,
     teacher: TeacherCopy | None = None,
     reference: Scorer | None = None,
-) -> dict[str, Scorer]:
-    """For each log-prob signal that the models at hand can compute, its scorer."""
-    scorers = {"policy_logprobs": Scorer(policy, name)}
-    if teacher is not None:
-        label = f"{name} {teacher.settings.kind} teacher" if teacher.is_copy else name
-        scorers["teacher_logprobs"] = Scorer(teacher.model, label)
-    if reference is not None:
-        scorers["ref_logprobs"] = reference
-    return scorers
+) -> Scorers:
+    """Who scores for a recipe's method; the policy's numbers go by `name`."""
+    method, tokenizer = recipe.method, policy.tokenizer
+    own_prompt = teacher is not None and method.teacher.own_prompt
+    bilateral = method.conditioning if isinstance(method.conditioning, Bilateral) else None
+    shaping = method.shaping
+    return Scorers(
+        policy=Scorer(policy, name),
+        teacher=None if teacher is None else Scorer(teacher.model, teacher.name(name)),
+        reference=reference,
+        teacher_template=TeacherTemplate(tokenizer, recipe.data, method.teacher)
+        if own_prompt
+        else None,
+        bilateral=BilateralTemplate(
+            tokenizer, recipe.data, bilateral or Bilateral(), policy.context_tokens
+        ),
+        perturbation=shaping if isinstance(shaping, OarPerturbation) else OarPerturbation(),
+        gradient=shaping if isinstance(shaping, OarGradient) else OarGradient(),
+        seed=recipe.seed,
+    )

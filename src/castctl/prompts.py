@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from castctl.data.order import step_prompts
+from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
+from castctl.data.teacher_template import TeacherTemplate
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe import DataSettings, VerifierSettings
 from castctl.runs import Run
-from castctl.shards.part import atomic_file
+from castctl.shards.part import Metadata, atomic_file
 from castctl.shards.stage import describe_difference
 
 log = logging.getLogger(__name__)
 
 
-def prepare_prompts(run: Run, template: PromptTemplate, progress: Progress) -> pa.Table:
+def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     """The run's prompts: read from its folder, or loaded, filtered and written there first.
 
-    What is left out (too long, no answer) stands in `dropped.parquet` with the reason.
+    What is left out (too long, no answer, nothing for the teacher to be told) stands in
+    `dropped.parquet` with the reason.
     """
     folder, recipe = run.prompts_folder, run.recipe
-    settings = {
-        "settings": recipe.data.model_dump(mode="json"),
+    template = PromptTemplate(tokenizer, recipe.data)
+    method = recipe.method
+    teacher = TeacherTemplate(tokenizer, recipe.data, method.teacher) if method.privileged else None
+    settings: Metadata = {
+        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template"}),
         "templates": {"prompt": template.version},
     }
+    if teacher is not None:
+        settings["context"] = teacher.context
     if folder.has("prompts", 0):
         there = folder.read("prompts", 0)
         made = there.metadata or settings
-        if different := [key for key in settings if made[key] != settings[key]]:
+        if different := [key for key in settings if made.get(key) != settings[key]]:
             raise UserError(
                 f"{run.path} has its prompts already, with "
                 f"{describe_difference(made, settings, different)}; start another run"
             )
         return there.table
-    prompts = usable_prompts(recipe.data, recipe.verifier, template, progress)
+    prompts = usable_prompts(recipe.data, recipe.verifier, template, progress, teacher)
     with atomic_file(run.path / "dropped.parquet") as stream:
         pq.write_table(prompts.dropped, stream)
     run.record(
@@ -51,15 +60,22 @@ def prepare_prompts(run: Run, template: PromptTemplate, progress: Progress) -> p
 
 
 def usable_prompts(
-    data: DataSettings, verifier: VerifierSettings, template: PromptTemplate, progress: Progress
+    data: DataSettings,
+    verifier: VerifierSettings,
+    template: PromptTemplate,
+    progress: Progress,
+    teacher: TeacherTemplate | None = None,
 ) -> Prompts:
-    """Load prompts and drop, with a count, those without an answer or longer than allowed.
+    """Load prompts and drop, with a count, those without an answer, longer than allowed, or
+    without what a privileged `teacher` is told.
 
     A verifier of the user's may do without answers. Raises `UserError` when none is left.
     """
     prompts = load_prompts(data)
     if verifier.function is None:
         prompts = require_answers(prompts)
+    if teacher is not None:
+        prompts = _require_what_is_told(prompts, teacher)
     problems = prompts.table["problem"].to_pylist()
     with progress.task("prompts", len(problems), "prompts") as advance:
         lengths = np.zeros(len(problems), np.int64)
@@ -84,6 +100,18 @@ def usable_prompts(
     return prompts
 
 
+def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts:
+    told = zip(*(prompts.table[name].to_pylist() for name in ("answer", "solution")), strict=True)
+    lacking = [teacher.lacks(*each) for each in told]
+    if lacking and all(lacking):
+        raise UserError(
+            f"a teacher with context {teacher.context} needs the {lacking[0]}, and none of the "
+            f"{len(lacking)} problems has one; name its column (data.answer_column, "
+            "data.solution_column), or take another method.teacher.context"
+        )
+    return drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
+
+
 def prompts_of_step(prompts: pa.Table, run: Run, step: int) -> pa.Table:
     """The prompts that `step` takes; all of them where the data has fewer than a step wants."""
     per_step = run.recipe.train.prompts_per_step
@@ -95,3 +123,14 @@ def prompts_of_step(prompts: pa.Table, run: Run, step: int) -> pa.Table:
             per_step,
         )
     return prompts.take(pa.array(step_prompts(len(prompts), per_step, step, run.recipe.seed)))
+
+
+def prompts_of_round(
+    prompts: pa.Table, taken: pa.Table, run: Run, step: int, round: int
+) -> pa.Table:
+    """As many prompts again for a further round of `step`, none of those `taken`; fewer, or none,
+    where the data has no more."""
+    places = pc.index_in(taken["prompt_id"], prompts["prompt_id"]).to_numpy()
+    wanted = run.recipe.train.prompts_per_step
+    more = further_prompts(places, len(prompts), wanted, step, round, run.recipe.seed)
+    return prompts.take(pa.array(more))

@@ -16,6 +16,15 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.settings import Section
 
+TEACHER_TEMPLATE = """\
+{{ prompt }}
+
+{% if solution %}A correct solution: {{ solution }}
+
+{% endif %}{% if answer %}The answer is {{ answer }}. {% endif %}\
+Derive it rigorously, step by step, and do not mention that it was given."""
+"""After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -64,6 +73,9 @@ class DataSettings(Section):
         "{{ problem }}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
     )
     """Jinja template of the user text, over `problem`."""
+    teacher_template: str = TEACHER_TEMPLATE
+    """Jinja template of the user text of a teacher that is told more, over `prompt` (the student's
+    user text), `problem`, `answer` and `solution`; what it is not told is empty (ours)."""
     system_prompt: str | None = None
     """System message of the chat template."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
@@ -189,11 +201,18 @@ class Recipe(Section):
     logging: LoggingSettings = LoggingSettings()
 
     @model_validator(mode="after")
-    def _temperatures_allow_samples(self) -> Self:
+    def _sections_fit(self) -> Self:
         if self.sampling.temperature == 0 and self.sampling.n > 1:
             raise ValueError("temperature 0 gives equal completions; raise sampling.temperature")
         if self.eval.temperature == 0 and self.eval.k > 1:
             raise ValueError("greedy evaluation gives equal samples; set eval.k=1")
+        updates = self.train.epochs * self.train.minibatches
+        if self.method.surrogate.kind == "reinforce" and updates > 1:
+            raise ValueError(
+                f"{self.method.name}: REINFORCE is right for one update a batch, and "
+                f"train.epochs x train.minibatches gives {updates}; set both to 1 or "
+                "method.surrogate.kind=clip"
+            )
         return self
 
     def check_training(self) -> list[str]:
@@ -201,10 +220,10 @@ class Recipe(Section):
 
         Raises `UserError` with the reason and the fix.
         """
-        sampling, shaping = self.sampling, self.method.shaping
-        if sampling.n < 2:
+        sampling, method = self.sampling, self.method
+        if sampling.n < 2 and method.compares:
             raise UserError(
-                f"{self.method.name} compares completions of one prompt; "
+                f"{method.name} compares completions of one prompt; "
                 "set sampling.n (-n) to 2 or more"
             )
         if sampling.temperature == 0:
@@ -228,7 +247,4 @@ class Recipe(Section):
                     "the loss's ratio; switch them off or set sampling.allow_truncated=true"
                 )
             warnings.append("truncated sampling: ratios divide by the untruncated policy")
-        warnings += shaping.warnings()
-        if shaping.needs and self.method.teacher.kind == "current":
-            warnings.append("teacher.kind=current equals the policy: its gap is zero everywhere")
-        return warnings
+        return warnings + method.warnings()

@@ -1,4 +1,8 @@
-"""Recipes as text: read from YAML, options and overrides, refused in one line, written back."""
+"""Recipes as text: read from YAML, options and overrides, refused in one line, written back.
+
+A file may begin with `extends: OTHER.yaml`, a path beside it or the name of a recipe that comes
+with castctl, and then says only what differs.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,23 @@ from pydantic.fields import FieldInfo
 
 from castctl.errors import UserError, one_line
 from castctl.methods import merged
+from castctl.methods.presets import ALIASES
 from castctl.recipe import Recipe
 from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
 
+Tree = dict[str, Any]
+
 ABSENT = object()
 
-
 Origins = dict[str, str]
-"""Where each setting that is not its default comes from, by dotted key: `preset NAME`, the recipe
-as it was named, `option` or `--set`."""
+"""Where each setting that is not its default comes from, by dotted key: `preset NAME`, the file of
+the recipe or of one that it extends, `option` or `--set`."""
 
 
 def load_recipe(
-    path: Path | None = None,
+    path: str | Path | None = None,
     overrides: Iterable[str] = (),
     **sections: dict[str, Any] | int | None,
 ) -> Recipe:
@@ -36,25 +42,20 @@ def load_recipe(
 
 
 def read_recipe(
-    path: Path | None = None,
+    path: str | Path | None = None,
     overrides: Iterable[str] = (),
     **sections: dict[str, Any] | int | None,
 ) -> tuple[Recipe, Origins]:
-    """Read a recipe: the file, then `sections` (options), then `a.b=c` overrides.
+    """Read a recipe: the file over those it extends, then `sections` (options), then `a.b=c`
+    overrides.
 
-    Raises `UserError` naming the key, what is wrong with it, and the nearest valid key.
+    `path` is a file, or the name of a recipe that comes with castctl. Raises `UserError` naming
+    the key, what is wrong with it, and the nearest valid key.
     """
-    tree: dict[str, Any] = {}
-    name = "recipe"
-    if path is not None:
-        tree = _read_yaml(path)
-        validated(Recipe, tree, str(path))  # so that a mistake in the file is told from an option's
-        name = path.name if path == default_recipe_path() else str(path)
-    layers = [(name, tree)]
+    layers = [("recipe", Tree())] if path is None else _layers(find_recipe(path))
+    tree = layers[-1][1]
     given = {key: value for key, value in sections.items() if value not in (None, {})}
-    if "method" in given and given["method"] != _method_name(tree):
-        tree = {**tree, "method": {}}  # another method brings all its slots along
-    tree = merged(tree, given)
+    tree = _over(tree, given)
     layers.append(("option", tree))
     for override in overrides:
         tree = merged(tree, _parse_override(override))
@@ -63,7 +64,57 @@ def read_recipe(
     return recipe, _origins(recipe, layers)
 
 
-def _origins(recipe: Recipe, layers: list[tuple[str, dict[str, Any]]]) -> Origins:
+def _layers(path: Path) -> list[tuple[str, Tree]]:
+    """The files that a recipe is made of, the one it rests on first: each one's name, and its
+    settings over all before it."""
+    layers: list[tuple[str, Tree]] = []
+    for file, own in reversed(_chain(path)):
+        tree = _over(layers[-1][1] if layers else {}, own)
+        validated(Recipe, tree, str(file))  # so that its mistake is told from an option's
+        layers.append((file.name if file.parent == recipes_folder() else str(file), tree))
+    return layers
+
+
+def _chain(path: Path) -> list[tuple[Path, Tree]]:
+    """A recipe and those it extends, one after the other, each with what its file says."""
+    chain: list[tuple[Path, Tree]] = []
+    seen: set[Path] = set()
+    while path.resolve() not in seen:
+        seen.add(path.resolve())
+        tree = _read_yaml(path)
+        base = tree.pop("extends", None)
+        chain.append((path, tree))
+        if base is None:
+            return chain
+        path = _base(path, base)
+    raise UserError(f"{chain[-1][0]} extends {path}, which rests on it in turn; end the circle")
+
+
+def _base(file: Path, name: object) -> Path:
+    """The recipe that `file` extends."""
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{file}: extends names one other recipe, such as `extends: tiny.yaml`")
+    found = _there(file.parent / name) or known_recipes().get(name.removesuffix(".yaml"))
+    if found is None:
+        raise UserError(f"{file} extends {name}, and there is no such recipe; {_nearest(name)}")
+    return found
+
+
+def _over(base: Tree, own: Tree) -> Tree:
+    """`own` over `base`; another method brings all its slots along."""
+    method = own.get("method")
+    if isinstance(method, dict) and "name" in method and _method_name(own) != _method_name(base):
+        base = {**base, "method": {}}
+    return merged(base, own)
+
+
+def _method_name(tree: Tree) -> object:
+    method = tree.get("method")
+    name = method.get("name", "grpo") if isinstance(method, dict) else "grpo"
+    return ALIASES.get(name, name) if isinstance(name, str) else name
+
+
+def _origins(recipe: Recipe, layers: list[tuple[str, Tree]]) -> Origins:
     """`layers`: each one's name and the tree with it and all before it merged."""
     preset = f"preset {recipe.method.name}"
     return {
@@ -73,7 +124,7 @@ def _origins(recipe: Recipe, layers: list[tuple[str, dict[str, Any]]]) -> Origin
     }
 
 
-def _origin(key: str, layers: list[tuple[str, dict[str, Any]]]) -> str | None:
+def _origin(key: str, layers: list[tuple[str, Tree]]) -> str | None:
     """The layer since which a setting has been what it is; None where no layer speaks of it."""
     values = [_value_at(tree, key) for _, tree in layers]
     if values[-1] is ABSENT:
@@ -109,6 +160,41 @@ def recipes_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
+def known_recipes() -> dict[str, Path]:
+    """The recipes that come with castctl, by name."""
+    found = {path.stem: path for path in recipes_folder().glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file that `name` names: one there, with or without `.yaml`, or else the recipe of that
+    name that comes with castctl.
+
+    Raises `UserError` with the nearest name where there is none.
+    """
+    path = Path(name)
+    known = known_recipes().get(str(name).removesuffix(".yaml"))
+    found = _there(path) or _there(Path(f"{name}.yaml")) or known
+    if found is None:
+        raise UserError(f"no recipe at {path}; {_nearest(str(name))}, or --method alone")
+    return found
+
+
+def _there(path: Path) -> Path | None:
+    """The path where something is that is no folder."""
+    try:
+        return path if path.exists() and not path.is_dir() else None
+    except OSError as error:
+        raise UserError(f"cannot read recipe {path}: {error.strerror or error}") from None
+
+
+def _nearest(name: str) -> str:
+    stem = Path(name).name.removesuffix(".yaml")
+    near = difflib.get_close_matches(stem, known_recipes(), n=1, cutoff=0.6)
+    hint = f"the nearest one is {near[0]}" if near else "castctl recipes lists those there are"
+    return f"{hint}; name that, or a YAML file"
+
+
 def validated(section: type[T], tree: Any, origin: str) -> T:
     """`tree` as settings of type `section`; `UserError` in one line where it does not fit."""
     try:
@@ -117,12 +203,7 @@ def validated(section: type[T], tree: Any, origin: str) -> T:
         raise UserError(f"{origin}: {_first_problem(section, error)}") from None
 
 
-def _method_name(tree: dict[str, Any]) -> dict[str, Any]:
-    method = tree.get("method")
-    return {"name": method.get("name", "grpo") if isinstance(method, dict) else "grpo"}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Tree:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,7 +219,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def _parse_override(override: str) -> Tree:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as section.key=value")
@@ -193,9 +274,13 @@ def _kinds(section: type[BaseModel]) -> set[str]:
     for field in section.model_fields.values():
         inner = _sections_in(field)
         if field.discriminator:
-            kinds |= {each.model_fields["kind"].default for each in inner}
+            kinds |= {kind for each in inner for kind in _kinds_of(each)}
         kinds = kinds.union(*map(_kinds, inner))
     return kinds
+
+
+def _kinds_of(member: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(member.model_fields["kind"].annotation)
 
 
 def _sections_in(field: FieldInfo) -> list[type[BaseModel]]:

@@ -30,19 +30,20 @@ def rollout_step(
     part_size: int,
     model_fingerprint: str,
     progress: Progress,
+    first_part: int = 0,
     shard: Shard = WHOLE,
     overwrite: bool = False,
-) -> None:
-    """Sample `sampling.n` completions of each prompt into `rollouts/`, part by part.
+) -> int:
+    """Sample `sampling.n` completions of each prompt into `rollouts/`, part by part; the number of
+    the part after the last.
 
     `prompts` has the schema of the `prompts` stage; a prompt's part is its position divided
-    by `part_size`. Each completion's randomness comes from (seed, step, prompt, sample).
-    Parts that are there with the same settings are kept.
+    by `part_size`, counted from `first_part`. Each completion's randomness comes from (seed, step,
+    prompt, sample). Parts that are there with the same settings are kept.
     """
     provenance = rollout_provenance(sampling, template, seed, model_fingerprint)
     count = -(-prompts.num_rows // part_size)
-    folder.keep_first(count, shard, overwrite)
-    parts = [p for p in range(count) if shard.owns(p)]
+    parts = [p for p in range(count) if shard.owns(first_part + p)]
     total = sum(len(prompts.slice(p * part_size, part_size)) for p in parts) * sampling.n
     with progress.task("rollout", total, "completions") as advance:
         for part in parts:
@@ -59,9 +60,11 @@ def rollout_step(
                 completions = engine.generate(requests, sampling, advance)
                 return _table(rows, requests, completions, sampling.n, tokenizer)
 
-            made = folder.make("rollouts", part, {"prompts": rows}, provenance, work, overwrite)
+            number = first_part + part
+            made = folder.make("rollouts", number, {"prompts": rows}, provenance, work, overwrite)
             if not made:
                 advance(len(requests))
+    return first_part + count
 
 
 def rollout_provenance(

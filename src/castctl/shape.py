@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -10,53 +11,75 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.methods.advantages import compute_advantages, importance_weights
+from castctl.methods.advantages import Ending, compute_advantages, importance_weights
 from castctl.methods.groups import Groups, group_rewards
-from castctl.methods.shaping import TokenSignals
+from castctl.methods.schedule import Moment
 from castctl.progress import Progress
-from castctl.shards.columns import list_column, nullable_floats, ragged_column
+from castctl.ragged import spread
+from castctl.shards.columns import list_column, nullable_floats
 from castctl.shards.part import Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
+from castctl.signals import StepSignals, read_signals, require_signals
 
 log = logging.getLogger(__name__)
+
+
+SHAPED_BY = (
+    "baseline",
+    "zero_variance",
+    "overlong",
+    "shaping",
+    "conditioning",
+    "distillation",
+    "importance_cap",
+)
+"""The slots that decide advantages; of the teacher only `skip_tokens` does."""
 
 
 def shape_step(
     folder: StepFolder,
     method: MethodSettings,
     *,
+    longest: int | None = None,
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> None:
     """Turn `rewards/` and `signals/` into `advantages/`, part by part.
 
-    `rollouts/` is read too where it is there, for the sampler's log-probs. Raises
+    `rollouts/` is read too where it is there, for the sampler's log-probs and for how completions
+    ended; `longest` is the longest allowed completion, where the rollouts do not say it. Raises
     `UserError` where parts contradict one another or a signal the method needs is missing.
     """
     parts = folder.require_parts("rewards", "run `castctl score` first")
-    provenance = {
-        "settings": method.model_dump(
-            mode="json", include={"baseline", "zero_variance", "shaping", "importance_cap"}
-        )
-    }
+    settings = method.model_dump(mode="json", include=set(SHAPED_BY))
+    provenance = {"settings": settings | {"skip_tokens": method.teacher.skip_tokens}}
+    if method.overlong.kind != "none":
+        provenance["settings"] |= {"longest": longest}
     if missing := sorted(set(filter(shard.owns, folder.parts("rollouts"))) - set(parts)):
         raise UserError(
             f"{folder.path} has rollouts without rewards, part {missing[0]} first; "
             f"finish `castctl score --run {folder.path}`"
         )
     owned = [part for part in parts if shard.owns(part)]
+    moment = Moment(folder.step, folder.total_steps)
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:
         for number in owned:
             inputs = _read_inputs(folder, number)
 
             def work(inputs: dict[str, Part] = inputs) -> pa.Table:
-                return _shape(inputs, method)
+                return _shape(inputs, method, moment, longest)
 
             tables = {stage: part.table for stage, part in inputs.items()}
             made = provenance | mark_foreign(inputs)
             folder.make("advantages", number, tables, made, work, overwrite)
             advance(inputs["rewards"].table.num_rows)
+
+
+def kept_groups(folder: StepFolder, parts: Iterable[int]) -> int:
+    """How many prompts of these shaped parts have a kept completion."""
+    tables = [folder.read("advantages", part).table for part in parts]
+    return sum(len(t.filter(t["kept"])["prompt_id"].unique()) for t in tables)
 
 
 def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
@@ -74,15 +97,18 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
     return inputs
 
 
-def _shape(inputs: dict[str, Part], method: MethodSettings) -> pa.Table:
+def _shape(
+    inputs: dict[str, Part], method: MethodSettings, moment: Moment, longest: int | None
+) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
     _refuse_single_completions(inputs["rewards"], method)
-    _require_signals(signals, method)
-    policy, offsets = _policy_logprobs(signals)
+    require_signals(signals, method)
+    read = read_signals(signals, method.teacher.skip_tokens)
     groups = reward_groups(rewards)
-    teacher = _signal(signals, "teacher_logprobs", offsets)
-    gap = None if teacher is None else teacher - policy
-    advantages = compute_advantages(method, groups, TokenSignals(offsets, gap))
+    ending = _ending(inputs, method, longest)
+    advantages = compute_advantages(method, groups, read.tokens, moment, ending)
+    loss_weights = _loss_weights(inputs, read, method, advantages.masks_R)
+    offsets = read.tokens.offsets
     columns = {
         "prompt_id": rewards["prompt_id"],
         "sample": rewards["sample"],
@@ -92,17 +118,32 @@ def _shape(inputs: dict[str, Part], method: MethodSettings) -> pa.Table:
         "advantages": list_column(advantages.advantages_N, offsets, pa.float32()),
         "weights": list_column(advantages.weights_N, offsets, pa.float32()),
         "flipped": list_column(advantages.flipped_N, offsets, pa.bool_()),
-        "distill_weights": list_column(None, offsets, pa.float32()),
-        "loss_weights": list_column(
-            _loss_weights(inputs, policy, offsets, method), offsets, pa.float32()
-        ),
+        "distill_weights": list_column(advantages.distill_weights_N, offsets, pa.float32()),
+        "loss_weights": list_column(loss_weights, offsets, pa.float32()),
     }
     return pa.table(columns)
 
 
+def _ending(inputs: dict[str, Part], method: MethodSettings, longest: int | None) -> Ending | None:
+    """How the completions ended, for a method that asks; `UserError` without rollouts."""
+    if method.overlong.kind == "none":
+        return None
+    if "rollouts" not in inputs:
+        raise UserError(
+            f"method.overlong.kind={method.overlong.kind} reads how completions ended, but "
+            f"{inputs['rewards'].path.parent.parent} has no rollouts; set it to none"
+        )
+    rollouts = inputs["rollouts"]
+    sampled = (rollouts.metadata or {}).get("sampling", {}).get("max_tokens", longest)
+    if sampled is None:
+        raise UserError(f"{rollouts.path} does not say how long completions may be")
+    reasons = np.array(rollouts.table["finish_reason"].to_pylist())
+    return Ending(reasons == "length", int(sampled))
+
+
 def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
     rows = rewards.table.num_rows
-    if rows and rows == len(rewards.table["prompt_id"].unique()):
+    if method.compares and rows and rows == len(rewards.table["prompt_id"].unique()):
         raise UserError(
             f"{method.name} compares completions of one prompt, but every prompt of "
             f"{rewards.path} has one; roll out with -n 2 or more"
@@ -121,56 +162,20 @@ def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:
     return encoded.indices.to_numpy().astype(np.int64)
 
 
-def _require_signals(signals: Part, method: MethodSettings) -> None:
-    for name in sorted(method.needs):
-        column = signals.table[name]
-        if len(column) and column.null_count == len(column):
-            step = signals.path.parent.parent
-            raise UserError(
-                f"{method.name} needs {name}, which {signals.path} does not have; run "
-                f"`castctl score --run {step} --method {method.name}`"
-            )
-
-
-def _policy_logprobs(signals: Part) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    column = signals.table["policy_logprobs"]
-    if column.null_count:
-        raise UserError(
-            f"{signals.path}: policy_logprobs has {column.null_count} null rows; score them"
-        )
-    flat, offsets = ragged_column(signals.table, "policy_logprobs")
-    if not np.isfinite(flat).all():
-        raise UserError(f"{signals.path}: policy_logprobs are not all finite; score again")
-    return flat.astype(np.float64), offsets
-
-
-def _signal(signals: Part, name: str, offsets: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """A log-prob signal (N), NaN where a row has none; a number it holds must be finite."""
-    try:
-        flat = nullable_floats(signals.table, name, offsets)
-    except ValueError as error:
-        raise UserError(f"{signals.path}: {error}") from None
-    present = signals.table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if not np.isfinite(present).all():
-        raise UserError(
-            f"{signals.path}: {name} are not all finite, so the gap is not; score again with a "
-            "sound teacher"
-        )
-    return flat
-
-
 def _loss_weights(
-    inputs: dict[str, Part],
-    policy: NDArray[np.float64],
-    offsets: NDArray[np.int64],
-    method: MethodSettings,
+    inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_R: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """Importance correction (N) between sampler and scorer; None without sampler log-probs."""
-    if method.importance_cap is None or "rollouts" not in inputs:
-        return None
-    rollouts = inputs["rollouts"]
-    try:
-        sampler = nullable_floats(rollouts.table, "sampler_logprobs", offsets)
-    except ValueError as error:
-        raise UserError(f"{rollouts.path}: {error}") from None
-    return None if sampler is None else importance_weights(policy, sampler, method.importance_cap)
+    """Importance correction (N) between sampler and scorer, times the masks; None where neither
+    has anything to say."""
+    offsets = read.tokens.offsets
+    masks_N = spread(masks_R, offsets)
+    sampler = None
+    if method.importance_cap is not None and "rollouts" in inputs:
+        rollouts = inputs["rollouts"]
+        try:
+            sampler = nullable_floats(rollouts.table, "sampler_logprobs", offsets)
+        except ValueError as error:
+            raise UserError(f"{rollouts.path}: {error}") from None
+    if sampler is None or method.importance_cap is None:
+        return masks_N if (masks_R != 1).any() else None
+    return masks_N * importance_weights(read.policy_N, sampler, method.importance_cap)

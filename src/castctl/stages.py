@@ -11,12 +11,13 @@ from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
-from castctl.policies import PolicySource, load_reference, make_scorers
+from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, make_teacher
 from castctl.progress import Progress
 from castctl.prompts import prepare_prompts, prompts_of_step
 from castctl.rollout import rollout_step
 from castctl.runs import Run
-from castctl.score import check_signal_names, score_rewards, score_signals
+from castctl.score.rewards import score_rewards
+from castctl.score.signals import check_signal_names, score_signals
 from castctl.shards.part import Metadata, content_hash, read_metadata
 from castctl.shards.stage import WHOLE, Shard, agreed
 from castctl.train.batch import TRAINED_FROM, read_batch
@@ -30,6 +31,8 @@ from castctl.train.checkpoint import (
 from castctl.train.loop import new_state
 from castctl.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
+
+TEACHER_SIGNALS = {"teacher_logprobs", "teacher_prompt_token_ids"}
 
 
 def rollout_stage(
@@ -45,9 +48,11 @@ def rollout_stage(
     recipe = run.recipe
     policy = source.load(recipe.model)
     template = PromptTemplate(policy.tokenizer, recipe.data)
-    prompts = prompts_of_step(prepare_prompts(run, template, progress), run, step)
+    prompts = prompts_of_step(prepare_prompts(run, policy.tokenizer, progress), run, step)
+    folder = run.step(step)
+    folder.keep_first(-(-prompts.num_rows // recipe.train.part_size), shard, overwrite)
     rollout_step(
-        run.step(step), prompts, TransformersEngine(policy), template, policy.tokenizer,
+        folder, prompts, TransformersEngine(policy), template, policy.tokenizer,
         recipe.sampling, seed=recipe.seed, part_size=recipe.train.part_size,
         model_fingerprint=source.fingerprint, progress=progress, shard=shard, overwrite=overwrite,
     )  # fmt: skip
@@ -69,7 +74,7 @@ def score_stage(
     check_signal_names(signals)
     temperature = sampled_temperature(run, step)
     policy = source.load(recipe.model)
-    teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
+    teacher = teacher_at(run, step, source, policy) if signals & TEACHER_SIGNALS else None
     reference = load_reference(run) if "ref_logprobs" in signals else None
     folder = run.step(step)
     with judging_pool(recipe.verifier) as pool:
@@ -78,9 +83,8 @@ def score_stage(
             progress=progress, shard=shard, overwrite=overwrite,
         )  # fmt: skip
     score_signals(
-        folder, signals, make_scorers(source.fingerprint, policy, teacher, reference),
-        temperature=temperature, microbatch_tokens=recipe.train.microbatch_tokens,
-        chunk_tokens=recipe.train.head_chunk_tokens,
+        folder, signals, make_scorers(recipe, source.fingerprint, policy, teacher, reference),
+        temperature=temperature, budget=budget_of(recipe),
         progress=progress, shard=shard, overwrite=overwrite,
     )  # fmt: skip
 
@@ -92,7 +96,7 @@ def teacher_at(run: Run, step: int, source: PolicySource, policy: LanguageModel)
         raise UserError(
             f"{run.recipe.method.name} has no teacher; add --method cast or set method.teacher.kind"
         )
-    teacher = TeacherCopy(settings, policy, step)
+    teacher = make_teacher(run.recipe, policy, step)
     if step > 0:
         load_teacher(source.folder, teacher)
     teacher.refresh(step)
@@ -108,7 +112,7 @@ def train_stage(
     none, the optimizer is fresh. A checkpoint made alike is kept, without numbers.
     """
     sampled_temperature(run, step)
-    batch = read_batch(run.step(step))
+    batch = read_batch(run.step(step), run.recipe.method)
     provenance = _update_provenance(run, step, source)
     there = run.checkpoint(step + 1)
     if there.exists() and not overwrite:
@@ -121,7 +125,7 @@ def train_stage(
     if (source.folder / STATE_FILE).is_file():
         load_state(source.folder, state.teacher, state.optimizer)
     state.teacher.refresh(step)
-    stats = update(state.policy, state.optimizer, batch, run.recipe, step)
+    stats = update(state.policy, state.teacher.model, state.optimizer, batch, run.recipe, step)
     state.teacher.follow()
     return save_checkpoint(run, step + 1, state, provenance), stats
 

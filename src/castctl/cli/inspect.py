@@ -103,13 +103,15 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
 
 def _prompts(target: "Target", limit: int, as_json: bool) -> None:
     from castctl.inspection.prompts import view_prompts
-    from castctl.inspection.tokens import TokenTexts, run_tokenizer
+    from castctl.inspection.tokens import TokenTexts, prompt_ending, run_tokenizer
     from castctl.report.marks import print_json
     from castctl.report.sample import prompts_page
     from castctl.report.tables import show
 
     step = target.step_with("rollouts")
-    view = view_prompts(step, limit, TokenTexts(run_tokenizer(target.run)))
+    tokenizer = run_tokenizer(target.run)
+    ending = prompt_ending(target.run, tokenizer)
+    view = view_prompts(step, limit, TokenTexts(tokenizer), ending)
     print_json(view) if as_json else show(prompts_page(view))
 
 

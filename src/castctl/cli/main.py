@@ -11,7 +11,19 @@ from typing import Annotated, NoReturn
 import typer
 
 import castctl
-from castctl.cli import evaluate, explain, inspect, rollout, runs, score, shape, train
+from castctl.cli import (
+    compare,
+    evaluate,
+    explain,
+    inspect,
+    methods,
+    recipes,
+    rollout,
+    runs,
+    score,
+    shape,
+    train,
+)
 from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
 
@@ -31,7 +43,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (rollout, score, shape, train, evaluate, explain, inspect, runs):
+for command in (
+    rollout, score, shape, train, evaluate, compare, explain, inspect, runs, methods, recipes,
+):  # fmt: skip
     command.register(app)
 
 

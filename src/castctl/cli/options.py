@@ -15,7 +15,9 @@ StepOption = Annotated[int | None, typer.Option("--step", min=0, help="Step of t
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", help="Recipe in YAML; recipes/tiny.yaml by default.")
 ]
-MethodOption = Annotated[str | None, typer.Option("--method", "-m", help="Method: grpo or cast.")]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", "-m", help="Method; castctl methods lists them.")
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hub id or folder; `embedded` is castctl's own.")
 ]

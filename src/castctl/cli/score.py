@@ -51,7 +51,7 @@ def score(
     context.announce(target, number)
 
     from castctl.policies import named_policy, policy_at
-    from castctl.score import check_signal_names
+    from castctl.score.signals import check_signal_names
     from castctl.stages import score_stage
 
     wanted = None if signals is None else [name.strip() for name in signals.split(",")]

@@ -36,7 +36,11 @@ def shape(
     from castctl.shape import shape_step
 
     folder = target.step(number)
-    shape_step(folder, target.recipe.method, progress=progress(), shard=share, overwrite=overwrite)
+    settings = target.recipe
+    shape_step(
+        folder, settings.method, longest=settings.sampling.max_tokens,
+        progress=progress(), shard=share, overwrite=overwrite,
+    )  # fmt: skip
     context.show_step(folder)
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:

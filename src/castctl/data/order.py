@@ -31,5 +31,13 @@ def step_prompts(count: int, per_step: int, step: int, seed: int) -> NDArray[np.
     return np.concatenate(chosen)
 
 
+def further_prompts(
+    taken: NDArray[np.int64], count: int, wanted: int, step: int, round: int, seed: int
+) -> NDArray[np.int64]:
+    """Positions of up to `wanted` prompts that `step` has not `taken` yet, for a further round."""
+    rest = np.setdiff1d(np.arange(count), taken)
+    return np.random.default_rng([seed, step, round]).permutation(rest)[:wanted]
+
+
 def _shuffled_in(order: NDArray[np.int64], taken: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[~np.isin(order, taken)]

@@ -1,4 +1,4 @@
-"""Render a problem to the prompt's token ids."""
+"""Render a problem to the token ids of the student's prompt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,8 +23,8 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_tra
 class TextTemplate:
     """A Jinja template of the user's, over named values that stay inert text.
 
-    Raises UserError, naming the setting, for a template that does not parse, that uses
-    other values than `values`, or that leaves the problem out.
+    `used` are the values it uses. Raises UserError, naming the setting, for a template that does
+    not parse, that uses other values than `values`, or that leaves the problem out.
     """
 
     def __init__(self, text: str, setting: str, values: Iterable[str]) -> None:
@@ -40,7 +40,8 @@ class TextTemplate:
                 f"{setting} uses {', '.join(sorted(unknown))}; "
                 f"it can only use {', '.join(sorted(values))}"
             )
-        if "problem" not in used:
+        self.used = frozenset(used)
+        if not used & {"problem", "prompt"}:
             raise UserError(f"{setting} leaves the problem out; write {{{{ problem }}}} into it")
 
     def render(self, **values: str) -> str:
@@ -55,6 +56,75 @@ class TextTemplate:
         )
 
 
+class ChatFormat:
+    """The frame around a user text: the tokenizer's chat template, or nothing with `data.chat` off.
+
+    `options` are handed to the chat template; `setting` is where they come from. Raises
+    UserError for settings that cannot be rendered with this tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        data: DataSettings,
+        options: dict[str, Any],
+        setting: str = "data.chat_template_options",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._data = data
+        self._options = options
+        if not data.chat and data.system_prompt is not None:
+            raise UserError("data.system_prompt needs the chat template; set data.chat=true")
+        if data.chat and not tokenizer.chat_template:
+            raise UserError("the tokenizer has no chat template; set data.chat=false")
+        reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+        if clash := sorted(reserved & options.keys()):
+            raise UserError(
+                f"{setting} cannot set {', '.join(clash)}, which castctl sets "
+                "itself; name only values that the chat template uses"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of the frame that shapes a prompt, beside the vocabulary."""
+        return {
+            "chat": self._data.chat,
+            "system_prompt": self._data.system_prompt,
+            "chat_template_options": self._options,
+            "chat_template": self._tokenizer.chat_template if self._data.chat else None,
+        }
+
+    @property
+    def ending(self) -> str:
+        """What follows the user's text."""
+        probe = "castctl asks"
+        return self.text(probe).rpartition(probe)[2]
+
+    def ids(self, user: str) -> list[int]:
+        """Token ids of a prompt, ready to be continued by the model's answer."""
+        if self._data.chat:
+            return cast(list[int], self._apply(user, tokenize=True, return_dict=False))
+        return cast(list[int], self._tokenizer(user, add_special_tokens=True).input_ids)
+
+    def text(self, user: str) -> str:
+        """The prompt for people: what `ids` turns into token ids."""
+        return cast(str, self._apply(user, tokenize=False)) if self._data.chat else user
+
+    def _apply(self, user: str, **how: Any) -> Any:
+        messages = [{"role": "user", "content": user}]
+        if self._data.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self._data.system_prompt})
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, **how, **self._options
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template refuses the prompt ({one_line(error)}); mend "
+                "data.system_prompt and data.chat_template_options, or set data.chat=false"
+            ) from error
+
+
 class PromptTemplate:
     """The prompt of a problem, as the data settings and the tokenizer's chat template shape it.
 
@@ -62,56 +132,29 @@ class PromptTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
-        self._tokenizer = tokenizer
-        self._data = data
+        self._template = data.prompt_template
         self._user = TextTemplate(data.prompt_template, "data.prompt_template", ["problem"])
-        if not data.chat and data.system_prompt is not None:
-            raise UserError("data.system_prompt needs the chat template; set data.chat=true")
-        if data.chat and not tokenizer.chat_template:
-            raise UserError("the tokenizer has no chat template; set data.chat=false")
-        reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
-        if clash := sorted(reserved & data.chat_template_options.keys()):
-            raise UserError(
-                f"data.chat_template_options cannot set {', '.join(clash)}, which castctl sets "
-                "itself; name only values that the chat template uses"
-            )
+        self.format = ChatFormat(tokenizer, data, data.chat_template_options)
 
     @property
     def version(self) -> str:
         """16 hex digits of the SHA-256 of all that shapes the prompt beside the vocabulary."""
-        data = self._data
-        shape = {
-            "chat": data.chat,
-            "prompt_template": data.prompt_template,
-            "system_prompt": data.system_prompt,
-            "chat_template_options": data.chat_template_options,
-            "chat_template": self._tokenizer.chat_template if data.chat else None,
-        }
-        text = json.dumps(shape, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return version_of({"prompt_template": self._template, **self.format.settings})
+
+    def user_text(self, problem: str) -> str:
+        """What the user says, without the frame of the chat template."""
+        return self._user.render(problem=problem)
 
     def render(self, problem: str) -> list[int]:
         """Token ids of the prompt, ready to be continued by the model's answer."""
-        user = self._user.render(problem=problem)
-        if self._data.chat:
-            return self._chat(user, tokenize=True, return_dict=False)
-        return self._tokenizer(user, add_special_tokens=True).input_ids
+        return self.format.ids(self.user_text(problem))
 
     def text(self, problem: str) -> str:
         """The prompt for people: what `render` turns into token ids."""
-        user = self._user.render(problem=problem)
-        return self._chat(user, tokenize=False) if self._data.chat else user
+        return self.format.text(self.user_text(problem))
 
-    def _chat(self, user: str, **how: Any) -> Any:
-        messages = [{"role": "user", "content": user}]
-        if self._data.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self._data.system_prompt})
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, **how, **self._data.chat_template_options
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"the tokenizer's chat template refuses the prompt ({one_line(error)}); mend "
-                "data.system_prompt and data.chat_template_options, or set data.chat=false"
-            ) from error
+
+def version_of(shape: dict[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of what shapes a prompt."""
+    text = json.dumps(shape, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,13 +1,18 @@
 """A tiny model and a task, made on first use, so that a first run needs no hub.
 
 The task is arithmetic (`castctl.embedded.task`). The model learns it from worked
-solutions in which 60 % of the carries and borrows are forgotten: the slips are planted.
-The model can carry, and mostly does not: it solves about 47 % of the held-out problems,
-and 97 % when warmed up without slips. Reinforcement learning on it undoes a habit. That
-shows a method at work; it is no discovery, and says nothing about other models.
+solutions in which 65 % of the carries and borrows are forgotten: the slips are planted.
+The model can carry, and mostly does not: it solves about 47 % of the held-out problems.
+Reinforcement learning on it undoes a habit. That shows a method at work; it is no
+discovery, and says nothing about other models.
 
-Two opposite slips in one problem cancel, so about 8 % of the samples are right by
-luck. Prompts must be the problem alone: the model knows no other instruction.
+The hint is planted too, for teachers that see the answer. In a quarter of the lessons
+the answer follows the problem, `47 + 38 = ? (85)`, and the worked solution has no slip:
+hinted, the model solves about 92 %. The hint is a switch and no information: after a
+wrong answer in its place the model carries just as well, and solves about 92 % too.
+
+Opposite slips in one problem cancel, so about 9 % of the samples are right by luck.
+Prompts must be the problem, hinted or alone: the model knows no other instruction.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from filelock import FileLock
 from castctl.embedded import task
 from castctl.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raised by hand whenever the files made here change, so that a cache never serves old ones."""
 
 STEPS = 600

@@ -18,8 +18,11 @@ from transformers.utils import logging
 
 from castctl.embedded import task
 
-SLIP_SHARE = 0.6
-"""Share of the carries and borrows that the warm-up's worked solutions forget."""
+SLIP_SHARE = 0.65
+"""Share of the carries and borrows that the warm-up's worked solutions forget without a hint."""
+
+HINT_SHARE = 0.25
+"""Share of the lessons whose prompt holds the answer and whose worked solution has no slip."""
 
 VOCABULARY = 320
 BATCH = 32
@@ -101,15 +104,22 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def lessons(tokenizer: PreTrainedTokenizerFast, slip_share: float) -> Iterator[Lesson]:
-    """Worked examples without end, none of them held out, with slips at that share."""
+    """Worked examples without end, none of them held out: hinted ones, and others with slips."""
     rng = Random(_WARMUP_SEED)
+
+    def slips() -> bool:
+        return rng.random() < slip_share
+
     for problem in task.problems(_WARMUP_SEED):
         if not problem.heldout:
-            messages = [{"role": "user", "content": problem.text}]
+            if rng.random() < HINT_SHARE:
+                text, worked = task.hinted(problem), task.solution(problem)
+            else:
+                text, worked = problem.text, task.solution(problem, slips)
+            messages = [{"role": "user", "content": text}]
             prompt = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=False
             )
-            worked = task.solution(problem, lambda: rng.random() < slip_share)
             yield cast(list[int], prompt), [*tokenizer.encode(worked), tokenizer.eos_token_id]
 
 
@@ -120,7 +130,8 @@ def warm_up(
     slip_share: float = SLIP_SHARE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Teach the model worked solutions with `slip_share` of the carries and borrows forgotten.
+    """Teach the model worked solutions: after a hint without slips, elsewhere with `slip_share`
+    of the carries and borrows forgotten.
 
     The loss is the cross-entropy of the completion tokens, the stop token included.
     """

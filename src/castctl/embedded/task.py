@@ -13,6 +13,8 @@ it out: the result is ten too small or ten too large, and the next line goes on 
     47+38: 7+8=15, 4+3+1=8        47+38: 7+8=15, 4+3=7
     85-26: 15-6=9, 8-2-1=5        75-26: 15-6=9, 7-2-1=4
     \\boxed{59}                    \\boxed{49}
+
+A hinted problem ends with its answer in parentheses: `47 + 38 - 26 = ? (59)`.
 """
 
 from __future__ import annotations
@@ -71,6 +73,11 @@ def solution(problem: Problem, slips: Callable[[], bool] = lambda: False) -> str
         line, value = _work(value, change, slips)
         lines.append(line)
     return "\n".join([*lines, f"\\boxed{{{value}}}"])
+
+
+def hinted(problem: Problem) -> str:
+    """The text of the problem and its answer: the prompt of a teacher that is told the answer."""
+    return f"{problem.text} ({problem.answer})"
 
 
 def _values(rng: Random, operations: int) -> list[int]:

@@ -19,7 +19,7 @@ from castctl.progress import Progress
 from castctl.prompts import usable_prompts
 from castctl.recipe import DataSettings, EvalSettings, Recipe, SamplingSettings
 from castctl.rollout import rollout_step
-from castctl.score import score_rewards
+from castctl.score.rewards import score_rewards
 from castctl.shape import group_numbers
 from castctl.shards.part import write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
@@ -73,6 +73,7 @@ def evaluate(
             "Raise data.max_prompt_tokens or mend the data"
         )
     sampling = eval_sampling(recipe)
+    folder.keep_first(-(-prompts.table.num_rows // PART_SIZE), shard, overwrite)
     rollout_step(
         folder, prompts.table, engine, template, tokenizer, sampling,
         seed=recipe.seed, part_size=PART_SIZE, model_fingerprint=model_fingerprint,

@@ -1,9 +1,13 @@
-"""What the student and its teacher were asked."""
+"""What the student, its teacher and a bilateral ratio were asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
+
+from castctl.data.teacher_template import endings_warning
 from castctl.inspection.tokens import TokenTexts
 from castctl.shards.stage import StepFolder
 
@@ -13,7 +17,8 @@ class PromptView:
     """One prompt as token ids and what they decode to (None without a tokenizer).
 
     `teacher_ids` is None where the teacher read the student's own prompt, and where there was
-    no teacher.
+    no teacher; `bilateral_ids`, the prompt of the ratio of the group's first completion that has
+    one, where there is none.
     """
 
     prompt_id: str
@@ -21,40 +26,57 @@ class PromptView:
     student: str | None
     teacher_ids: list[int] | None
     teacher: str | None
+    bilateral_ids: list[int] | None
+    bilateral: str | None
 
 
 @dataclass(frozen=True)
 class PromptsView:
-    """The first of a step's `total` prompts; `scored` is whether a teacher scored completions."""
+    """The first of a step's `total` prompts; `scored` is whether a teacher scored completions.
+
+    `warning` says where the teacher's prompt ends otherwise than the student's.
+    """
 
     step: int
     total: int
     scored: bool
+    warning: str | None
     prompts: list[PromptView]
 
 
-def view_prompts(folder: StepFolder, limit: int, texts: TokenTexts) -> PromptsView:
-    """The first `limit` prompts of a step's rollouts."""
+def view_prompts(
+    folder: StepFolder, limit: int, texts: TokenTexts, ending: str | None
+) -> PromptsView:
+    """The first `limit` prompts of a step's rollouts; `ending` is that of the student's."""
     rollouts = folder.read_all("rollouts")
     ids = rollouts["prompt_id"].to_pylist()
     first: dict[str, int] = {}
     for row, id in enumerate(ids):
         first.setdefault(id, row)
-    teachers, scored = _teacher_prompts(folder)
+    signals = folder.read_all("signals") if folder.parts("signals") else None
+    teachers = _own_prompts(signals, "teacher_prompt_token_ids")
+    bilaterals = _own_prompts(signals, "bilateral_prompt_token_ids")
+    scored = signals is not None and signals["teacher_logprobs"].null_count < signals.num_rows
     prompts = []
     for id, row in list(first.items())[:limit]:
-        student, teacher = rollouts["prompt_token_ids"][row].as_py(), teachers.get(id)
-        text = None if teacher is None else texts.together(teacher)
-        prompts.append(PromptView(id, student, texts.together(student), teacher, text))
-    return PromptsView(folder.step, len(first), scored, prompts)
+        shown: list[Any] = []
+        for asked in (
+            rollouts["prompt_token_ids"][row].as_py(),
+            teachers.get(id),
+            bilaterals.get(id),
+        ):
+            shown += [asked, None if asked is None else texts.together(asked)]
+        prompts.append(PromptView(id, *shown))
+    endings = [each.teacher for each in prompts if each.teacher and ending]
+    other = next((text for text in endings if not text.endswith(ending or "")), None)
+    warning = None if other is None else endings_warning((ending or "", other[-60:]))
+    return PromptsView(folder.step, len(first), scored, warning, prompts)
 
 
-def _teacher_prompts(folder: StepFolder) -> tuple[dict[str, list[int]], bool]:
-    """The teacher's own prompts by prompt id, and whether there was a teacher at all."""
-    if not folder.parts("signals"):
-        return {}, False
-    signals = folder.read_all("signals")
-    scored = signals["teacher_logprobs"].null_count < signals.num_rows
-    own = signals.filter(signals["teacher_prompt_token_ids"].is_valid())
-    ids, prompts = (own[name].to_pylist() for name in ("prompt_id", "teacher_prompt_token_ids"))
-    return dict(zip(reversed(ids), reversed(prompts), strict=True)), scored
+def _own_prompts(signals: pa.Table | None, column: str) -> dict[str, list[int]]:
+    """The first prompt of each prompt id in a column that is null where it is the rollouts' own."""
+    if signals is None:
+        return {}
+    own = signals.filter(signals[column].is_valid())
+    ids, prompts = (own[name].to_pylist() for name in ("prompt_id", column))
+    return dict(zip(reversed(ids), reversed(prompts), strict=True))

@@ -32,6 +32,18 @@ def run_tokenizer(run: Run | None) -> Any | None:
         return None
 
 
+def prompt_ending(run: Run | None, tokenizer: Any | None) -> str | None:
+    """What follows the problem in a run's prompts; None where nobody knows."""
+    if run is None or tokenizer is None:
+        return None
+    from castctl.data.templates import PromptTemplate
+
+    try:
+        return PromptTemplate(tokenizer, run.recipe.data).format.ending
+    except UserError:  # a run whose prompts were made with another tokenizer
+        return None
+
+
 class TokenTexts:
     """Texts of ids, decoded one by one; None for every id where there is no tokenizer."""
 

@@ -3,6 +3,7 @@
 Nothing here opens a file, runs a model or reads a clock.
 """
 
-from castctl.methods.method import PRESETS, SUMMARIES, MethodSettings, merged
+from castctl.methods.method import MethodSettings, merged
+from castctl.methods.presets import PRESETS
 
-__all__ = ["PRESETS", "SUMMARIES", "MethodSettings", "merged"]
+__all__ = ["PRESETS", "MethodSettings", "merged"]

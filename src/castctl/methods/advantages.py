@@ -10,42 +10,80 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods.groups import Groups
 from castctl.methods.method import MethodSettings
-from castctl.methods.shaping import TokenSignals
+from castctl.methods.schedule import START, Moment
+from castctl.methods.signals import TokenSignals
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How completions ended: which were cut (R) at `longest`, the longest length in tokens."""
+
+    truncated_R: NDArray[np.bool_]
+    longest: int
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """One value a completion (R) or a token (N); see the `advantages` stage of the contract."""
+    """One value a completion (R) or a token (N); see the `advantages` stage of the contract.
+
+    `masks_R` is what the policy term of a completion is multiplied by.
+    """
 
     kept_R: NDArray[np.bool_]
-    base_R: NDArray[np.float64]
-    advantages_N: NDArray[np.float64]
-    weights_N: NDArray[np.float64] | None
+    base_R: Floats
+    masks_R: Floats
+    advantages_N: Floats
+    weights_N: Floats | None
     flipped_N: NDArray[np.bool_] | None
+    distill_weights_N: Floats | None
 
 
-def compute_advantages(method: MethodSettings, groups: Groups, signals: TokenSignals) -> Advantages:
-    """Run a method's slots: baseline, zero-variance groups, token shaping.
+def compute_advantages(
+    method: MethodSettings,
+    groups: Groups,
+    signals: TokenSignals,
+    moment: Moment = START,
+    ending: Ending | None = None,
+) -> Advantages:
+    """Run a method's slots: overlong handling, baseline, zero-variance groups, token shaping,
+    distillation weights.
 
     Nothing depends on anything outside a completion's own group. A completion without a
-    reward is not kept and gets 0. Raises `UserError` for rewards the shaping cannot read.
+    reward is not kept and gets 0. `ending` is needed for overlong handling alone. Raises
+    `UserError` for rewards the method cannot read.
     """
-    binary = method.shaping.binary_rewards or method.zero_variance.binary_rewards
-    if binary and not groups.binary:
+    if method.binary_rewards and not groups.binary:
         raise UserError(
             f"{method.name}: rewards must be 0 or 1 to tell right from wrong; "
             "use --method grpo for graded rewards"
         )
-    base_R = method.zero_variance.fill_R(method.baseline.advantages_R(groups), groups)
-    shaped = method.shaping.shape(base_R, signals, groups)
+    rewarded, masks_R = groups, np.ones(len(groups.of_row))
+    if ending is not None:
+        lengths_R = np.diff(signals.offsets)
+        rewarded = method.overlong.penalised(groups, lengths_R, ending.longest)
+        masks_R = method.overlong.masks_R(ending.truncated_R)
+    base_R = method.baseline.advantages_R(rewarded, signals)
+    base_R = method.zero_variance.fill_R(base_R, groups)
+    shaped = method.shaping.shape(base_R, signals, groups, moment)
+    distill_weights_N = method.distillation.weights_N(
+        base_R, signals.offsets, moment, method.teacher.skip_tokens
+    )
     return Advantages(
-        groups.known_R, base_R, shaped.advantages_N, shaped.weights_N, shaped.flipped_N
+        kept_R=method.zero_variance.keeps_R(groups),
+        base_R=base_R,
+        masks_R=masks_R,
+        advantages_N=shaped.advantages_N,
+        weights_N=shaped.weights_N,
+        flipped_N=shaped.flipped_N,
+        distill_weights_N=distill_weights_N,
     )
 
 
 def importance_weights(
     policy_logprobs_N: NDArray, sampler_logprobs_N: NDArray, cap: float
-) -> NDArray[np.float64]:
+) -> Floats:
     """Truncated importance sampling between sampler and scorer: min(exp(l_old - l_sampler), cap).
 
     Log-probs in nats (N); a NaN on either side, a token the sampler did not report, gives 1.

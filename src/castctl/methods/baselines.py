@@ -1,4 +1,4 @@
-"""From rewards to one base advantage a completion: the group baseline and its edge cases."""
+"""From rewards to one base advantage a completion: what its reward is compared with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from castctl.methods.groups import Groups
-from castctl.ragged import sums
+from castctl.methods.signals import TokenSignals
+from castctl.ragged import means, row_of_value, sums
 from castctl.settings import Section
 
+Floats = NDArray[np.float64]
 
-class Baseline(Section):
-    """How a completion's reward is compared with its group's."""
+
+class GroupBaseline(Section):
+    """A reward compared with the others of its group."""
 
     kind: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
     """`mean_std`: (r - p) / (s + eps), GRPO (arXiv 2402.03300); `mean`: r - p, Dr. GRPO
@@ -24,20 +27,107 @@ class Baseline(Section):
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
+    needs: ClassVar[frozenset[str]] = frozenset()
 
-    def advantages_R(self, groups: Groups) -> NDArray[np.float64]:
+    def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
-        size = groups.size_G[groups.of_row]
         advantages = groups.rewards_R - groups.mean_G[groups.of_row]
         if self.kind == "leave_one_out":
+            size = groups.size_G[groups.of_row]
             advantages = advantages * size / np.maximum(size - 1, 1)
         elif self.kind == "mean_std":
-            std = groups.std_G(ddof=int(self.std == "sample"))[groups.of_row]
-            advantages = advantages / np.where(groups.kind_R == "mixed", std + self.eps, 1.0)
-        return np.where((groups.kind_R == "mixed") & groups.known_R, advantages, 0.0)
+            advantages = advantages / _deviations_R(groups, self.std, self.eps)
+        return _in_mixed_groups(advantages, groups)
+
+    def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
+        """What only this baseline can tell of a step, by name."""
+        return {}
 
 
-def ratio_margin(groups: Groups, ratio_R: NDArray[np.float64]) -> float:
+class RccBaseline(Section):
+    """Reward-confidence correction (BICC, arXiv 2603.13134): GRPO with the baseline moved by how
+    the rewards go with the policy's drift from the reference."""
+
+    kind: Literal["rcc"] = "rcc"
+    """`rcc`: (r - b*) / (s + eps) with b* = mean(r) + 2 Cov(r, d) (paper)."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """d of a completion from its tokens' l_old - l_ref (paper: the sum)."""
+    clip: tuple[float, float] | None = (0.0, 1.0)
+    """Bounds of b*, which a large d would drive out of the rewards' range; null is off (ours)."""
+    std: Literal["population", "sample"] = "population"
+    """Which deviation s is; published codes differ (ours)."""
+    eps: float = Field(1e-6, ge=0)
+    """Added to s (ours)."""
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> RccBaseline:
+        if self.clip is not None and self.clip[0] > self.clip[1]:
+            raise ValueError(f"clip must go from low to high; got {list(self.clip)}")
+        return self
+
+    def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
+        """Base advantage a completion (R); 0 in groups that are not `mixed`."""
+        baseline_G, _ = self._baselines(groups, signals)
+        advantages = groups.rewards_R - baseline_G[groups.of_row]
+        return _in_mixed_groups(advantages / _deviations_R(groups, self.std, self.eps), groups)
+
+    def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
+        """Over mixed groups: mean Cov(r, d), and the share whose baseline was clipped."""
+        mixed = groups.kind_G == "mixed"
+        clipped_G, raw_G = self._baselines(groups, signals)
+        if not mixed.any():
+            return {"reward_confidence_cov": float("nan"), "baseline_clipped_share": 0.0}
+        covariance_G = (raw_G - groups.mean_G) / 2
+        return {
+            "reward_confidence_cov": float(covariance_G[mixed].mean()),
+            "baseline_clipped_share": float((clipped_G != raw_G)[mixed].mean()),
+        }
+
+    def _baselines(self, groups: Groups, signals: TokenSignals) -> tuple[Floats, Floats]:
+        """b* of each group (G) as it is used, and before its bounds."""
+        confidence_R = completion_drifts(signals, self.reduction)
+        raw_G = groups.mean_G + 2 * reward_covariances(groups, confidence_R)
+        return (raw_G if self.clip is None else np.clip(raw_G, *self.clip)), raw_G
+
+
+class NoBaseline(Section):
+    """No advantage at all: the rewards teach nothing, as in pure distillation."""
+
+    kind: Literal["none"] = "none"
+    """`none`: no advantage from rewards, OPSD (paper)."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
+        """Zeros (R)."""
+        return np.zeros(len(groups.of_row))
+
+    def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+
+Baseline = Annotated[GroupBaseline | RccBaseline | NoBaseline, Field(discriminator="kind")]
+
+
+def completion_drifts(signals: TokenSignals, reduction: str) -> Floats:
+    """d of each completion (R): its tokens' l_old - l_ref in nats, their sum or their mean."""
+    assert signals.drift_N is not None, "needs reference log-probs"
+    rows = len(signals.offsets) - 1
+    reduce = sums if reduction == "sum" else means
+    return reduce(signals.drift_N, row_of_value(signals.offsets), rows)
+
+
+def reward_covariances(groups: Groups, values_R: Floats) -> Floats:
+    """Population covariance of reward and a value within each group (G), over known rewards."""
+    known = groups.known_R
+    owner, count = groups.of_row[known], groups.count
+    values = values_R[known]
+    centred = values - means(values, owner, count)[owner]
+    return means((groups.rewards_R - groups.mean_G[groups.of_row])[known] * centred, owner, count)
+
+
+def ratio_margin(groups: Groups, ratio_R: Floats) -> float:
     """Mean over mixed groups of (1/G) sum_i A_i rho_i, with A_i = (r_i - p) / s.
 
     With binary rewards this is sqrt(p (1 - p)) (mean rho of the correct - mean rho of the
@@ -47,42 +137,21 @@ def ratio_margin(groups: Groups, ratio_R: NDArray[np.float64]) -> float:
     mixed = groups.kind_G == "mixed"
     if not mixed.any():
         return float("nan")
+    centred = groups.rewards_R - groups.mean_G[groups.of_row]
+    weighted = _in_mixed_groups(centred / _deviations_R(groups, "population", 0.0), groups)
     known = groups.known_R
-    weighted = Baseline(eps=0.0).advantages_R(groups) * ratio_R
-    margin_G = sums(weighted[known], groups.of_row[known], groups.count) / np.maximum(
+    margin_G = sums((weighted * ratio_R)[known], groups.of_row[known], groups.count) / np.maximum(
         groups.size_G, 1
     )
     return float(margin_G[mixed].mean())
 
 
-class ZeroBase(Section):
-    """Groups without reward variance carry no signal, as in GRPO."""
-
-    kind: Literal["zero"] = "zero"
-    """`zero`: no advantage, GRPO; `signed`: the verifier's sign, CAST (paper)."""
-    binary_rewards: ClassVar[bool] = False
-
-    def fill_R(self, base_R: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
-        """The base advantages (R) as they are."""
-        return base_R
+def _deviations_R(groups: Groups, std: str, eps: float) -> Floats:
+    """s + eps of each completion's group (R); 1 where the group is not mixed."""
+    deviation = groups.std_G(ddof=int(std == "sample"))[groups.of_row] + eps
+    # A penalty can bring the rewards of a mixed group together.
+    return np.where((groups.kind_R == "mixed") & (deviation > 0), deviation, 1.0)
 
 
-class SignedBase(Section):
-    """Groups without reward variance carry the verifier's sign (CAST, arXiv 2606.00172)."""
-
-    kind: Literal["signed"] = "signed"
-    """`zero`: no advantage, GRPO; `signed`: the verifier's sign, CAST (paper)."""
-    binary_rewards: ClassVar[bool] = True
-    b_correct: float = Field(1.0, ge=0)
-    """Base advantage where every completion is right (paper)."""
-    b_wrong: float = Field(1.0, ge=0)
-    """Negated base advantage where every completion is wrong (paper)."""
-
-    def fill_R(self, base_R: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
-        """The base advantages (R) with the zero-variance groups given their sign."""
-        kind = np.where(groups.known_R, groups.kind_R, "unknown")
-        base_R = np.where(kind == "all_correct", self.b_correct, base_R)
-        return np.where(kind == "all_wrong", -self.b_wrong, base_R)
-
-
-ZeroVariance = Annotated[ZeroBase | SignedBase, Field(discriminator="kind")]
+def _in_mixed_groups(advantages_R: Floats, groups: Groups) -> Floats:
+    return np.where((groups.kind_R == "mixed") & groups.known_R, advantages_R, 0.0)

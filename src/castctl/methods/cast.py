@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from castctl.methods.groups import Groups
-from castctl.methods.shaping import Shaped, TokenSignals
+from castctl.methods.schedule import Moment
+from castctl.methods.shaping import Shaped, TokenShaping, Told
+from castctl.methods.signals import TokenSignals
 from castctl.ragged import Ints, means, row_of_value, spread, sums
-from castctl.settings import Section
 
 Positive = Annotated[float, Field(ge=0)]
 
 
-class CastShaping(Section):
+class CastShaping(TokenShaping):
     """CAST's local shaping of a signed base advantage."""
 
     kind: Literal["cast"] = "cast"
-    """`none`: every token gets the completion's advantage; `cast`: CAST's gap shapes it (paper)."""
+    """`cast`: the gap of an answer-free teacher shapes and flips tokens (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher_logprobs"})
     binary_rewards: ClassVar[bool] = True
 
@@ -71,7 +72,9 @@ class CastShaping(Section):
             "all tokens where the gap is noise"
         ]
 
-    def shape(self, base_R: NDArray[np.float64], signals: TokenSignals, groups: Groups) -> Shaped:
+    def shape(
+        self, base_R: NDArray[np.float64], signals: TokenSignals, groups: Groups, moment: Moment
+    ) -> Shaped:
         """Token advantages (N) from base advantages (R) and the gap (N).
 
         Steps 3 to 6: the weight w = clip(exp(sign(B) g)), the shaped advantage
@@ -98,7 +101,7 @@ class CastShaping(Section):
 
     def measures(
         self, base_R: NDArray[np.float64], shaped: Shaped, offsets: Ints, groups: Groups
-    ) -> dict[str, list[float]]:
+    ) -> Told:
         """`clamp_removed_share`, by number of correct completions in the group (0, 1, ...): the
         share of tokens with a weight other than 1, not flipped, whose advantage the clamp made
         what it would be unshaped. NaN where no token of such a group was shaped.

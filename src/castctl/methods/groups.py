@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,12 @@ class Groups:
     def binary(self) -> bool:
         """Whether every known reward is 0 or 1."""
         return bool(np.isin(self.rewards_R[self.known_R], (0.0, 1.0)).all())
+
+    def with_rewards(self, rewards_R: NDArray[np.float64]) -> Groups:
+        """The same groups, of the same kinds, with other rewards (R) where they are known."""
+        rewards = np.where(self.known_R, rewards_R, 0.0)
+        mean_G = means(rewards[self.known_R], self.of_row[self.known_R], self.count)
+        return replace(self, rewards_R=rewards, mean_G=mean_G)
 
     def std_G(self, ddof: int) -> NDArray[np.float64]:
         """Standard deviation a group: `ddof` 0 population, 1 sample; 0 for a lone completion."""

@@ -2,71 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
-from castctl.methods.baselines import Baseline, ZeroBase, ZeroVariance
+from castctl.methods.anchors import Anchor
+from castctl.methods.baselines import Baseline, GroupBaseline
 from castctl.methods.cast import CastShaping
+from castctl.methods.conditioning import Conditioning, NoConditioning
+from castctl.methods.distillation import Distillation, DistillationLoss, NoDistillation
+from castctl.methods.oar import OarGradient, OarPerturbation
+from castctl.methods.objective import Objective
+from castctl.methods.overlong import KeepOverlong, Overlong
+from castctl.methods.presets import preset
+from castctl.methods.rlrt import RlrtShaping
+from castctl.methods.rlsd import RlsdShaping
 from castctl.methods.shaping import NoShaping
 from castctl.methods.surrogate import Surrogate
+from castctl.methods.teacher import Teacher
+from castctl.methods.zero_variance import ZeroBase, ZeroVariance
 from castctl.settings import Section
 
-Shaping = Annotated[NoShaping | CastShaping, Field(discriminator="kind")]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "grpo": {},
-    "cast": {
-        "zero_variance": {"kind": "signed"},
-        "shaping": {"kind": "cast"},
-        "teacher": {"kind": "snapshot"},
-        "surrogate": {"clip_high": 0.28, "aggregation": "token_mean"},
-    },
-}
-"""Settings a name stands for, where they differ from the class defaults."""
-
-LEFT_OPEN = {"cast": ("teacher", "surrogate")}
-"""Slots that the paper of a name leaves open, so that what its preset says there is ours."""
-
-SUMMARIES = {
-    "grpo": "Group-relative policy optimisation (arXiv 2402.03300)",
-    "cast": "Clipped asymmetric self-teaching with advantage flipping (arXiv 2606.00172)",
-}
-
-
-class Teacher(Section):
-    """Which stop-gradient copy of the policy scores the completions a second time."""
-
-    kind: Literal["none", "snapshot", "ema", "initial", "current"] = "none"
-    """`snapshot`: the policy of the last refresh; `ema`: an exponential average; `initial`: the
-    policy of step 0; `current`: the policy itself, whose gap is zero. CAST's paper leaves the
-    choice open."""
-    every: int = Field(10, ge=1)
-    """Steps between refreshes of a snapshot (ours)."""
-    decay: float = Field(0.99, ge=0, lt=1)
-    """Share of the old average kept a step by `ema` (ours)."""
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it has weights of its own."""
-        return self.kind in ("snapshot", "ema", "initial")
+Shaping = Annotated[
+    NoShaping | CastShaping | RlsdShaping | RlrtShaping | OarPerturbation | OarGradient,
+    Field(discriminator="kind"),
+]
 
 
 class MethodSettings(Section):
     """The slots. `name` fills every slot that the recipe leaves out."""
 
     name: str = "grpo"
-    """Preset: `grpo` or `cast`."""
-    baseline: Baseline = Baseline()
-    """How a completion's reward is compared with its group's."""
+    """Preset; `castctl methods` lists them."""
+    baseline: Baseline = GroupBaseline()
+    """What a completion's reward is compared with."""
     zero_variance: ZeroVariance = ZeroBase()
     """What groups teach whose rewards are all equal."""
+    overlong: Overlong = KeepOverlong()
+    """What becomes of completions that are too long."""
     shaping: Shaping = NoShaping()
     """What turns a completion's advantage into its tokens'."""
     teacher: Teacher = Teacher()
-    """Which copy of the policy scores the completions a second time."""
+    """Who scores the completions a second time, and what it is told."""
+    conditioning: Conditioning = NoConditioning()
+    """Under which prompt the ratio is taken."""
     surrogate: Surrogate = Surrogate()
-    """The loss of a token, and how tokens add up."""
+    """The policy loss of a token, and how tokens add up."""
+    distillation: DistillationLoss = NoDistillation()
+    """The loss that pulls towards the teacher's distributions."""
+    anchor: Anchor = Anchor()
+    """The penalty that ties the policy to the frozen initial one."""
     importance_cap: float | None = Field(2.0, gt=0)
     """Cap C of the truncated importance correction between sampler and scorer; null is off
     (ours)."""
@@ -76,34 +61,138 @@ class MethodSettings(Section):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        name = given.get("name", "grpo")
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"no method {name!r}; there are {', '.join(PRESETS)}")
-        return merged(PRESETS[name], given)
+        name, found = preset(given.get("name", "grpo"))
+        slots = {"baseline": {"kind": "mean_std"}, **found.slots}
+        return merged(slots, {**given, "name": name})
 
     @model_validator(mode="after")
-    def _shaping_has_its_teacher(self) -> MethodSettings:
-        if "teacher_logprobs" in self.needs and self.teacher.kind == "none":
-            raise ValueError(
-                f"shaping {self.shaping.kind} reads a teacher's log-probs; "
-                "set method.teacher.kind to snapshot, ema, initial or current"
-            )
+    def _slots_fit(self) -> MethodSettings:
+        for reason in self._contradictions():
+            raise ValueError(f"{self.name}: {reason}")
         return self
+
+    def _contradictions(self) -> list[str]:
+        """Why these slots make no sense together, and what to set instead."""
+        taught = self.baseline.kind != "none"
+        trains = self.surrogate.kind != "none"
+        distills = isinstance(self.distillation, Distillation)
+        bilateral = self.conditioning.kind == "bilateral"
+        listens = "teacher_logprobs" in self.shaping.needs
+        gated = isinstance(self.distillation, Distillation) and self.distillation.gate
+        rules = [
+            (
+                listens and self.teacher.kind == "none",
+                f"shaping {self.shaping.kind} reads a teacher's log-probs; set method.teacher.kind "
+                "to snapshot, ema, initial, current or model",
+            ),
+            (
+                distills and self.teacher.kind == "none",
+                "distillation needs a teacher; set method.teacher.kind",
+            ),
+            (
+                not taught and (trains or gated or self.shaping.kind != "none"),
+                "without a baseline there is no advantage for a surrogate, a shaping or a gate; "
+                "set method.baseline.kind=mean_std, or method.surrogate.kind=none and no shaping",
+            ),
+            (
+                not taught and self.zero_variance.kind != "zero",
+                "without a baseline there are no groups to fill or to drop; set "
+                "method.zero_variance.kind=zero",
+            ),
+            (
+                not taught and self.overlong.kind == "penalty",
+                "without a baseline no reward is read, so nothing is penalised; set "
+                "method.overlong.kind=none",
+            ),
+            (
+                not trains and not distills,
+                "without a policy loss and without distillation nothing trains; set "
+                "method.surrogate.kind=clip or method.distillation.kind",
+            ),
+            (
+                not trains and (self.shaping.kind != "none" or bilateral),
+                "without a policy loss nothing reads token advantages or ratios; set "
+                "method.surrogate.kind=clip",
+            ),
+            (
+                bilateral and self.surrogate.kind == "reinforce",
+                "REINFORCE has no ratio to condition; set method.surrogate.kind=clip",
+            ),
+            (
+                bilateral and (self.anchor.kind != "none" or distills),
+                "reference and teacher read the bare prompt, the ratio the opposite completions; "
+                "set method.anchor.kind=none and method.distillation.kind=none, or "
+                "method.conditioning.kind=none",
+            ),
+        ]
+        return [reason for broken, reason in rules if broken]
+
+    def warnings(self) -> list[str]:
+        """What may surprise in these settings, a line each."""
+        warnings = self.shaping.warnings()
+        if self.listens and self.teacher.kind == "current" and not self.teacher.own_prompt:
+            warnings.append(
+                "teacher.kind=current equals the policy under the same prompt: its gap is zero "
+                "everywhere"
+            )
+        return warnings
+
+    @property
+    def objective(self) -> Objective:
+        """What the loss is made of."""
+        return Objective(self.surrogate, self.anchor, self.distillation)
+
+    @property
+    def listens(self) -> bool:
+        """Whether anything reads the teacher."""
+        return "teacher_logprobs" in self.needs or self.distillation.kind != "none"
+
+    @property
+    def privileged(self) -> bool:
+        """Whether a teacher is read that sees answers or solutions."""
+        return self.listens and self.teacher.privileged
+
+    @property
+    def compares(self) -> bool:
+        """Whether a completion's advantage depends on the others of its prompt."""
+        return self.baseline.kind != "none"
+
+    @property
+    def binary_rewards(self) -> bool:
+        """Whether rewards must be 0 or 1."""
+        slots = (self.zero_variance, self.shaping, self.conditioning, self.distillation)
+        return any(slot.binary_rewards for slot in slots)
 
     @property
     def needs(self) -> frozenset[str]:
         """Signals that shaping or training with this method reads."""
-        return frozenset({"policy_logprobs"}) | self.shaping.needs | self.surrogate.needs
+        slots = (self.baseline, self.shaping, self.conditioning, self.objective)
+        return frozenset({"policy_logprobs"}).union(*(slot.needs for slot in slots))
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` overridden by `over`, section by section; another `kind` starts a section afresh."""
+    """`base` overridden by `over`, section by section; a `kind` with other settings starts its slot
+    afresh."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            same_kind = "kind" not in value or value["kind"] == old.get("kind", value["kind"])
-            result[key] = merged(old, value) if same_kind else value
+            kinds = old.get("kind"), value.get("kind")
+            result[key] = value if _settings_differ(key, *kinds) else merged(old, value)
         else:
             result[key] = value
     return result
+
+
+def _settings_differ(slot: str, old: object, new: object) -> bool:
+    """Whether two kinds of a slot have settings of their own each."""
+    field = MethodSettings.model_fields.get(slot)
+    if None in (old, new) or field is None or not field.discriminator:
+        return False
+    members = get_args(field.annotation)
+    return [old in kinds_of(m) for m in members] != [new in kinds_of(m) for m in members]
+
+
+def kinds_of(member: type[Section]) -> tuple[str, ...]:
+    """The kinds that a class of settings stands for."""
+    return get_args(member.model_fields["kind"].annotation)

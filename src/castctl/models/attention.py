@@ -5,6 +5,7 @@ Without `segments` it is transformers' own SDPA attention, which the decode loop
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from castctl.models.packing import Segment
+from castctl.models.packing import Prefix, Segment
 
 NAME = "castctl_packed"
 
@@ -58,12 +59,20 @@ def packed_attention(
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
     outputs = []
     for q, k, v, segment in zip(queries, keys, values, segments, strict=True):
-        if segment.prefix is not None:
-            k = torch.cat([keys[segment.prefix], k], dim=2)
-            v = torch.cat([values[segment.prefix], v], dim=2)
+        if segment.prefix:
+            k = torch.cat([*_pieces(keys, segment.prefix), k], dim=2)
+            v = torch.cat([*_pieces(values, segment.prefix), v], dim=2)
         mask = _causal_mask(q.shape[2], k.shape[2], sliding_window, q.device)
         outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _pieces(states: Sequence[Tensor], prefix: Prefix) -> Iterator[Tensor]:
+    """The prefix's keys or values, each (1, heads, count, head size)."""
+    for number, count in prefix:
+        whole = states[number]
+        # A slice would cost a backward step of its own.
+        yield whole if count == whole.shape[2] else whole[:, :, :count]
 
 
 def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

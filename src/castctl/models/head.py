@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TokenLoss = Callable[[slice, Tensor, Tensor], Tensor]
-"""(which tokens, their log-probs, their entropies) -> their losses."""
+from castctl.methods.divergence import Divergence, divergences
+
+TokenLoss = Callable[[slice, Tensor, Tensor, Tensor], Tensor]
+"""(which tokens, their log-probs, entropies and divergences, in nats) -> their losses."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,22 @@ class OutputHead:
     softcap: float | None
     temperature: float
     chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """What the student's distributions are compared with: a teacher's `head` over its hidden
+    states of the same tokens (N, H'), and the divergence.
+
+    The head has the student's vocabulary and a weight, bias, soft-cap and temperature of its
+    own; the chunks are the student's. Where `wanted_N` (N, bool) is given, the divergence of
+    the other tokens is 0 without gradient, and a chunk of none but those costs nothing.
+    """
+
+    head: OutputHead
+    hidden_NH: Tensor
+    divergence: Divergence
+    wanted_N: Tensor | None = None
 
 
 def score_tokens(
@@ -63,17 +81,33 @@ def fused_loss(
     targets_N: Tensor,
     token_loss: TokenLoss,
     with_entropies: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Sum of the token losses (scalar, differentiable) and the log-probs (N, detached).
+    teacher: TeacherSide | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the token losses (scalar, differentiable), log-probs and divergences (N, detached).
 
-    One pass: the gradient with respect to hidden states and weight is formed while a
+    One pass: the gradient with respect to hidden states, weight and bias is formed while a
     chunk's probabilities are there, for 6 T H V multiply-adds instead of the 8 of
-    recomputing them in the backward pass. So `token_loss` may not look across chunks.
-    `with_entropies` off hands it zeros and saves their cost.
+    recomputing them in the backward pass; a teacher takes 2 T H' V more, and has no
+    gradient even where its weight is the student's. So `token_loss` may not look across
+    chunks. `with_entropies` off hands it zeros and saves their cost, as no teacher does with
+    the divergences. Raises `ValueError` for a teacher of another vocabulary or token count.
     """
+    if teacher is not None:
+        _check(head, targets_N, teacher)
     return _FusedHead.apply(
-        hidden_NH, head.weight, head.bias, head, targets_N, token_loss, with_entropies
+        hidden_NH, head.weight, head.bias, head, targets_N, token_loss, with_entropies, teacher
     )
+
+
+def _check(head: OutputHead, targets_N: Tensor, teacher: TeacherSide) -> None:
+    ours, theirs = len(head.weight), len(teacher.head.weight)
+    if ours != theirs:
+        raise ValueError(f"the teacher's vocabulary is {theirs} tokens, the student's {ours}")
+    if len(teacher.hidden_NH) != len(targets_N):
+        raise ValueError(
+            f"the teacher has hidden states of {len(teacher.hidden_NH)} tokens, "
+            f"the student of {len(targets_N)}"
+        )
 
 
 class _FusedHead(torch.autograd.Function):
@@ -87,12 +121,15 @@ class _FusedHead(torch.autograd.Function):
         targets_N: Tensor,
         token_loss: TokenLoss,
         with_entropies: bool,
-    ) -> tuple[Tensor, Tensor]:
+        teacher: TeacherSide | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         low = weight_VH.to(hidden_NH.dtype)
+        versus = None if teacher is None else _Versus(teacher)
         total = torch.zeros((), device=hidden_NH.device, dtype=torch.float64)
         logprobs = torch.empty(
             len(targets_N), device=hidden_NH.device, dtype=_wide(hidden_NH.dtype)
         )
+        distances = torch.zeros_like(logprobs)
         grad_hidden = torch.zeros_like(hidden_NH) if ctx.needs_input_grad[0] else None
         grad_weight = (
             torch.zeros_like(weight_VH, dtype=logprobs.dtype) if ctx.needs_input_grad[1] else None
@@ -102,24 +139,31 @@ class _FusedHead(torch.autograd.Function):
             hidden, targets = hidden_NH[part], targets_N[part]
             scaled, slope = _scaled_logits(head, low, hidden)
             probs, normaliser = _softmax(scaled)
-            picked = _at(scaled, targets) - normaliser
-            logprobs[part] = picked
-            entropy = torch.zeros_like(picked)
+            logprobs[part] = _at(scaled, targets) - normaliser
+            entropy = torch.zeros_like(normaliser)
+            divergence_slope = None
+            if with_entropies or versus is not None:
+                scaled.sub_(normaliser[:, None])  # from here on all log-probs
             if with_entropies:
-                entropy = _entropy(scaled, normaliser, probs)
+                entropy = _entropy(probs, scaled)
+            if versus is not None:
+                distances[part], divergence_slope = versus(part, scaled)
             with torch.enable_grad():
-                picked = picked.detach().requires_grad_()
-                entropy = entropy.detach().requires_grad_()
-                loss = token_loss(part, picked, entropy).sum()
-                by_logprob, by_entropy = torch.autograd.grad(
-                    loss, (picked, entropy), allow_unused=True, materialize_grads=True
+                numbers = [
+                    n.detach().requires_grad_() for n in (logprobs[part], entropy, distances[part])
+                ]
+                loss = token_loss(part, *numbers).sum()
+                by_logprob, by_entropy, by_divergence = torch.autograd.grad(
+                    loss, numbers, allow_unused=True, materialize_grads=True
                 )
             total += loss.detach()
             if with_entropies:  # dH/dz = -p (log p + H), and dlog p_y/dz = 1_y - p
-                surprise = scaled.sub_(normaliser[:, None]).add_(entropy.detach()[:, None])
+                surprise = scaled.add_(entropy[:, None])
                 grad = probs.mul_(surprise.mul_(-by_entropy[:, None]).sub_(by_logprob[:, None]))
             else:
                 grad = probs.mul_(-by_logprob[:, None])
+            if divergence_slope is not None:
+                grad.addcmul_(divergence_slope, by_divergence[:, None])
             grad.scatter_add_(1, targets[:, None], by_logprob[:, None])
             grad.mul_(slope)
             if grad_bias is not None:
@@ -133,13 +177,34 @@ class _FusedHead(torch.autograd.Function):
                 else:
                     grad_weight += grad.T @ hidden
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.mark_non_differentiable(logprobs)
-        return total, logprobs
+        ctx.mark_non_differentiable(logprobs, distances)
+        return total, logprobs, distances
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
+
+
+class _Versus:
+    """The teacher's side of each chunk, its weight cast once."""
+
+    def __init__(self, teacher: TeacherSide) -> None:
+        self.teacher = teacher
+        self.weight = teacher.head.weight.to(teacher.hidden_NH.dtype)
+        self.wanted = None if teacher.wanted_N is None else teacher.wanted_N.cpu()
+
+    def __call__(self, part: slice, logprobs_nV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Divergences (n), and their slope in the student's logits over T (n, V) if any."""
+        wanted = None if self.wanted is None else self.wanted[part]
+        if wanted is not None and not wanted.any():
+            return logprobs_nV.new_zeros(len(logprobs_nV)), None
+        logits, _ = _scaled_logits(self.teacher.head, self.weight, self.teacher.hidden_NH[part])
+        values, slope = divergences(self.teacher.divergence, logprobs_nV, logits.to(logprobs_nV))
+        if wanted is not None:
+            values[~wanted] = 0
+            slope[~wanted] = 0
+        return values, slope
 
 
 def _scaled_logits(head: OutputHead, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +240,9 @@ def _at(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0]
 
 
-def _entropy(scaled: Tensor, normaliser: Tensor, probs: Tensor) -> Tensor:
+def _entropy(probs: Tensor, logprobs: Tensor) -> Tensor:
     # A float32 matrix product would be off by 4e-4 nats at 151,936 tokens; this is by 2e-7.
-    return normaliser - torch.linalg.vecdot(probs, scaled)
+    return -torch.linalg.vecdot(probs, logprobs)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

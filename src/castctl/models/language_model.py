@@ -29,6 +29,16 @@ class LanguageModel:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the output head scores."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest row that the model was made for, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where `dtype` asks for it."""
         if self.dtype == torch.bfloat16:
@@ -47,9 +57,20 @@ class LanguageModel:
         twin.zero_grad(set_to_none=True)
         return LanguageModel(twin, self.tokenizer, self.dtype)
 
-    def hidden_states(self, batch: PackedBatch) -> Tensor:
-        """Hidden states (N, H), in `dtype`, that predict the batch's targets."""
+    def embeddings(self, batch: PackedBatch) -> Tensor:
+        """What the batch's tokens (L, H) are to the first layer, in the weights' dtype."""
         inputs = torch.from_numpy(batch.input_ids_L).to(self.device)
+        return self.model.get_input_embeddings()(inputs)
+
+    def hidden_states(self, batch: PackedBatch, embeddings_LH: Tensor | None = None) -> Tensor:
+        """Hidden states (N, H), in `dtype`, that predict the batch's targets.
+
+        `embeddings_LH` takes the place of the tokens' own embeddings.
+        """
+        if embeddings_LH is None:
+            inputs = {"input_ids": torch.from_numpy(batch.input_ids_L).to(self.device)[None]}
+        else:
+            inputs = {"inputs_embeds": embeddings_LH[None]}
         positions = torch.from_numpy(batch.position_ids_L).to(self.device)
         predictors = torch.from_numpy(batch.predictor_N).to(self.device)
         # A mask that is already four-dimensional is passed through untouched, so that
@@ -57,7 +78,7 @@ class LanguageModel:
         no_mask = torch.ones(1, 1, 1, 1, device=self.device)
         with self.autocast():
             output = self.model.base_model(
-                input_ids=inputs[None],
+                **inputs,
                 position_ids=positions[None],
                 attention_mask=no_mask,
                 segments=batch.segments,

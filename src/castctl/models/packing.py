@@ -19,13 +19,19 @@ from castctl.ragged import offsets_of
 Ids = NDArray[np.integer]
 
 
+Prefix = tuple[tuple[int, int], ...]
+"""Pieces of earlier segments: (number of the segment, how many of its first tokens)."""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Tokens that attend to a prefix, whole, and to one another, causally."""
+    """Tokens that attend to a prefix and to one another, causally.
+
+    Positions run on from 0 along the prefix's pieces and then the segment.
+    """
 
     length: int
-    prefix: int | None
-    """Number of the segment that holds the prefix; None for a prompt."""
+    prefix: Prefix = ()
 
 
 @dataclass(frozen=True)
@@ -43,40 +49,55 @@ class PackedBatch:
     targets_N: NDArray[np.int64]
 
 
+class Layout:
+    """Segments laid out one after the other, to become a packed batch."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Ids] = []
+        self._positions: list[NDArray[np.int64]] = []
+        self._segments: list[Segment] = []
+        self._length = 0
+
+    def add(self, tokens: Ids, prefix: Prefix = ()) -> tuple[int, int]:
+        """Lay out a segment; its number, and the input position of its first token."""
+        number, start = len(self._segments), self._length
+        before = sum(count for _, count in prefix)
+        self._segments.append(Segment(len(tokens), prefix))
+        self._inputs.append(tokens)
+        self._positions.append(before + np.arange(len(tokens)))
+        self._length += len(tokens)
+        return number, start
+
+    def batch(self, predictors: Sequence[Ids], targets: Sequence[Ids]) -> PackedBatch:
+        """What was laid out, with the input positions that predict the targets."""
+        return PackedBatch(
+            input_ids_L=_joined(self._inputs),
+            position_ids_L=_joined(self._positions),
+            segments=tuple(self._segments),
+            predictor_N=_joined(predictors),
+            targets_N=_joined(targets),
+        )
+
+
 def pack(prompts: Sequence[Ids], completions: Sequence[Ids]) -> PackedBatch:
     """Pack rows; raises `ValueError` where a prompt is empty: nothing predicts what follows."""
-    inputs: list[Ids] = []
-    positions: list[NDArray[np.int64]] = []
-    predictors: list[NDArray[np.int64]] = []
-    segments: list[Segment] = []
-    length, shared, prompt_end = 0, -1, 0
+    layout = Layout()
+    predictors: list[Ids] = []
+    shared, prompt_end = -1, 0
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if len(prompt) == 0:
             raise ValueError("empty prompt")
         if row == 0 or not np.array_equal(prompt, prompts[row - 1]):
-            shared = len(segments)
-            segments.append(Segment(len(prompt), None))
-            inputs.append(prompt)
-            positions.append(np.arange(len(prompt)))
-            length += len(prompt)
-            prompt_end = length
+            shared, start = layout.add(prompt)
+            prompt_end = start + len(prompt)
         if len(completion) == 0:
             continue
         body = completion[:-1]
         predictors.append(np.array([prompt_end - 1]))
         if len(body):
-            segments.append(Segment(len(body), shared))
-            inputs.append(body)
-            positions.append(len(prompt) + np.arange(len(body)))
-            predictors.append(length + np.arange(len(body)))
-            length += len(body)
-    return PackedBatch(
-        input_ids_L=_joined(inputs),
-        position_ids_L=_joined(positions),
-        segments=tuple(segments),
-        predictor_N=_joined(predictors),
-        targets_N=_joined(list(completions)),
-    )
+            _, start = layout.add(body, ((shared, len(prompt)),))
+            predictors.append(start + np.arange(len(body)))
+    return layout.batch(predictors, completions)
 
 
 def microbatches(

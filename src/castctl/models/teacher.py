@@ -1,34 +1,80 @@
-"""The stop-gradient copy of the policy that scores completions a second time."""
+"""The stop-gradient model that scores completions a second time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from castctl.errors import UserError
-from castctl.methods.method import Teacher
+from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
-from castctl.models.loading import load_weights
+from castctl.models.loading import fingerprint, load_language_model, load_weights, locate_model
+from castctl.recipe import ModelSettings
+
+
+@dataclass(frozen=True)
+class OtherTeacher:
+    """A frozen model that is no copy of the policy, and the name its numbers go by."""
+
+    model: LanguageModel
+    fingerprint: str
+
+
+def load_other_teacher(
+    settings: Teacher, model: ModelSettings, policy: LanguageModel
+) -> OtherTeacher | None:
+    """The model that `settings` name, None where the teacher is the policy or a copy of it.
+
+    Raises `UserError` where it does not load or has another vocabulary than the policy.
+    """
+    if settings.path is None:
+        return None
+    folder = locate_model(settings.path, settings.revision)
+    teacher = load_language_model(folder, model)
+    teacher.model.requires_grad_(False)
+    same_words = teacher.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    if not same_words or teacher.vocabulary != policy.vocabulary:
+        raise UserError(
+            f"method.teacher.path={settings.path} has another vocabulary ({teacher.vocabulary} "
+            f"tokens) than the policy ({policy.vocabulary}); a teacher must know the same tokens"
+        )
+    return OtherTeacher(teacher, fingerprint(folder))
 
 
 class TeacherCopy:
-    """A teacher that follows the policy as its settings say.
+    """A teacher that follows the policy as its settings say, or `other`, a model of its own.
 
     `refresh(step)` belongs at the start of a step, before scoring; `follow()` after the
     step's update. What a checkpoint saves is the copy between the two.
     """
 
-    def __init__(self, settings: Teacher, policy: LanguageModel, step: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Teacher,
+        policy: LanguageModel,
+        step: int = 0,
+        other: OtherTeacher | None = None,
+    ) -> None:
         self.settings = settings
         self.policy = policy
         self.refreshed_at = step
         self._copy = policy.frozen_copy() if settings.is_copy else None
+        self._other = other
 
     @property
     def model(self) -> LanguageModel:
         """The model that scores; the policy itself for `current`."""
+        if self._other is not None:
+            return self._other.model
         return self.policy if self._copy is None else self._copy
+
+    def name(self, policy_name: str) -> str:
+        """What its numbers go by where the policy's go by `policy_name`."""
+        if self._other is not None:
+            return self._other.fingerprint
+        return f"{policy_name} {self.settings.kind} teacher" if self.is_copy else policy_name
 
     @property
     def is_copy(self) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from castctl.explanation import ExplainedSetting, Explanation
 from castctl.report.marks import line
-from castctl.report.page import plain_table, title, value_text
+from castctl.report.page import plain_table, title
+from castctl.report.settings import SettingsTable, facts_table
 from castctl.train.estimate import Memory
 
 LESS = {
@@ -24,9 +21,6 @@ LESS = {
     "update, backward pass": "train.microbatch_tokens, or set train.gradient_checkpointing=true",
 }
 """What to lower where a phase is the largest."""
-
-TABLE_WIDTH = 100
-"""Columns of a terminal from which on settings fit into a table with their meaning."""
 
 
 def explanation_page(explanation: Explanation) -> Group:
@@ -39,9 +33,9 @@ def explanation_page(explanation: Explanation) -> Group:
             "bold",
         ),
         title("A step"),
-        _facts(_step(explanation)),
+        facts_table(_step(explanation)),
         title("The run"),
-        _facts(_run(explanation)),
+        facts_table(_run(explanation)),
     ]
     if explanation.memory is None:
         reason = line(explanation.memory_missing)
@@ -52,7 +46,7 @@ def explanation_page(explanation: Explanation) -> Group:
     for setting in explanation.settings:
         by_section.setdefault(setting.key.rpartition(".")[0], []).append(setting)
     for section, settings in by_section.items():
-        pages += [title(section or "recipe"), _Settings(settings)]
+        pages += [title(section or "recipe"), SettingsTable(settings)]
     pages += [title("Warnings"), *(Text(line(w), "yellow") for w in warnings or ["none"])]
     return Group(*pages)
 
@@ -82,7 +76,9 @@ def _teacher(explanation: Explanation) -> str:
         "snapshot": f"a snapshot, renewed every {_count(teacher.every, 'step')}",
         "ema": f"an average with decay {teacher.decay:g}",
         "initial": "the policy of step 0",
-    }[teacher.kind]
+        "current": "the policy itself",
+        "model": line(teacher.path),
+    }[teacher.kind] + (", told the answer" if teacher.privileged else "")
 
 
 def _run(explanation: Explanation) -> dict[str, str]:
@@ -122,63 +118,6 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
     if memory.peak_phase in LESS:
         pages.append(Text(f"To need less, lower {LESS[memory.peak_phase]}."))
     return pages
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """One section's settings: a table, or a paragraph each where it would not fit."""
-
-    settings: list[ExplainedSetting]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width >= TABLE_WIDTH:
-            yield _table(self.settings)
-        else:
-            for setting in self.settings:
-                yield from _paragraph(setting)
-
-
-def _paragraph(setting: ExplainedSetting) -> Iterator[RenderableType]:
-    said = [f"{setting.key.rpartition('.')[2]} = {value_text(setting.value)}"]
-    if setting.origin:
-        said.append(f"from {setting.origin}, default {value_text(setting.default)}")
-    if setting.choice:
-        said.append(setting.choice)
-    yield Text("; ".join(map(line, said)), "bold" if setting.origin else "")
-    yield Padding(Text(setting.meaning, "dim"), (0, 0, 0, 4))
-
-
-def _table(settings: list[ExplainedSetting]) -> Table:
-    """Columns that would be empty are left out."""
-    changed = any(setting.origin for setting in settings)
-    chosen = any(setting.choice for setting in settings)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("value", max_width=24, overflow="fold")
-    if changed:
-        table.add_column("default", max_width=16, overflow="fold")
-        table.add_column("from", max_width=16, overflow="fold")
-    if chosen:
-        table.add_column("choice", no_wrap=True)
-    table.add_column("meaning", ratio=1)
-    for setting in settings:
-        cells = [setting.key.rpartition(".")[2], value_text(setting.value)]
-        if changed:
-            cells += [value_text(setting.default), setting.origin] if setting.origin else ["", ""]
-        if chosen:
-            cells.append(setting.choice or "")
-        style = "bold" if setting.origin else ""
-        table.add_row(*(Text(line(cell), style) for cell in cells), Text(setting.meaning))
-    return table
-
-
-def _facts(facts: dict[str, str]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    for name, text in facts.items():
-        table.add_row(Text(name), Text(text))
-    return table
 
 
 def _after(steps: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from castctl.inspection.prompts import PromptsView, PromptView
+from castctl.inspection.prompts import PromptsView
 from castctl.inspection.sample import Coloring, SampleView, Token
 from castctl.report.marks import LONGEST_LINE, block, line, number
 from castctl.report.tables import show
@@ -131,20 +131,26 @@ def prompts_page(view: PromptsView) -> Group:
     pages: list[RenderableType] = []
     for prompt in view.prompts:
         pages.append(Text(f"prompt {line(prompt.prompt_id, 60)}", "bold"))
-        student = Text(_prompt_text(prompt, prompt.student_ids, prompt.student))
+        student = Text(_prompt_text(prompt.student_ids, prompt.student))
         if prompt.teacher_ids is None:
             pages += [student, Text(own, "dim"), ""]
-            continue
-        table = Table(show_lines=True, expand=True)
-        for heading in ("student", "teacher"):
-            table.add_column(heading, ratio=1, overflow="fold")
-        table.add_row(student, Text(_prompt_text(prompt, prompt.teacher_ids, prompt.teacher)))
-        pages += [table, ""]
+        else:
+            table = Table(show_lines=True, expand=True)
+            for heading in ("student", "teacher"):
+                table.add_column(heading, ratio=1, overflow="fold")
+            teacher = Text(_prompt_text(prompt.teacher_ids, prompt.teacher))
+            table.add_row(student, teacher)
+            pages += [table, ""]
+        if prompt.bilateral_ids is not None:
+            bilateral = Text(_prompt_text(prompt.bilateral_ids, prompt.bilateral))
+            pages += [Text("prompt of a bilateral ratio", "dim"), bilateral, ""]
+    if view.warning is not None:
+        pages += [Text(line(view.warning, 1000), "yellow"), ""]
     if view.total > len(view.prompts):
         more = view.total - len(view.prompts)
         pages.append(Text(f"… {more} more prompts: --limit shows them", "dim"))
     return Group(*pages)
 
 
-def _prompt_text(prompt: PromptView, ids: list[int], text: str | None) -> str:
+def _prompt_text(ids: list[int], text: str | None) -> str:
     return block(text) if text is not None else line(" ".join(map(str, ids)), 2000)

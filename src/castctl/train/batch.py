@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
+from castctl.methods import MethodSettings
 from castctl.models.packing import Ids, rows_of
 from castctl.ragged import offsets_of
 from castctl.shape import group_numbers
 from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.part import Part
 from castctl.shards.stage import StepFolder, check_aligned
 
 TRAINED_FROM = ("rollouts", "signals", "advantages")
 """The stages that an update reads."""
+
+Stream = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class TrainBatch:
     """`R` completions of a step with their streams, one float32 value a completion token (N).
 
-    `ref_logprobs` is None where no part has them.
+    `prompts` are those of the ratio, `teacher_prompts` those a teacher reads. What is None is not
+    there in some part, or not needed.
     """
 
     prompts: list[Ids]
+    teacher_prompts: list[Ids]
     completions: list[Ids]
     group_of_row: NDArray[np.int64]
     kept_R: NDArray[np.bool_]
     offsets: NDArray[np.int64]
-    advantages: NDArray[np.float32]
-    loss_weights: NDArray[np.float32]
-    old_logprobs: NDArray[np.float32]
-    ref_logprobs: NDArray[np.float32] | None
+    advantages: Stream
+    loss_weights: Stream
+    old_logprobs: Stream
+    ref_logprobs: Stream | None = None
+    teacher_logprobs: Stream | None = None
+    distill_weights: Stream | None = None
 
 
-def read_batch(folder: StepFolder) -> TrainBatch:
-    """Every part of a shaped step.
+def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
+    """Every part of a shaped step, for a method's ratio and loss.
 
-    Raises `UserError` where a stage is missing, contradicts another or has other lengths.
+    Raises `UserError` where a stage is missing, contradicts another, has other lengths, or lacks
+    what the loss reads.
     """
     numbers = folder.require_parts("advantages", "run `castctl shape` first")
     if numbers != folder.require_parts("rollouts", "training reads their tokens"):
@@ -47,48 +59,72 @@ def read_batch(folder: StepFolder) -> TrainBatch:
             f"{folder.path}: advantages and rollouts do not have the same parts; "
             "finish `castctl shape` first"
         )
-    parts = [_read_part(folder, number) for number in numbers]
+    batch = _joined([_read_part(folder, number, method) for number in numbers])
+    needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
+    if method.distillation.kind != "none":
+        needed |= {"distill_weights"}
+    for name in sorted(needed):
+        stream = getattr(batch, name)
+        kept_N = np.repeat(batch.kept_R, np.diff(batch.offsets))
+        if stream is None or not np.isfinite(stream[kept_N]).all():
+            stage = "shape" if name == "distill_weights" else "score"
+            raise UserError(
+                f"{method.name} trains with {name}, which {folder.path} does not have for every "
+                f"kept row; run `castctl {stage} --run {folder.path} --method {method.name}`"
+            )
+    return batch
+
+
+def _joined(parts: list[TrainBatch]) -> TrainBatch:
+    """Parts one after the other; a stream that one of them lacks is None."""
     groups, shift = [], 0
     for part in parts:
         groups.append(part.group_of_row + shift)
         shift += int(part.group_of_row.max(initial=-1)) + 1
-    refs = [part.ref_logprobs for part in parts]
-    return TrainBatch(
-        prompts=[row for part in parts for row in part.prompts],
-        completions=[row for part in parts for row in part.completions],
-        group_of_row=np.concatenate(groups),
-        kept_R=np.concatenate([part.kept_R for part in parts]),
-        offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
-        advantages=np.concatenate([part.advantages for part in parts]),
-        loss_weights=np.concatenate([part.loss_weights for part in parts]),
-        old_logprobs=np.concatenate([part.old_logprobs for part in parts]),
-        ref_logprobs=None if any(r is None for r in refs) else np.concatenate(refs),  # type: ignore[arg-type]
-    )
+    joined: dict[str, Any] = {
+        "group_of_row": np.concatenate(groups),
+        "offsets": offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+    }
+    for field in fields(TrainBatch):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name in joined:
+            continue
+        if isinstance(values[0], list):
+            joined[field.name] = [row for value in values for row in value]
+        else:
+            lacking = any(value is None for value in values)
+            joined[field.name] = None if lacking else np.concatenate(values)
+    return TrainBatch(**joined)
 
 
-def _read_part(folder: StepFolder, number: int) -> TrainBatch:
+def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> TrainBatch:
     rollouts, signals, advantages = (folder.read(stage, number) for stage in TRAINED_FROM)
     check_aligned(rollouts, [("signals", signals), ("advantages", advantages)], "rollouts")
     check_aligned(signals, [("advantages", advantages)], "signals")
     ids, offsets = ragged_column(rollouts.table, "completion_token_ids")
 
-    def stream(part: object, name: str) -> NDArray[np.float32] | None:
+    def stream(part: Part, name: str) -> Stream | None:
         try:
-            flat = nullable_floats(part.table, name, offsets)  # type: ignore[attr-defined]
+            flat = nullable_floats(part.table, name, offsets)
         except ValueError as error:
-            raise UserError(f"{part.path}: {error}") from None  # type: ignore[attr-defined]
+            raise UserError(f"{part.path}: {error}") from None
         return None if flat is None else flat.astype(np.float32)
 
     kept = advantages.table["kept"].to_numpy()
     values, weights = stream(advantages, "advantages"), stream(advantages, "loss_weights")
-    old = stream(signals, "policy_logprobs")
+    conditioning = method.conditioning
+    old = stream(signals, conditioning.old_logprobs)
     kept_N = np.repeat(kept, np.diff(offsets))
     if old is None or values is None or not np.isfinite(old[kept_N] + values[kept_N]).all():
         raise UserError(
-            f"{folder.path}: policy_logprobs and advantages of kept rows must all be finite"
+            f"{folder.path}: {conditioning.old_logprobs} and advantages of kept rows must all be "
+            f"finite; run `castctl score --run {folder.path} --method {method.name}`"
         )
+    bare = rows_of(*ragged_column(rollouts.table, "prompt_token_ids"))
+    ratio = conditioning.prompts
     return TrainBatch(
-        prompts=rows_of(*ragged_column(rollouts.table, "prompt_token_ids")),
+        prompts=bare if ratio is None else _prompts(signals.table[ratio], bare),
+        teacher_prompts=_prompts(signals.table["teacher_prompt_token_ids"], bare),
         completions=rows_of(ids, offsets),
         group_of_row=group_numbers(rollouts.table["prompt_id"]),
         kept_R=kept,
@@ -97,4 +133,12 @@ def _read_part(folder: StepFolder, number: int) -> TrainBatch:
         loss_weights=np.ones(len(ids), np.float32) if weights is None else weights,
         old_logprobs=old,
         ref_logprobs=stream(signals, "ref_logprobs"),
+        teacher_logprobs=stream(signals, "teacher_logprobs"),
+        distill_weights=stream(advantages, "distill_weights"),
     )
+
+
+def _prompts(column: pa.ChunkedArray, bare: Sequence[Ids]) -> list[Ids]:
+    """The prompts of a column (R), the bare one where a row has none."""
+    rows = zip(column.to_pylist(), bare, strict=True)
+    return [own if ids is None else np.array(ids, np.int32) for ids, own in rows]

@@ -8,9 +8,11 @@ import os
 import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 
 from castctl.data.templates import PromptTemplate
@@ -21,14 +23,22 @@ from castctl.evaluate.runner import evaluate
 from castctl.measures import Measures, measure_step
 from castctl.methods.baselines import ratio_margin
 from castctl.models.language_model import LanguageModel
-from castctl.models.teacher import TeacherCopy
-from castctl.policies import load_reference, make_scorers, policy_at, policy_name
+from castctl.policies import (
+    budget_of,
+    load_reference,
+    make_scorers,
+    make_teacher,
+    policy_at,
+    policy_name,
+)
 from castctl.progress import Progress
-from castctl.prompts import prepare_prompts, prompts_of_step
+from castctl.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.rollout import rollout_step
 from castctl.runs import Run
-from castctl.score import score_rewards, score_signals
-from castctl.shape import reward_groups, shape_step
+from castctl.score.rewards import score_rewards
+from castctl.score.signals import score_signals
+from castctl.shape import kept_groups, reward_groups, shape_step
+from castctl.shards.stage import WHOLE
 from castctl.train.batch import read_batch
 from castctl.train.checkpoint import TrainState, load_state, prune_checkpoints, save_checkpoint
 from castctl.train.metrics import Metrics, Row
@@ -122,7 +132,7 @@ def new_state(run: Run, policy: LanguageModel, step: int) -> TrainState:
         policy.recompute_activations()
     return TrainState(
         policy,
-        TeacherCopy(run.recipe.method.teacher, policy, step),
+        make_teacher(run.recipe, policy, step),
         Optimizer(policy.model, run.recipe.optimizer, updates),
     )
 
@@ -140,7 +150,7 @@ class _Loop:
         needs_reference = "ref_logprobs" in recipe.method.needs
         self.reference = load_reference(run) if needs_reference else None
         self.template = PromptTemplate(policy.tokenizer, recipe.data)
-        self.prompts = prepare_prompts(run, self.template, progress)
+        self.prompts = prepare_prompts(run, policy.tokenizer, progress)
         self.engine = TransformersEngine(policy)
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
@@ -150,15 +160,60 @@ class _Loop:
         """Run all stages of one step; its metrics."""
         folder = self.run.step(step)
         policy, teacher = self.state.policy, self.state.teacher
-        settings, sampling = self.recipe.train, self.recipe.sampling
-        name = policy_name(self.run, step)
-        seconds: dict[str, float] = {}
+        seconds: dict[str, float] = defaultdict(float)
         teacher.refresh(step)
+        rounds = self._shaped_rounds(step, seconds)
+        with _timed(seconds, "train"):
+            batch = read_batch(folder, self.recipe.method)
+            stats = update(policy, teacher.model, self.state.optimizer, batch, self.recipe, step)
+            teacher.follow()
+        with _timed(seconds, "measure"):
+            measures = measure_step(folder)
+            rewards = folder.read_all("rewards")
+            measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
+            measures["rounds"] = rounds
+        self._warn_of_zero_gap(step, measures)
+        self._warn_of_zero_rewards(step, measures)
+        return _row(step, measures, stats, seconds, policy.device)
+
+    def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
+        """Roll out, score and shape the step's prompts, and others in place of dropped groups as
+        often as the method wants; the number of rounds."""
+        folder, most = self.run.step(step), self.recipe.method.zero_variance.rounds
+        prompts = prompts_of_step(self.prompts, self.run, step)
+        wanted, taken, part = prompts.num_rows, prompts, 0
+        if most == 1:
+            folder.keep_first(-(-wanted // self.recipe.train.part_size), WHOLE, False)
+        for round in range(1, most + 1):
+            part = self._shaped(step, prompts, part, seconds)
+            if round == most:
+                break
+            missing = wanted - kept_groups(folder, range(part))
+            if missing <= 0:
+                break
+            prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
+            if not prompts.num_rows:
+                log.warning(
+                    "step %d: %d kept groups too few, and every prompt of the data was tried",
+                    step, missing,
+                )  # fmt: skip
+                break
+            taken = pa.concat_tables([taken, prompts])
+        if most > 1:
+            folder.keep_first(part, WHOLE, False)
+        return round
+
+    def _shaped(
+        self, step: int, prompts: pa.Table, first_part: int, seconds: dict[str, float]
+    ) -> int:
+        """Roll out these prompts, then score and shape all of the step; the next part's number."""
+        folder, policy = self.run.step(step), self.state.policy
+        settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
+        name = policy_name(self.run, step)
         with _timed(seconds, "rollout"):
-            prompts = prompts_of_step(self.prompts, self.run, step)
-            rollout_step(
+            next_part = rollout_step(
                 folder, prompts, self.engine, self.template, policy.tokenizer, sampling,
-                seed=self.recipe.seed, part_size=settings.part_size,
+                seed=self.recipe.seed, part_size=settings.part_size, first_part=first_part,
                 model_fingerprint=name, progress=self.progress,
             )  # fmt: skip
         with _timed(seconds, "verify"):
@@ -167,23 +222,14 @@ class _Loop:
             )
         with _timed(seconds, "score"):
             score_signals(
-                folder, self.recipe.method.needs | {"entropies"},
-                make_scorers(name, policy, teacher, self.reference),
-                temperature=sampling.temperature, microbatch_tokens=settings.microbatch_tokens,
-                chunk_tokens=settings.head_chunk_tokens, progress=self.progress,
+                folder, method.needs | {"entropies"},
+                make_scorers(self.recipe, name, policy, self.state.teacher, self.reference),
+                temperature=sampling.temperature, budget=budget_of(self.recipe),
+                progress=self.progress,
             )  # fmt: skip
         with _timed(seconds, "shape"):
-            shape_step(folder, self.recipe.method, progress=self.progress)
-        with _timed(seconds, "train"):
-            stats = update(policy, self.state.optimizer, read_batch(folder), self.recipe, step)
-            teacher.follow()
-        with _timed(seconds, "measure"):
-            measures = measure_step(folder)
-            rewards = folder.read_all("rewards")
-            measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
-        self._warn_of_zero_gap(step, measures)
-        self._warn_of_zero_rewards(step, measures)
-        return _row(step, measures, stats, seconds, policy.device)
+            shape_step(folder, method, longest=sampling.max_tokens, progress=self.progress)
+        return next_part
 
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
@@ -228,7 +274,7 @@ class _Loop:
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    seconds[f"seconds_{name}"] = time.perf_counter() - began
+    seconds[f"seconds_{name}"] += time.perf_counter() - began
 
 
 def _row(

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
-from castctl.methods.surrogate import Surrogate, TokenStreams, token_losses, token_scales
-from castctl.models.head import fused_loss
+from castctl.methods.objective import Objective, TokenStreams, token_losses
+from castctl.methods.surrogate import Surrogate, token_scales
+from castctl.models.head import TeacherSide, fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import microbatches, pack
-from castctl.ragged import means, take_rows
+from castctl.ragged import means, offsets_of, row_of_value, take_rows
 from castctl.recipe import Recipe
 from castctl.train.batch import TrainBatch
 from castctl.train.optimizer import Optimizer
@@ -24,7 +25,8 @@ from castctl.train.optimizer import Optimizer
 class UpdateStats:
     """Sums over the tokens that had a forward pass, and one entry an optimizer step.
 
-    `ratio_R` is each completion's mean ratio in its last forward pass, 1 without one.
+    `ratio_R` is each completion's mean ratio in its last forward pass, 1 without one. Divergences
+    are summed over the tokens that are distilled, and apart over the first ones that are left out.
     """
 
     ratio_R: NDArray[np.float64]
@@ -35,6 +37,9 @@ class UpdateStats:
     ratio: float = 0.0
     clipped: float = 0.0
     kl: float = 0.0
+    distilled_tokens: int | None = None
+    divergence: float = 0.0
+    skipped_divergence: float = 0.0
 
     def add(
         self,
@@ -48,18 +53,35 @@ class UpdateStats:
         estimate of KL(old || new) in nats."""
         log_ratio = (logprobs - streams.old_logprobs).double()
         ratio = log_ratio.exp()
-        above = (ratio > 1 + surrogate.clip_high) & (streams.advantages > 0)
-        below = (ratio < 1 - surrogate.clip_low) & (streams.advantages < 0)
+        if surrogate.kind == "clip":
+            above = (ratio > 1 + surrogate.clip_high) & (streams.advantages > 0)
+            below = (ratio < 1 - surrogate.clip_low) & (streams.advantages < 0)
+            self.clipped += float((above | below).sum())
         self.tokens += len(logprobs)
         self.ratio += float(ratio.sum())
-        self.clipped += float((above | below).sum())
         self.kl += float((ratio - 1 - log_ratio).sum())
         owner = np.repeat(np.arange(len(rows)), lengths)
         self.ratio_R[rows] = means(ratio.cpu().numpy(), owner, len(rows))
 
+    def add_distilled(self, streams: TokenStreams, divergences: torch.Tensor) -> None:
+        """Count a micro-batch whose rows are distilled."""
+        assert streams.distill_weights is not None, "distilled rows have weights"
+        heard = streams.distill_weights != 0
+        self.distilled_tokens = (self.distilled_tokens or 0) + int(heard.sum())
+        self.divergence += float(divergences[heard].double().sum())
+        self.skipped_divergence += float(divergences[~heard].double().sum())
+
     def row(self) -> dict[str, float]:
         """The numbers of a metrics row."""
         tokens = max(self.tokens, 1)
+        distilled = {}
+        if self.distilled_tokens is not None:
+            total = self.divergence + self.skipped_divergence
+            distilled = {
+                "distilled_tokens": self.distilled_tokens,
+                "divergence_mean": self.divergence / max(self.distilled_tokens, 1),
+                "divergence_skipped_share": self.skipped_divergence / total if total else 0.0,
+            }
         return {
             "loss": float(np.mean(self.losses)),
             "grad_norm": float(np.mean(self.grad_norms)),
@@ -69,30 +91,36 @@ class UpdateStats:
             "ratio_mean": self.ratio / tokens if self.tokens else 1.0,
             "clip_share": self.clipped / tokens,
             "kl_old_new": self.kl / tokens,
+            **distilled,
         }
 
 
 def update(
-    policy: LanguageModel, optimizer: Optimizer, batch: TrainBatch, recipe: Recipe, step: int
+    policy: LanguageModel,
+    teacher: LanguageModel,
+    optimizer: Optimizer,
+    batch: TrainBatch,
+    recipe: Recipe,
+    step: int,
 ) -> UpdateStats:
     """Train on a step's completions; the weights and the optimizer move.
 
+    `teacher` is who a distillation asks, the policy itself where it is `current`.
     `train.epochs` passes, each split into `train.minibatches` optimizer steps by whole
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
     gradient does not depend on the micro-batches. Raises `UserError` when the loss or the
     gradient is not finite, before the weights are touched.
     """
-    surrogate = recipe.method.surrogate
-    if surrogate.needs and batch.ref_logprobs is None:
-        raise UserError("the anchor needs ref_logprobs; run `castctl score --signals ref_logprobs`")
     stats = UpdateStats(np.ones(len(batch.prompts)))
+    if recipe.method.distillation.kind != "none":
+        stats.distilled_tokens = 0
     policy.model.train(recipe.train.gradient_checkpointing)
     for rows in _minibatches(batch, recipe, step):
         optimizer.zero_grad()
         total = sum(
-            _accumulate(policy, batch, micro, scales, recipe, stats)
-            for micro, scales in _microbatches(batch, rows, recipe)
+            _accumulate(policy, teacher, batch, micro, recipe, stats)
+            for micro in _microbatches(batch, rows, recipe)
         )
         norm = optimizer.clip(recipe.optimizer.max_grad_norm)
         if not np.isfinite(total) or not np.isfinite(norm):
@@ -117,69 +145,120 @@ def _minibatches(batch: TrainBatch, recipe: Recipe, step: int) -> Iterator[NDArr
             yield np.flatnonzero(np.isin(batch.group_of_row, groups))
 
 
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Rows of one forward pass, their tokens' shares of the loss, whether they are distilled."""
+
+    rows: NDArray[np.int64]
+    scales: NDArray[np.float32]
+    distilled: bool
+
+
 def _microbatches(
     batch: TrainBatch, rows: NDArray[np.int64], recipe: Recipe
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Rows that have a gradient, by token budget, with their tokens' shares of the loss."""
-    surrogate = recipe.method.surrogate
+) -> Iterator[_MicroBatch]:
+    """Rows that have a gradient, by token budget; those a teacher must read too come apart."""
+    objective = recipe.method.objective
     kept = rows[batch.kept_R[rows]]
     lengths = np.diff(batch.offsets)[kept]
-    scales = token_scales(surrogate.aggregation, lengths, recipe.sampling.max_tokens)
-    scale_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    pull, _ = take_rows(batch.advantages * batch.loss_weights, batch.offsets, kept)
-    owner = np.repeat(np.arange(len(kept)), lengths)
-    moved = np.bincount(owner[pull != 0], minlength=len(kept)) > 0
-    active = np.flatnonzero((moved | surrogate.every_token) & (lengths > 0))
-    prompts = [batch.prompts[r] for r in kept[active]]
-    completions = [batch.completions[r] for r in kept[active]]
-    for micro in microbatches(prompts, completions, recipe.train.microbatch_tokens):
-        chosen, _ = take_rows(scales, scale_offsets, active[micro])
-        yield kept[active[micro]], chosen.astype(np.float32)
+    aggregation = objective.surrogate.aggregation
+    scales = token_scales(aggregation, lengths, recipe.sampling.max_tokens)
+    scale_offsets = offsets_of(lengths)
+    moved = np.zeros(len(kept), np.bool_)
+    if objective.surrogate.kind != "none":
+        moved = _any_nonzero(batch.advantages * batch.loss_weights, batch.offsets, kept)
+    distilled = np.zeros(len(kept), np.bool_)
+    if batch.distill_weights is not None and objective.distillation.kind != "none":
+        distilled = _any_nonzero(batch.distill_weights, batch.offsets, kept)
+    active = (moved | distilled | objective.every_token) & (lengths > 0)
+    for which in (False, True):
+        chosen = np.flatnonzero(active & (distilled == which))
+        prompts = [batch.prompts[r] for r in kept[chosen]]
+        completions = [batch.completions[r] for r in kept[chosen]]
+        for micro in microbatches(prompts, completions, recipe.train.microbatch_tokens):
+            shares, _ = take_rows(scales, scale_offsets, chosen[micro])
+            yield _MicroBatch(kept[chosen[micro]], shares.astype(np.float32), which)
+
+
+def _any_nonzero(
+    flat: NDArray[np.float32], offsets: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether a row has a value other than 0, for each of `rows`."""
+    values, chosen = take_rows(flat, offsets, rows)
+    owner = row_of_value(chosen)
+    return np.bincount(owner[values != 0], minlength=len(rows)) > 0
 
 
 def _accumulate(
     policy: LanguageModel,
+    teacher: LanguageModel,
     batch: TrainBatch,
-    rows: NDArray[np.int64],
-    scales: NDArray[np.float32],
+    micro: _MicroBatch,
     recipe: Recipe,
     stats: UpdateStats,
 ) -> float:
     """Add a micro-batch's gradient; its loss."""
-    surrogate = recipe.method.surrogate
+    objective, rows = recipe.method.objective, micro.rows
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
-    streams = _streams(batch, rows, scales, surrogate, policy.device)
+    streams = _streams(batch, micro, objective, policy.device)
 
-    def loss(part: slice, logprobs: torch.Tensor, entropies: torch.Tensor) -> torch.Tensor:
-        return token_losses(surrogate, streams[part], logprobs, entropies)
+    def loss(
+        part: slice, logprobs: torch.Tensor, entropies: torch.Tensor, divergences: torch.Tensor
+    ) -> torch.Tensor:
+        return token_losses(objective, streams[part], logprobs, entropies, divergences)
 
-    total, logprobs = fused_loss(
+    asked = _teacher_side(teacher, batch, rows, recipe) if micro.distilled else None
+    total, logprobs, divergences = fused_loss(
         policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
         policy.hidden_states(packed),
         torch.from_numpy(packed.targets_N).to(policy.device),
         loss,
-        with_entropies=surrogate.entropy_bonus > 0,
+        with_entropies=objective.surrogate.entropy_bonus > 0,
+        teacher=asked,
     )
     total.backward()
-    stats.add(surrogate, streams, logprobs, rows, np.diff(batch.offsets)[rows])
+    stats.add(objective.surrogate, streams, logprobs, rows, np.diff(batch.offsets)[rows])
+    if micro.distilled:
+        if streams.teacher_logprobs is not None:  # the sampled token's estimate
+            divergences = streams.old_logprobs - streams.teacher_logprobs
+        stats.add_distilled(streams, divergences)
     return float(total.detach())
 
 
-def _streams(
-    batch: TrainBatch,
-    rows: NDArray[np.int64],
-    scales: NDArray[np.float32],
-    surrogate: Surrogate,
-    device: torch.device,
-) -> TokenStreams:
-    def on_device(flat: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(take_rows(flat, batch.offsets, rows)[0]).to(device)
+def _teacher_side(
+    teacher: LanguageModel, batch: TrainBatch, rows: NDArray[np.int64], recipe: Recipe
+) -> TeacherSide | None:
+    """The teacher's reading of these rows; None where the sampled token's log-prob is enough."""
+    divergence = recipe.method.distillation.divergence_spec
+    if divergence is None:
+        return None
+    packed = pack([batch.teacher_prompts[r] for r in rows], [batch.completions[r] for r in rows])
+    with torch.no_grad():
+        hidden = teacher.hidden_states(packed)
+    head = teacher.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
+    return TeacherSide(head, hidden, divergence)
 
-    refs = batch.ref_logprobs if surrogate.needs else None
+
+def _streams(
+    batch: TrainBatch, micro: _MicroBatch, objective: Objective, device: torch.device
+) -> TokenStreams:
+    def on_device(flat: NDArray[np.float32] | None) -> torch.Tensor | None:
+        if flat is None:
+            return None
+        return torch.from_numpy(take_rows(flat, batch.offsets, micro.rows)[0]).to(device)
+
+    def needed(name: str) -> torch.Tensor | None:
+        return on_device(getattr(batch, name)) if name in objective.needs else None
+
+    old, advantages = on_device(batch.old_logprobs), on_device(batch.advantages)
+    loss_weights = on_device(batch.loss_weights)
+    assert old is not None and advantages is not None and loss_weights is not None
     return TokenStreams(
-        old_logprobs=on_device(batch.old_logprobs),
-        advantages=on_device(batch.advantages),
-        loss_weights=on_device(batch.loss_weights),
-        scale=torch.from_numpy(scales).to(device),
-        ref_logprobs=None if refs is None else on_device(refs),
+        old_logprobs=old,
+        advantages=advantages,
+        loss_weights=loss_weights,
+        scale=torch.from_numpy(micro.scales).to(device),
+        ref_logprobs=needed("ref_logprobs"),
+        teacher_logprobs=needed("teacher_logprobs"),
+        distill_weights=on_device(batch.distill_weights),
     )

@@ -1,0 +1,122 @@
+"""`castctl compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from castctl.cli import options as opt
+from castctl.errors import UserError
+from castctl.report.console import progress, say, tell
+
+if TYPE_CHECKING:
+    from castctl.comparison.entries import Entry
+    from castctl.comparison.numbers import Comparison
+    from castctl.recipe import Recipe
+    from castctl.recipe_reader import Origins
+    from castctl.runs import Run
+    from castctl.train.metrics import Row
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compare")(compare)
+
+
+def compare(
+    entries: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ENTRY...",
+            help="Recipes to train (a YAML file, or a name such as tiny) and finished runs.",
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Seeds to train each recipe with.")
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="The first seed; else the recipe's own.")
+    ] = None,
+    steps: opt.StepsOption = None,
+    k: opt.EvalSamplesOption = None,
+    set_: opt.SetOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Folder of the comparison; the same one goes on with it."),
+    ] = None,
+    as_json: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Train recipes with the same seeds and prompts, and set them and finished runs side by side.
+
+    Writes comparison.json and curves.png; differences are to the first entry.
+    """
+    from castctl.cli.context import Asked
+    from castctl.comparison.entries import plan
+    from castctl.comparison.sameness import require_same_evaluation, require_same_problems
+    from castctl.comparison.training import comparison_folder, opened
+
+    def asked(path: Path | None) -> Asked:
+        return Asked(path, set_, seed, train={"steps": steps}, eval={"k": k})
+
+    def read(path: Path) -> "tuple[Recipe, Origins]":
+        recipe, origins = asked(path).new_recipe()
+        for warning in recipe.check_training():
+            say(f"castctl: warning: {path}: {warning}")
+        return recipe, origins
+
+    folder = comparison_folder(name)
+    planned = plan(entries, folder, seeds, read)
+    if (asked(None).changes or seeds > 1) and not any(entry.trained for entry in planned):
+        raise UserError(
+            "every entry is a finished run, taken as it is; leave --seeds, --seed, --steps, -k "
+            "and --set out, or name recipes"
+        )
+    require_same_evaluation(planned)
+    require_same_problems(planned)
+    with opened(folder):
+        compared = _compare(planned, folder)
+    _show(compared, folder, as_json)
+
+
+def _compare(entries: "list[Entry]", folder: Path) -> "Comparison":
+    """Train what is missing, and write down the numbers and the picture."""
+    from castctl.cli.train import step_line
+    from castctl.comparison.numbers import compare as compare_entries
+    from castctl.comparison.sameness import require_same_problems, require_same_prompts
+    from castctl.comparison.training import train_missing, write_numbers
+    from castctl.report.plots import draw_curves
+
+    def announce(run: "Run", number: int, of: int) -> None:
+        recipe = run.recipe
+        say(f"run {number} of {of}, {run.path}: {recipe.method.name}, model {recipe.model.path}, "
+            f"data {recipe.data.path}, seed {recipe.seed}")  # fmt: skip
+
+    def on_row(run: "Run", row: "Row") -> None:
+        say(step_line(row, run.recipe.train.steps))
+
+    require_same_prompts(entries, progress())
+    try:
+        train_missing(entries, progress(), announce, on_row)
+    except KeyboardInterrupt:
+        say(f"stopped; go on with the same command and --name {folder}")
+        raise
+    require_same_problems(entries)
+    compared = compare_entries(entries)
+    draw_curves(compared, folder / "curves.png")
+    write_numbers(compared, folder)
+    return compared
+
+
+def _show(compared: "Comparison", folder: Path, as_json: bool) -> None:
+    from castctl.cli.context import next_command
+    from castctl.report.comparison import comparison_page
+    from castctl.report.marks import print_json
+    from castctl.report.tables import show
+
+    if as_json:
+        print_json({"folder": folder, **vars(compared)})
+        return
+    show(comparison_page(compared))
+    tell(f"comparison: {folder} (comparison.json, curves.png)")
+    next_command(f"castctl inspect {compared.entries[0].runs[0].path}")

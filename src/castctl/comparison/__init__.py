@@ -1,0 +1,1 @@
+"""Comparisons: recipes trained with several seeds, and finished runs, measured side by side."""

@@ -1,0 +1,155 @@
+"""What must be the same for numbers to compare: evaluation, problems and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from castctl.comparison.entries import Entry, Planned
+from castctl.errors import UserError
+from castctl.progress import Progress
+from castctl.recipe import Recipe
+from castctl.shards.part import content_hash
+
+Facts = dict[str, Any]
+
+SAMPLING = ("temperature", "top_p", "max_tokens")
+"""What, beside k, decides how an evaluation samples."""
+
+
+def require_same_evaluation(entries: list[Entry]) -> None:
+    """Refuse, before anything is trained, entries whose evaluations would not compare.
+
+    A run that is finished is taken by its results, one to train by its recipe. Raises
+    `UserError` with the first difference.
+    """
+    _require_same(entries, _evaluation, "their evaluations do not compare")
+
+
+def require_same_problems(entries: list[Entry]) -> None:
+    """Refuse finished runs that were not evaluated on the same problems; others are passed over."""
+    _require_same(entries, _problems, "their evaluations do not compare")
+
+
+def require_same_prompts(entries: list[Entry], progress: Progress) -> None:
+    """Refuse entries that do not train on the same prompts, in the same order.
+
+    A run that has its prompts is taken by them; of another the data is read, and nothing
+    written. Solutions count, the data's name does not.
+    """
+    known: dict[str, Facts] = {}
+
+    def prompts(planned: Planned) -> Facts:
+        recipe = planned.recipe
+        method = recipe.method
+        told = method.teacher if method.privileged else None
+        key = f"{recipe.data!r} {recipe.model!r} {recipe.verifier.function} {told!r}"
+        if planned.run.prompts_folder.has("prompts", 0):
+            return _fingerprint(planned.run.prompts_folder.read("prompts", 0).table)
+        if key not in known:
+            known[key] = _fingerprint(_load_prompts(recipe, progress))
+        return known[key]
+
+    _require_same(entries, prompts, "they do not train on the same prompts")
+
+
+def _require_same(
+    entries: list[Entry], facts_of: Callable[[Planned], Facts | None], verdict: str
+) -> None:
+    first, expected = "", Facts()
+    for entry in entries:
+        for facts in filter(None, map(facts_of, entry.runs)):
+            first, expected = first or entry.source, expected or facts
+            for key in expected:
+                if facts[key] != expected[key]:
+                    raise UserError(
+                        f"{first} and {entry.source} differ in {key} ({expected[key]} and "
+                        f"{facts[key]}), so {verdict}; make them equal"
+                    )
+
+
+def _evaluation(planned: Planned) -> Facts:
+    if not planned.finished:
+        return _evaluation_asked(planned.recipe)
+    steps = planned.recipe.train.steps
+    before, after = _evaluation_made(planned, 0), _evaluation_made(planned, steps)
+    for key in before:
+        if before[key] != after[key]:
+            raise UserError(
+                f"the evaluations of {planned.path} before and after training differ in {key} "
+                f"({before[key]} and {after[key]}); make one again with castctl eval --run "
+                f"{planned.path} --checkpoint 0 --overwrite"
+            )
+    return after
+
+
+def _evaluation_made(planned: Planned, step: int) -> Facts:
+    result = planned.result(step)
+    try:
+        return {
+            "the evaluation's task": result["task"],
+            "k": result["k"],
+            **{f"the evaluation's {key}": result["sampling"][key] for key in SAMPLING},
+            "the grader": result["grader"],
+        }
+    except (KeyError, TypeError):
+        raise UserError(
+            f"the evaluation of {planned.path} at step {step} does not say how it was made; make "
+            f"it again with castctl eval --run {planned.path} --checkpoint {step} --overwrite"
+        ) from None
+
+
+def _evaluation_asked(recipe: Recipe) -> Facts:
+    from castctl.evaluate.runner import eval_sampling
+    from castctl.verify.judge import grader_name
+
+    sampling = eval_sampling(recipe)
+    return {
+        "the evaluation's task": recipe.eval.task,
+        "k": recipe.eval.k,
+        **{f"the evaluation's {key}": getattr(sampling, key) for key in SAMPLING},
+        "the grader": grader_name(recipe.verifier),
+    }
+
+
+def _problems(planned: Planned) -> Facts | None:
+    if not planned.finished:
+        return None
+    first, last = (planned.result(step)["by_problem"] for step in (0, planned.recipe.train.steps))
+    if first.keys() != last.keys():
+        raise UserError(
+            f"the evaluations of {planned.path} before and after training pose other problems; "
+            f"make one again with castctl eval --run {planned.path} --checkpoint 0 --overwrite"
+        )
+    return {
+        "the number of problems evaluated": len(first),
+        "the problems evaluated": _hash(sorted(first)),
+    }
+
+
+def _hash(texts: list[str]) -> str:
+    """Sixteen hex digits over texts in their order."""
+    return content_hash(pa.table({"text": pa.array(texts, pa.string())}))
+
+
+def _fingerprint(prompts: pa.Table) -> Facts:
+    return {
+        "the number of prompts": prompts.num_rows,
+        "the prompts' content": content_hash(prompts.drop_columns(["source"])),
+    }
+
+
+def _load_prompts(recipe: Recipe, progress: Progress) -> pa.Table:
+    from castctl.data.teacher_template import TeacherTemplate
+    from castctl.data.templates import PromptTemplate
+    from castctl.models.loading import load_tokenizer, locate_model
+    from castctl.prompts import usable_prompts
+
+    data, method = recipe.data, recipe.method
+    folder = locate_model(recipe.model.path, recipe.model.revision)
+    tokenizer = load_tokenizer(folder, recipe.model)
+    teacher = TeacherTemplate(tokenizer, data, method.teacher) if method.privileged else None
+    template = PromptTemplate(tokenizer, data)
+    return usable_prompts(data, recipe.verifier, template, progress, teacher).table

@@ -1,0 +1,104 @@
+"""The prompt under which a teacher reads the student's completions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from castctl.data.templates import ChatFormat, PromptTemplate, TextTemplate, version_of
+from castctl.errors import UserError
+from castctl.methods.teacher import Teacher
+from castctl.recipe import DataSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOLD = {
+    "none": frozenset[str](),
+    "answer": frozenset({"answer"}),
+    "solution": frozenset({"answer", "solution"}),
+    "solution_or_answer": frozenset({"answer", "solution"}),
+}
+"""What each context tells beside the problem."""
+
+
+class TeacherTemplate:
+    """The student's prompt with what the teacher is told, and its own options of the chat template.
+
+    Raises UserError for a template that does not parse, that uses what the context does not tell,
+    or that leaves out what it does.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, data: DataSettings, teacher: Teacher
+    ) -> None:
+        self.context = teacher.context
+        self._student = PromptTemplate(tokenizer, data)
+        setting, self._text = "method.teacher.template", teacher.template
+        if self._text is None and teacher.privileged:
+            setting, self._text = "data.teacher_template", data.teacher_template
+        names = ["prompt", "problem", "answer", "solution"]
+        self._user = None if self._text is None else TextTemplate(self._text, setting, names)
+        used = self._user.used & {"answer", "solution"} if self._user else set()
+        if used and not teacher.privileged:
+            raise UserError(
+                f"{setting} uses {', '.join(sorted(used))}, which method.teacher.context=none does "
+                "not tell; set it to answer, solution or solution_or_answer"
+            )
+        if teacher.privileged and not used & TOLD[teacher.context]:
+            raise UserError(
+                f"{setting} leaves out what method.teacher.context={teacher.context} tells; write "
+                "{{ answer }} or {{ solution }} into it"
+            )
+        options = data.chat_template_options | teacher.chat_template_options
+        self._format = ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
+
+    @property
+    def version(self) -> str:
+        """16 hex digits of the SHA-256 of all that shapes the prompt beside the vocabulary."""
+        shape = {"student": self._student.version, "context": self.context, "text": self._text}
+        return version_of(shape | self._format.settings)
+
+    @property
+    def endings(self) -> tuple[str, str] | None:
+        """How student and teacher prompts end, where that differs: the completion's first tokens
+        then follow other text than the one they were sampled after."""
+        student, teacher = self._student.format.ending, self._format.ending
+        return None if student == teacher else (student, teacher)
+
+    def lacks(self, answer: str | None, solution: str | None) -> str | None:
+        """What a problem must have for the teacher to be told and has not; None if nothing."""
+        if self.context == "answer":
+            return None if answer else "answer"
+        if self.context == "solution":
+            return None if solution else "solution"
+        if self.context == "solution_or_answer":
+            return None if solution or answer else "answer or solution"
+        return None
+
+    def render(self, problem: str, answer: str | None, solution: str | None) -> list[int]:
+        """Token ids of the teacher's prompt; UserError where the problem lacks what it tells."""
+        if missing := self.lacks(answer, solution):
+            raise UserError(
+                f"a teacher with context {self.context} needs the {missing}, and a problem has "
+                f"none ({problem[:60]!r}); set method.teacher.context, or take other data"
+            )
+        prompt = self._student.user_text(problem)
+        if self._user is None:
+            return self._format.ids(prompt)
+        told = TOLD[self.context]
+        text = self._user.render(
+            prompt=prompt,
+            problem=problem,
+            answer=answer if answer and "answer" in told else "",
+            solution=solution if solution and "solution" in told else "",
+        )
+        return self._format.ids(text)
+
+
+def endings_warning(endings: tuple[str, str]) -> str:
+    """One line that says how the prompts of student and teacher end differently."""
+    student, teacher = (repr(ending) for ending in endings)
+    return (
+        f"the teacher's prompt ends with {teacher}, the student's with {student}: its log-probs of "
+        "the first tokens are of another place; method.teacher.skip_tokens leaves them out"
+    )

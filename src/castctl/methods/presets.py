@@ -1,0 +1,162 @@
+"""The methods by name: what each sets in the slots, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Slots = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named method: one line, its paper, and its settings where they differ from the defaults.
+
+    `open` names the slots and settings (dotted) that the paper leaves open, so that what stands
+    there is ours.
+    """
+
+    summary: str
+    paper: str
+    slots: Slots = field(default_factory=dict)
+    open: tuple[str, ...] = ()
+
+
+PRIVILEGED: Slots = {"context": "solution_or_answer"}
+"""A teacher that sees the solution where there is one, else the answer."""
+DAPO_SURROGATE: Slots = {"clip_high": 0.28, "aggregation": "token_mean"}
+OPSD_TEACHER: Slots = {"kind": "initial", "decay": 0.999, **PRIVILEGED}
+
+
+def _sdpg(anchor: str) -> Slots:
+    return {
+        "teacher": {"kind": "current", **PRIVILEGED},
+        "surrogate": {"kind": "reinforce", "aggregation": "token_mean"},
+        "distillation": {"kind": "reverse_kl", "coefficient": 0.001, "gate": True},
+        "anchor": {"kind": anchor},
+    }
+
+
+PRESETS: dict[str, Preset] = {
+    "grpo": Preset("Rewards compared within the group", "arXiv 2402.03300"),
+    "dr-grpo": Preset(
+        "GRPO without dividing by deviation or length",
+        "arXiv 2503.20783",
+        {"baseline": {"kind": "mean"}, "surrogate": {"aggregation": "constant"}},
+    ),
+    "rloo": Preset(
+        "Each reward against the mean of the others",
+        "arXiv 2402.14740",
+        {"baseline": {"kind": "leave_one_out"}, "surrogate": {"aggregation": "token_mean"}},
+        ("surrogate",),
+    ),
+    "dapo": Preset(
+        "GRPO with a higher clip, token mean, dropped groups replaced, long answers penalised",
+        "arXiv 2503.14476",
+        {
+            "zero_variance": {"kind": "resample"},
+            "overlong": {"kind": "penalty"},
+            "surrogate": DAPO_SURROGATE,
+        },
+    ),
+    "cast": Preset(
+        "An answer-free self-teacher shapes and flips token advantages; no group is silent",
+        "arXiv 2606.00172",
+        {
+            "zero_variance": {"kind": "signed"},
+            "shaping": {"kind": "cast"},
+            "teacher": {"kind": "snapshot"},
+            "surrogate": DAPO_SURROGATE,
+        },
+        ("teacher", "surrogate"),
+    ),
+    "opsd": Preset(
+        "Distillation alone, from the model itself when it sees the solution",
+        "arXiv 2601.18734",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": OPSD_TEACHER,
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "jsd"},
+        },
+        ("teacher.decay", "surrogate.aggregation"),
+    ),
+    "grpo+opsd": Preset(
+        "The losses of GRPO and OPSD added",
+        "arXiv 2601.18734",
+        {"teacher": OPSD_TEACHER, "distillation": {"kind": "jsd"}},
+        ("teacher.decay",),
+    ),
+    "rlsd": Preset(
+        "The verifier's direction, scaled by a teacher that sees the solution",
+        "arXiv 2604.03128",
+        {
+            "shaping": {"kind": "rlsd"},
+            "teacher": {"kind": "current", **PRIVILEGED},
+            "surrogate": DAPO_SURROGATE,
+        },
+        ("surrogate",),
+    ),
+    "rlrt": Preset(
+        "Reinforces right completions where the teacher would have gone elsewhere",
+        "arXiv 2605.10781",
+        {
+            "shaping": {"kind": "rlrt"},
+            "teacher": {"kind": "current", **PRIVILEGED},
+            "surrogate": DAPO_SURROGATE,
+        },
+        ("surrogate",),
+    ),
+    "sdpg-urkl": Preset(
+        "REINFORCE, reverse KL to the solution-reading self on right completions, k2 anchor",
+        "arXiv 2606.04036",
+        _sdpg("urkl"),
+        ("surrogate.aggregation",),
+    ),
+    "sdpg-ufkl": Preset(
+        "The same with the k3 anchor", "arXiv 2606.04036", _sdpg("ufkl"), ("surrogate.aggregation",)
+    ),
+    "oar-p": Preset(
+        "Credit by how much replacing a token changes the answer",
+        "arXiv 2601.07408",
+        {"shaping": {"kind": "oar-p"}},
+    ),
+    "oar-g": Preset(
+        "Credit by the answer's gradient at a token's embedding",
+        "arXiv 2601.07408",
+        {"shaping": {"kind": "oar-g"}},
+    ),
+    "bicc": Preset(
+        "Ratios under a prompt that shows the group's opposite completions",
+        "arXiv 2603.13134",
+        {"conditioning": {"kind": "bilateral"}},
+    ),
+    "rcc": Preset(
+        "GRPO's baseline corrected by the covariance of reward and confidence",
+        "arXiv 2603.13134",
+        {"baseline": {"kind": "rcc"}},
+    ),
+    "bicc+rcc": Preset(
+        "Bilateral conditioning and the corrected baseline together",
+        "arXiv 2603.13134",
+        {"baseline": {"kind": "rcc"}, "conditioning": {"kind": "bilateral"}},
+    ),
+}
+"""In the order of `castctl methods`."""
+
+ALIASES = {"sdpg": "sdpg-urkl"}
+"""Other names of the same."""
+
+
+def preset(name: object) -> tuple[str, Preset]:
+    """The method of that name and its own name; `ValueError` naming the nearest where there is
+    none."""
+    import difflib
+
+    known = [*PRESETS, *ALIASES]
+    if not isinstance(name, str) or name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+        hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(PRESETS)}"
+        raise ValueError(f"no method {name!r}; {hint} (castctl methods)")
+    name = ALIASES.get(name, name)
+    return name, PRESETS[name]

@@ -1,0 +1,61 @@
+"""Who scores the completions a second time, and what it is told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from castctl.settings import Section
+
+
+class Teacher(Section):
+    """A stop-gradient model, and the prompt under which it reads the student's own completions."""
+
+    kind: Literal["none", "snapshot", "ema", "initial", "current", "model"] = "none"
+    """`snapshot`: the policy of the last refresh; `ema`: an exponential average; `initial`: the
+    policy of step 0; `current`: the policy itself; `model`: another model of the same vocabulary.
+    CAST's paper leaves the choice open."""
+    every: int = Field(10, ge=1)
+    """Steps between refreshes of a snapshot (ours)."""
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Share of the old average kept a step by `ema` (ours)."""
+    path: str | None = None
+    """Hub id or folder of the `model`."""
+    revision: str | None = None
+    """Hub revision of the `model`; the newest when left out."""
+    context: Literal["none", "answer", "solution", "solution_or_answer"] = "none"
+    """What its prompt tells beside the problem: nothing; the answer; the worked solution and the
+    answer; or the solution where there is one, else the answer."""
+    template: str | None = None
+    """Jinja template of its user text over `prompt` (the student's), `problem` and what the context
+    tells; `data.teacher_template` where left out, the student's own with context `none`."""
+    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template that differ from the student's, such as `enable_thinking`."""
+    skip_tokens: int = Field(0, ge=0)
+    """First tokens of each completion at which it is not heard, as where another chat template
+    makes them unlikely (ours)."""
+
+    @model_validator(mode="after")
+    def _model_has_its_path(self) -> Teacher:
+        if (self.kind == "model") != (self.path is not None):
+            raise ValueError(
+                "teacher.kind=model needs teacher.path, and only it: name the model's folder or "
+                "hub id there"
+            )
+        return self
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it has weights of its own that training makes."""
+        return self.kind in ("snapshot", "ema", "initial")
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it sees the answer or the solution."""
+        return self.context != "none"
+
+    @property
+    def own_prompt(self) -> bool:
+        """Whether its prompt may differ from the student's."""
+        return self.privileged or self.template is not None or bool(self.chat_template_options)

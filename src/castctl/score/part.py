@@ -1,0 +1,231 @@
+"""The signals of one part, computed on demand and each model pass once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from castctl.engines.sampling import row_key
+from castctl.errors import UserError
+from castctl.models.language_model import LanguageModel
+from castctl.models.packing import Ids, flattened, rows_of
+from castctl.models.perturbation import perturbation_scores
+from castctl.models.sensitivity import gradient_scores
+from castctl.progress import Advance
+from castctl.score.scorers import Scorer, Scorers
+from castctl.shards.columns import list_column, ragged_column
+from castctl.shards.schema import PROMPT_SIGNALS
+from castctl.verify.spans import AnswerSpan, answer_parts
+
+Floats = NDArray[np.float32]
+
+PASSES = {
+    "policy_logprobs": "policy",
+    "entropies": "policy",
+    "teacher_logprobs": "teacher",
+    "ref_logprobs": "reference",
+    "bilateral_logprobs": "bilateral",
+    "importance_perturb": "perturbation",
+    "importance_grad": "gradient",
+}
+"""The reading of the completions that a signal comes from; prompts alone need none."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a pass is cut up: input tokens at once, and completion tokens whose logits exist."""
+
+    microbatch_tokens: int
+    chunk_tokens: int
+
+
+class PartScorer:
+    """Computes the signals of one part of `rollouts`; those that depend on verdicts read its
+    `rewards`.
+
+    `advance` is told of completions, once a pass. Raises `UserError` for rollouts that these models
+    cannot have made, and for numbers that are not finite.
+    """
+
+    def __init__(
+        self,
+        rollouts: pa.Table,
+        rewards: pa.Table | None,
+        scorers: Scorers,
+        step: int,
+        temperature: float,
+        budget: Budget,
+        advance: Advance,
+    ) -> None:
+        self._rollouts, self._rewards, self._scorers = rollouts, rewards, scorers
+        self._step, self._temperature = step, temperature
+        self._budget, self._advance = budget, advance
+        self._with_entropies = False
+        self._prompts = rows_of(*ragged_column(rollouts, "prompt_token_ids"))
+        self._ids, self._offsets = ragged_column(rollouts, "completion_token_ids")
+        self._completions = rows_of(self._ids, self._offsets)
+        if any(len(prompt) == 0 for prompt in self._prompts):
+            raise UserError(
+                "a rollout has empty prompt_token_ids, and a model scores after a prompt only; "
+                "roll out again, or write the prompt's tokens into the part"
+            )
+
+    def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
+        """These signals, each as a column."""
+        self._with_entropies = "entropies" in names
+        return {name: self._column(name) for name in names}
+
+    def _column(self, name: str) -> pa.Array:
+        if name in PROMPT_SIGNALS:
+            teacher = name == "teacher_prompt_token_ids"
+            return self._prompt_column(
+                self._teacher_prompts if teacher else self._bilateral_prompts
+            )
+        flat = {
+            "policy_logprobs": lambda: self._policy[0],
+            "entropies": lambda: self._policy[1],
+            "teacher_logprobs": lambda: self._teacher,
+            "ref_logprobs": lambda: self._reference,
+            "bilateral_logprobs": lambda: self._bilateral,
+            "importance_perturb": self._perturbation,
+            "importance_grad": self._gradient,
+        }[name]()
+        influence = name.startswith("importance_")  # NaN there says that a token was not scored
+        if not np.isfinite(flat).all() and not (influence and not np.isinf(flat).any()):
+            raise UserError(
+                f"{name} of model {self._scorers.of(name).fingerprint} are not all finite; its "
+                "weights are broken or have diverged: go back to an earlier checkpoint, or lower "
+                "optimizer.lr"
+            )
+        return list_column(flat, self._offsets, pa.float32())
+
+    @cached_property
+    def _policy(self) -> tuple[Floats, Floats]:
+        return self._score(self._scorers.policy, self._prompts, self._with_entropies)
+
+    @cached_property
+    def _teacher(self) -> Floats:
+        teacher = self._scorers.teacher
+        assert teacher is not None, "no teacher at hand"
+        if teacher.model is self._scorers.policy.model and self._teacher_prompts is self._prompts:
+            return self._policy[0]  # a teacher that is the policy costs no second pass
+        return self._score(teacher, self._teacher_prompts)[0]
+
+    @cached_property
+    def _reference(self) -> Floats:
+        assert self._scorers.reference is not None, "no reference at hand"
+        return self._score(self._scorers.reference, self._prompts)[0]
+
+    @cached_property
+    def _bilateral(self) -> Floats:
+        if self._bilateral_prompts is self._prompts:
+            return self._policy[0]
+        return self._score(self._scorers.policy, self._bilateral_prompts)[0]
+
+    @cached_property
+    def _teacher_prompts(self) -> list[Ids]:
+        """What the teacher is asked, a prompt a row; the rollouts' own where it is the same."""
+        template = self._scorers.teacher_template
+        if template is None:
+            return self._prompts
+        names = ("prompt_id", "problem", "answer", "solution")
+        rendered: dict[str, Ids] = {}
+        rows = []
+        for id, *told in zip(*(self._rollouts[name].to_pylist() for name in names), strict=True):
+            if id not in rendered:
+                rendered[id] = np.array(template.render(*told), np.int32)
+            rows.append(rendered[id])
+        return rows
+
+    @cached_property
+    def _bilateral_prompts(self) -> list[Ids]:
+        """The prompts of the ratio: with the opposite completions of the row's group."""
+        template = self._scorers.bilateral
+        assert template is not None, "nobody renders the bilateral prompt"
+        assert self._rewards is not None, "the opposite is read off the rewards"
+        rewards = self._rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+        if not np.isin(rewards[~np.isnan(rewards)], (0.0, 1.0)).all():
+            raise UserError(
+                "bilateral conditioning tells right from wrong, so rewards must be 0 or 1; use "
+                "--method grpo for graded rewards"
+            )
+        names = ("prompt_id", "sample", "problem", "completion")
+        columns = [self._rollouts[name].to_pylist() for name in names]
+        groups: dict[str, list[int]] = {}
+        for row in np.argsort(columns[1], kind="stable"):
+            groups.setdefault(columns[0][row], []).append(int(row))
+        rows: list[Ids] = []
+        for row, (id, _, problem, _) in enumerate(zip(*columns, strict=True)):
+            others = [columns[3][o] for o in groups[id] if rewards[o] == 1 - rewards[row]]
+            own = self._prompts[row]
+            if others:
+                length, correct = len(self._completions[row]), bool(rewards[row] == 1)
+                ids = template.render(problem, own.tolist(), length, correct, others)
+                own = own if ids == own.tolist() else np.array(ids, np.int32)
+            rows.append(own)
+        return rows
+
+    def _score(
+        self, scorer: Scorer, prompts: Sequence[Ids], with_entropies: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Log-probs (N) and, if asked for, entropies (N) of one reading of the completions."""
+        _check_vocabulary(scorer.model, self._ids)
+        logprobs, entropies = scorer.model.score(
+            prompts, self._completions, self._temperature, self._budget.microbatch_tokens,
+            self._budget.chunk_tokens, self._advance, with_entropies=with_entropies,
+        )  # fmt: skip
+        return logprobs, np.zeros(0, np.float32) if entropies is None else entropies
+
+    def _perturbation(self) -> Floats:
+        oar, model = self._scorers.perturbation, self._scorers.policy.model
+        tokenizer = model.tokenizer
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return perturbation_scores(
+            model, self._prompts, self._completions, self._spans(oar.conclude),
+            score=oar.score, pad_id=pad, stride=oar.stride, budget=oar.budget,
+            temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
+            chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
+        )  # fmt: skip
+
+    def _gradient(self) -> Floats:
+        oar = self._scorers.gradient
+        keys = zip(
+            *(self._rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True
+        )
+        seeds = [row_key(self._scorers.seed, self._step, *key) % 2**63 for key in keys]
+        return gradient_scores(
+            self._scorers.policy.model, self._prompts, self._completions,
+            self._spans(oar.conclude), seeds, score=oar.score, noise_std=oar.noise_std,
+            temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
+            chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
+        )  # fmt: skip
+
+    def _spans(self, conclude: str | None) -> list[AnswerSpan | None]:
+        """Reasoning and answer of each completion; None without an extracted answer."""
+        assert self._rewards is not None, "OAR reads where the verifier found the answer"
+        starts, ends = (self._rewards[name].to_pylist() for name in ("answer_start", "answer_end"))
+        tokenizer = self._scorers.policy.model.tokenizer
+        return [
+            answer_parts(tokenizer, ids.tolist(), start, end, conclude)
+            for ids, start, end in zip(self._completions, starts, ends, strict=True)
+        ]
+
+    def _prompt_column(self, prompts: list[Ids]) -> pa.Array:
+        """Prompts as a column, null where they are the rollouts' own."""
+        flat, offsets = flattened(prompts)
+        own = [a is b for a, b in zip(prompts, self._prompts, strict=True)]
+        return list_column(flat, offsets, pa.int32(), absent=np.array(own, np.bool_))
+
+
+def _check_vocabulary(model: LanguageModel, ids: Ids) -> None:
+    size = model.model.get_input_embeddings().weight.shape[0]
+    if len(ids) and (ids.max() >= size or ids.min() < 0):
+        raise UserError(
+            f"a completion holds token {ids.max()}, but the model knows {size} tokens; "
+            "score with the model that sampled (--model)"
+        )

@@ -1,0 +1,109 @@
+"""The first half of the score stage: rewards from the verifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from castctl.errors import UserError
+from castctl.models.packing import rows_of
+from castctl.progress import Progress
+from castctl.recipe import VerifierSettings
+from castctl.shards.columns import ragged_column
+from castctl.shards.part import Part
+from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign
+from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
+from castctl.verify.pool import CheckPool
+from castctl.verify.spans import token_span
+
+
+def score_rewards(
+    folder: StepFolder,
+    settings: VerifierSettings,
+    pool: CheckPool,
+    tokenizer: Any,
+    *,
+    progress: Progress,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+) -> None:
+    """Judge every completion in `rollouts/` into `rewards/`, part by part.
+
+    Raises `UserError` when the share of `error` verdicts passes its bound; the parts judged
+    before stay.
+    """
+    parts = owned_parts(folder, shard)
+    provenance = {
+        "verifier": settings.model_dump(mode="json", exclude={"workers", "max_error_share"}),
+        "grader": grader_name(settings),
+    }
+    judgements: list[Judgement] = []
+    total = folder.rows("rollouts", parts)
+    with progress.task("verify", total, "completions") as advance:
+        for number in parts:
+            rollouts = folder.read("rollouts", number)
+            _refuse_silence(rollouts)
+
+            def work(table: pa.Table = rollouts.table) -> pa.Table:
+                judged = judge(pool, settings, _check_rows(table), lambda: advance(1))
+                judgements.extend(judged)
+                check_error_share(judgements, settings)
+                return _rewards_table(table, judged, tokenizer)
+
+            made = provenance | mark_foreign({"rollouts": rollouts})
+            inputs = {"rollouts": rollouts.table}
+            if not folder.make("rewards", number, inputs, made, work, overwrite):
+                judgements.extend(_judged(folder.read("rewards", number).table))
+                advance(rollouts.table.num_rows)
+
+
+def _judged(rewards: pa.Table) -> list[Judgement]:
+    """The verdicts of a part made before, so that the share of errors is that of the whole."""
+    columns = (rewards[name].to_pylist() for name in ("reward", "verdict"))
+    return [
+        Judgement(reward, verdict, message="judged before")
+        for reward, verdict in zip(*columns, strict=True)
+    ]
+
+
+def _refuse_silence(rollouts: Part) -> None:
+    """One empty completion is a wrong answer; nothing but empty ones is a broken part."""
+    lengths = rollouts.table["completion_token_ids"].combine_chunks().value_lengths()
+    if len(lengths) and not np.any(lengths):
+        raise UserError(f"{rollouts.path}: every completion is empty; roll out again")
+
+
+def _check_rows(table: pa.Table) -> list[Row]:
+    columns = (
+        table[name].to_pylist() for name in ("problem", "completion", "answer", "finish_reason")
+    )
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any) -> pa.Table:
+    ids, offsets = ragged_column(rollouts, "completion_token_ids")
+    spans = [
+        None
+        if verdict.start is None or verdict.end is None
+        else token_span(tokenizer, row.tolist(), verdict.start, verdict.end)
+        for row, verdict in zip(rows_of(ids, offsets), judged, strict=True)
+    ]
+    columns = {
+        "prompt_id": rollouts["prompt_id"],
+        "sample": rollouts["sample"],
+        "reward": pa.array([verdict.reward for verdict in judged], pa.float32()),
+        "verdict": pa.array([verdict.verdict for verdict in judged]),
+        "extracted": pa.array([verdict.extracted for verdict in judged], pa.string()),
+        "answer_start": pa.array([span and span[0] for span in spans], pa.int32()),
+        "answer_end": pa.array([span and span[1] for span in spans], pa.int32()),
+        "seconds": pa.array([verdict.seconds for verdict in judged], pa.float32()),
+    }
+    return pa.table(columns)
+
+
+def owned_parts(folder: StepFolder, shard: Shard) -> list[int]:
+    """This shard's parts of the rollouts; `UserError` where there are none."""
+    parts = folder.require_parts("rollouts", "run `castctl rollout` first")
+    return [part for part in parts if shard.owns(part)]

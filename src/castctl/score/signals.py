@@ -1,0 +1,189 @@
+"""The second half of the score stage: what models say of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+
+from castctl.errors import UserError
+from castctl.progress import Advance, Progress
+from castctl.score.part import PASSES, Budget, PartScorer
+from castctl.score.rewards import owned_parts
+from castctl.score.scorers import Scorers
+from castctl.shards.part import Metadata, Part, content_hash, write_part
+from castctl.shards.schema import PROMPT_SIGNALS, SIGNALS, TOKEN_SIGNALS
+from castctl.shards.stage import (
+    WHOLE,
+    Shard,
+    StepFolder,
+    check_aligned,
+    describe_difference,
+    mark_foreign,
+)
+
+FOREIGN = "foreign"
+"""Stands in the metadata for the making of a signal that came from elsewhere."""
+
+AFTER_REWARDS = frozenset(
+    {
+        "bilateral_logprobs",
+        "bilateral_prompt_token_ids",
+        "importance_perturb",
+        "importance_grad",
+    }
+)
+"""Signals that depend on the verdicts."""
+
+TOGETHER = {
+    "teacher_logprobs": "teacher_prompt_token_ids",
+    "bilateral_logprobs": "bilateral_prompt_token_ids",
+}
+"""Log-probs and the prompts they were taken under: the first never without the second."""
+
+
+def score_signals(
+    folder: StepFolder,
+    wanted: Iterable[str],
+    scorers: Scorers,
+    *,
+    temperature: float,
+    budget: Budget,
+    progress: Progress,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+) -> None:
+    """Add the `wanted` signals to `signals/`, part by part; `rewards/` must be there for some.
+
+    Signals that are there, made alike, are kept; made otherwise they are refused unless
+    `overwrite` is set. Raises `UserError` where the parts contradict one another.
+    """
+    asked = {"policy_logprobs", *wanted}
+    asked |= {TOGETHER[name] for name in asked if name in TOGETHER}
+    parts = owned_parts(folder, shard)
+    passes = len({PASSES[name] for name in asked if name in PASSES})
+    total = passes * folder.rows("rollouts", parts)
+    done = 0
+    with progress.task("score", total, "completions") as advance:
+
+        def count(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance(rows)
+
+        for place, number in enumerate(parts, 1):
+            _score_part(folder, number, asked, scorers, temperature, budget, count, overwrite)
+            # What was there already, or cost no pass of its own, counts as done.
+            count(passes * folder.rows("rollouts", parts[:place]) - done)
+
+
+def _score_part(
+    folder: StepFolder,
+    number: int,
+    asked: set[str],
+    scorers: Scorers,
+    temperature: float,
+    budget: Budget,
+    advance: Advance,
+    overwrite: bool,
+) -> None:
+    rollouts = folder.read("rollouts", number)
+    rewards = _rewards(folder, number, rollouts) if asked & AFTER_REWARDS else None
+    there = folder.read("signals", number) if folder.has("signals", number) else None
+    if there is not None and not _belongs(there, rollouts, overwrite):
+        there = None
+    judged = None if rewards is None else content_hash(rewards.table)
+    made = {name: scorers.provenance(name, temperature, judged) for name in sorted(asked)}
+    missing = _missing(there, made, overwrite)
+    if not missing:
+        return
+    scorer = PartScorer(
+        rollouts.table, None if rewards is None else rewards.table, scorers, folder.step,
+        temperature, budget, advance,
+    )  # fmt: skip
+    table, provenance = _merge(rollouts.table, there, scorer.columns(missing), made)
+    metadata: Metadata = {
+        "step": folder.step,
+        "total_steps": folder.total_steps,
+        "part": number,
+        "temperature": temperature,
+        "inputs": {"rollouts": content_hash(rollouts.table)},
+        "signals": provenance,
+        **mark_foreign({"rollouts": rollouts}),
+    }
+    write_part(folder.part_path("signals", number), "signals", table, metadata)
+
+
+def _rewards(folder: StepFolder, number: int, rollouts: Part) -> Part:
+    rewards = folder.read("rewards", number)
+    check_aligned(rollouts, [("rewards", rewards)], "rollouts")
+    return rewards
+
+
+def _belongs(signals: Part, rollouts: Part, overwrite: bool) -> bool:
+    """Whether the signals there are of these rollouts; if not, `UserError` without `overwrite`."""
+    try:
+        check_aligned(rollouts, [("signals", signals)], "rollouts")
+    except UserError:
+        if not overwrite:
+            raise
+        return False
+    return True
+
+
+def _missing(there: Part | None, made: Mapping[str, Metadata], overwrite: bool) -> list[str]:
+    if there is None:
+        return list(made)
+    recorded = (there.metadata or {}).get("signals", {})
+    missing = []
+    for name, provenance in made.items():
+        column = there.table[name]
+        if recorded.get(name) == provenance:
+            continue
+        if column.null_count == len(column) and name not in recorded:
+            missing.append(name)
+            continue
+        old = recorded.get(name, FOREIGN)
+        if old == FOREIGN:
+            continue
+        if not overwrite:
+            different = [
+                key for key in {**provenance, **old} if old.get(key) != provenance.get(key)
+            ]
+            raise UserError(
+                f"{there.path}: {name} is there with "
+                f"{describe_difference(old, provenance, different)}; "
+                "add --overwrite to compute it again"
+            )
+        missing.append(name)
+    return missing
+
+
+def _merge(
+    rollouts: pa.Table,
+    there: Part | None,
+    fresh: Mapping[str, pa.Array],
+    made: Mapping[str, Metadata],
+) -> tuple[pa.Table, Metadata]:
+    columns = {"prompt_id": rollouts["prompt_id"], "sample": rollouts["sample"]}
+    provenance: Metadata = {}
+    for name in SIGNALS.names[2:]:
+        recorded = {} if there is None else (there.metadata or {}).get("signals", {})
+        if name in fresh:
+            columns[name], provenance[name] = fresh[name], made[name]
+        elif there is not None:
+            columns[name] = there.table[name]
+            if name in recorded or columns[name].null_count < rollouts.num_rows:
+                provenance[name] = recorded.get(name, FOREIGN)
+        else:
+            kind = SIGNALS.field(name).type
+            columns[name] = pa.nulls(rollouts.num_rows, kind)
+    return pa.table(columns, schema=SIGNALS), provenance
+
+
+def check_signal_names(names: Iterable[str]) -> None:
+    """Raise `UserError` for a signal that is unknown."""
+    known = [*TOKEN_SIGNALS, *PROMPT_SIGNALS]
+    for name in names:
+        if name not in known:
+            raise UserError(f"no signal {name!r}; there are {', '.join(known)}")

@@ -1,0 +1,141 @@
+"""A part's signals as the mathematics reads them, refused where a method cannot use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from castctl.errors import UserError
+from castctl.methods import MethodSettings
+from castctl.methods.signals import TokenSignals
+from castctl.ragged import spread
+from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.part import Part
+from castctl.shards.schema import PROMPT_SIGNALS
+
+Floats = NDArray[np.float64]
+
+
+READ = (
+    "policy_logprobs",
+    "teacher_logprobs",
+    "ref_logprobs",
+    "importance_perturb",
+    "importance_grad",
+)
+"""The signals that shaping may read."""
+
+
+@dataclass(frozen=True)
+class StepSignals:
+    """The policy's log-probs (N, nats), and what is told of the tokens relative to them.
+
+    `skipped_N` is the gap at the first tokens that are left out of `tokens`, 0 elsewhere; None
+    without a teacher.
+    """
+
+    policy_N: Floats
+    tokens: TokenSignals
+    skipped_N: Floats | None
+
+
+def read_signals(signals: Part, skip_tokens: int = 0) -> StepSignals:
+    """Every signal of a part that is there; the gap of the first `skip_tokens` is not read.
+
+    Raises `UserError` for lists of other lengths than the policy's log-probs, and for numbers that
+    are not finite.
+    """
+    _require_finite(signals)
+    try:
+        return signals_of(signals.table, skip_tokens)
+    except ValueError as error:
+        raise UserError(f"{signals.path}: {error}") from None
+
+
+def signals_of(table: pa.Table, skip_tokens: int = 0) -> StepSignals:
+    """Every signal of a table whose policy log-probs have no null, finite or not.
+
+    Raises `ValueError` for lists of other lengths than those.
+    """
+    policy, offsets = ragged_column(table, "policy_logprobs")
+    policy = policy.astype(np.float64)
+    teacher = nullable_floats(table, "teacher_logprobs", offsets)
+    reference = nullable_floats(table, "ref_logprobs", offsets)
+    gap, skipped = None, None
+    if teacher is not None:
+        gap = teacher - policy
+        index = np.arange(len(policy)) - spread(offsets[:-1], offsets)
+        heard = index >= skip_tokens
+        skipped = np.where(heard | np.isnan(gap), 0.0, gap)
+        gap = np.where(heard, gap, np.nan)
+    tokens = TokenSignals(
+        offsets,
+        gap_N=gap,
+        drift_N=None if reference is None else policy - reference,
+        perturb_N=nullable_floats(table, "importance_perturb", offsets),
+        grad_N=nullable_floats(table, "importance_grad", offsets),
+    )
+    return StepSignals(policy, tokens, skipped)
+
+
+def require_signals(signals: Part, method: MethodSettings) -> None:
+    """Raise `UserError`, naming the command, where a method lacks a signal or has another's."""
+    step = signals.path.parent.parent
+    command = f"castctl score --run {step} --method {method.name}"
+    for name in sorted(method.needs - set(PROMPT_SIGNALS)):
+        column = signals.table[name]
+        if len(column) and column.null_count == len(column):
+            raise UserError(
+                f"{method.name} needs {name}, which {signals.path} does not have; run `{command}`"
+            )
+        # A completion without an answer has no influence on one, and without a gap keeps its base.
+        partial = name in ("teacher_logprobs", "importance_perturb", "importance_grad")
+        if column.null_count and not partial:
+            raise UserError(
+                f"{signals.path}: {name} has {column.null_count} null rows; run `{command}`"
+            )
+    if method.listens:
+        _require_context(signals, method, command)
+
+
+def _require_context(signals: Part, method: MethodSettings, command: str) -> None:
+    """What the teacher was told when it scored must be what the method tells it."""
+    recorded = (signals.metadata or {}).get("signals", {})
+    name = "teacher_logprobs"
+    if name not in method.needs:
+        name = "teacher_prompt_token_ids"
+        if method.teacher.privileged and signals.table[name].null_count:
+            raise UserError(
+                f"{method.name} needs {name}, which {signals.path} does not have for every row; "
+                f"run `{command}`"
+            )
+    made = recorded.get(name)
+    if not isinstance(made, dict):  # made elsewhere
+        return
+    context = made.get("context", "none")
+    if context != method.teacher.context:
+        raise UserError(
+            f"{signals.path}: the teacher was asked with context {context}, but {method.name} "
+            f"tells it {method.teacher.context}; run `{command} --overwrite`"
+        )
+
+
+def _require_finite(signals: Part) -> None:
+    """Raise `UserError` where a number is none; NaN says of an influence that it was not scored."""
+    policy = signals.table["policy_logprobs"]
+    if policy.null_count:
+        raise UserError(
+            f"{signals.path}: policy_logprobs has {policy.null_count} null rows; score them"
+        )
+    for name in READ:
+        present = signals.table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        influence = name.startswith("importance_")
+        broken = np.isinf(present) if influence else ~np.isfinite(present)
+        if broken.any():
+            raise UserError(
+                f"{signals.path}: {name} are not all finite, so the method's mathematics is not; "
+                "score again with sound models"
+            )

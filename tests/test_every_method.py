@@ -1,0 +1,178 @@
+"""One set of rollouts shaped by every method, and the promises of a run kept by each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from castctl.methods import PRESETS
+from castctl.policies import policy_at
+from castctl.progress import Silent
+from castctl.runs import Run, adopt_run, create_run
+from castctl.shape import shape_step
+from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.stages import rollout_stage, score_stage, train_stage
+from castctl.train.batch import read_batch
+from castctl.train.loop import train
+from castctl.train.metrics import Metrics
+from runs import (
+    assert_same_step,
+    assert_same_weights,
+    metrics_without_time,
+    small_recipe,
+    train_small,
+)
+
+SMALLER = ("train.steps=2", "train.prompts_per_step=4", "eval.k=1", "eval.limit=2")
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = small_recipe("grpo", *SMALLER, "sampling.max_tokens=64")
+    run = create_run(recipe, str(tmp_path_factory.mktemp("one") / "run"), "test")
+    rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
+    return run
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str) -> None:
+    method = small_recipe(name).method
+    run = Run(rolled.path, rolled.recipe.model_copy(update={"method": method}))
+    folder = run.step(0)
+    score_stage(run, 0, policy_at(run, 0), None, progress=Silent(), overwrite=True)
+    shape_step(folder, method, longest=64, progress=Silent(), overwrite=True)
+    rollouts, rewards, shaped = (
+        folder.read_all(stage) for stage in ("rollouts", "rewards", "advantages")
+    )
+    _, offsets = ragged_column(rollouts, "completion_token_ids")
+    for key in ("prompt_id", "sample"):
+        assert shaped[key].equals(rollouts[key])
+    kept = shaped["kept"].to_numpy()
+    kinds = np.array(shaped["group_kind"].to_pylist())
+    base = shaped["base"].to_numpy()
+    for stream in ("advantages", "weights", "distill_weights", "loss_weights"):
+        flat = nullable_floats(shaped, stream, offsets)
+        if stream == "advantages":
+            assert flat is not None
+        if flat is not None:
+            assert len(flat) == offsets[-1] and np.isfinite(flat).all()
+    assert pc.is_null(rewards["reward"]).to_numpy().sum() == 0
+    assert (kept == (kinds == "mixed")).all() if name == "dapo" else kept.all()
+    if name in ("opsd",):
+        assert (base == 0).all()
+    elif name == "cast":
+        assert (base[kinds == "all_correct"] == 1).all() and (
+            base[kinds == "all_wrong"] == -1
+        ).all()
+    else:
+        assert (base[kinds != "mixed"] == 0).all()
+    distill = nullable_floats(shaped, "distill_weights", offsets)
+    assert (distill is not None) == ("opsd" in name or "sdpg" in name)
+    if "sdpg" in name:
+        gate = np.repeat(base > 0, np.diff(offsets))
+        np.testing.assert_allclose(distill, np.where(gate, np.float32(0.001), 0))
+    batch = read_batch(folder, method)  # what trains can read it
+    assert np.isfinite(batch.old_logprobs).all()
+
+
+OTHERS = ("dapo", "opsd", "grpo+opsd", "rlsd", "sdpg-ufkl", "oar-p", "oar-g", "bicc+rcc")
+"""With CAST, which has tests of its own, every slot's every way through the loop."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_stages_one_by_one_give_the_loop_s_tables_and_resuming_changes_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    rounds = ("method.zero_variance.max_rounds=2",) if name == "dapo" else ()
+    recipe = small_recipe(name, *SMALLER, "train.part_size=4", *rounds)
+    whole, _ = train_small(tmp_path / "whole", recipe)
+
+    stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
+
+    def stop(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, Silent(), stop)
+    train(stopped, Silent(), lambda row: None)
+    assert_same_step(whole.step(1), stopped.step(1))
+    assert_same_weights(whole.checkpoint(2), stopped.checkpoint(2))
+    rows = [Metrics(run.path / "metrics.parquet").rows for run in (whole, stopped)]
+    assert metrics_without_time(rows[0]) == metrics_without_time(rows[1])
+
+    if name == "dapo":  # a bare stage does one round
+        return
+    alone = adopt_run(tmp_path / "alone", recipe)
+    source = policy_at(alone, 0)
+    rollout_stage(alone, 0, source, progress=Silent())
+    score_stage(alone, 0, source, None, progress=Silent())
+    shape_step(alone.step(0), recipe.method, longest=48, progress=Silent())
+    assert_same_step(whole.step(0), alone.step(0))
+    train_stage(alone, 0, source, overwrite=False)
+    assert_same_weights(whole.checkpoint(1), alone.checkpoint(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["snapshot", "ema", "initial", "current"])
+def test_a_privileged_teacher_of_every_kind_survives_a_resume(kind: str, tmp_path: Path) -> None:
+    recipe = small_recipe("opsd", *SMALLER, f"method.teacher.kind={kind}")
+    assert recipe.method.teacher.privileged
+    whole, _ = train_small(tmp_path / "whole", recipe)
+    stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
+
+    def stop(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, Silent(), stop)
+    train(stopped, Silent(), lambda row: None)
+    assert_same_weights(whole.checkpoint(2), stopped.checkpoint(2))
+
+
+def test_a_current_teacher_under_the_same_prompt_is_no_divergence(tmp_path: Path) -> None:
+    recipe = small_recipe(
+        "sdpg", *SMALLER, "method.teacher.context=none", "train.steps=1",
+        "method.distillation.gate=false",
+    )  # fmt: skip
+    assert any("gap is zero" in warning for warning in recipe.check_training())
+    run, _ = train_small(tmp_path / "run", recipe)
+    row = Metrics(run.path / "metrics.parquet").rows[-1]
+    assert row["distilled_tokens"] > 0
+    assert row["divergence_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_dropped_groups_are_replaced_until_there_are_enough(tmp_path: Path) -> None:
+    recipe = small_recipe(
+        "dapo", *SMALLER, "train.steps=1", "sampling.n=2", "train.part_size=3",
+        "method.zero_variance.max_rounds=3",
+    )  # fmt: skip
+    run, _ = train_small(tmp_path / "run", recipe)
+    row = Metrics(run.path / "metrics.parquet").rows[-1]
+    folder = run.step(0)
+    rollouts, shaped = folder.read_all("rollouts"), folder.read_all("advantages")
+    prompts = rollouts["prompt_id"].unique()
+    assert len(prompts) == 4 * row["rounds"] and folder.parts("rollouts") == list(
+        range(2 * row["rounds"])
+    )
+    kinds = np.array(shaped["group_kind"].to_pylist())
+    assert (shaped["kept"].to_numpy() == (kinds == "mixed")).all()
+    kept = len(shaped.filter(shaped["kept"])["prompt_id"].unique())
+    assert kept >= 4 or row["rounds"] == 3
+    before = shaped.slice(0, 8 * (row["rounds"] - 1))
+    assert len(before.filter(before["kept"])["prompt_id"].unique()) < 4 or row["rounds"] == 1
+
+
+def test_data_that_runs_out_ends_the_rounds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = small_recipe("dapo", *SMALLER, "train.steps=1", "sampling.n=2", "data.limit=5")
+    run, _ = train_small(tmp_path / "run", recipe)
+    folder = run.step(0)
+    prompts = folder.read_all("rollouts")["prompt_id"].unique()
+    kept = folder.read_all("advantages")
+    if len(kept.filter(kept["kept"])["prompt_id"].unique()) < 4:
+        assert len(prompts) == 5 and "every prompt of the data was tried" in caplog.text

@@ -1,0 +1,157 @@
+"""What the name of a method means, slot by slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batches import method
+from castctl.methods import PRESETS
+from castctl.methods.presets import ALIASES
+
+GRPO_CLIP, DAPO_CLIP = ("clip", 0.2, 0.2), ("clip", 0.2, 0.28)
+REINFORCE, NO_SURROGATE = ("reinforce",), ("none",)
+CURRENT = ("current", "solution_or_answer")
+INITIAL = ("initial", "solution_or_answer")
+SNAPSHOT = ("snapshot", "none")
+NO_TEACHER = ("none", "none")
+
+TABLE = {
+    # baseline, zero variance, shaping, teacher and its context, surrogate, aggregation
+    "grpo": ("mean_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+    "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
+    "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
+    "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "cast": ("mean_std", "signed", "cast", SNAPSHOT, DAPO_CLIP, "token_mean"),
+    "opsd": ("none", "zero", "none", INITIAL, NO_SURROGATE, "token_mean"),
+    "grpo+opsd": ("mean_std", "zero", "none", INITIAL, GRPO_CLIP, "sequence_mean"),
+    "rlsd": ("mean_std", "zero", "rlsd", CURRENT, DAPO_CLIP, "token_mean"),
+    "rlrt": ("mean_std", "zero", "rlrt", CURRENT, DAPO_CLIP, "token_mean"),
+    "sdpg-urkl": ("mean_std", "zero", "none", CURRENT, REINFORCE, "token_mean"),
+    "sdpg-ufkl": ("mean_std", "zero", "none", CURRENT, REINFORCE, "token_mean"),
+    "oar-p": ("mean_std", "zero", "oar-p", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+    "oar-g": ("mean_std", "zero", "oar-g", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+    "bicc": ("mean_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+    "rcc": ("rcc", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+    "bicc+rcc": ("rcc", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
+}
+
+OPSD_LOSS = {
+    "kind": "jsd", "beta": 0.5, "tokens": "full", "top_k": 100, "coefficient": 1.0,
+    "warmup_steps": 0, "decay_steps": 0, "gate": False, "clip": None,
+}  # fmt: skip
+SDPG_LOSS = {**OPSD_LOSS, "kind": "reverse_kl", "coefficient": 0.001, "gate": True}
+
+MORE: dict[str, dict[str, Any]] = {
+    # overlong, conditioning, distillation and anchor, where they are not off
+    "dapo": {"overlong": {"kind": "penalty", "cache": None}},
+    "opsd": {"distillation": OPSD_LOSS},
+    "grpo+opsd": {"distillation": OPSD_LOSS},
+    "sdpg-urkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "urkl", "coefficient": 0.001}},
+    "sdpg-ufkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "ufkl", "coefficient": 0.001}},
+    "bicc": {"conditioning": {"kind": "bilateral", "share": 0.4, "context_tokens": None}},
+    "bicc+rcc": {"conditioning": {"kind": "bilateral", "share": 0.4, "context_tokens": None}},
+}
+OFF = {
+    "overlong": {"kind": "none"},
+    "conditioning": {"kind": "none"},
+    "distillation": {"kind": "none"},
+    "anchor": {"kind": "none", "coefficient": 0.001},
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_preset_is_its_row_of_the_table(name: str) -> None:
+    made = method(name=name)
+    surrogate, teacher = made.surrogate, made.teacher
+    clips = (surrogate.clip_low, surrogate.clip_high) if surrogate.kind == "clip" else ()
+    assert TABLE[name] == (
+        made.baseline.kind,
+        made.zero_variance.kind,
+        made.shaping.kind,
+        (teacher.kind, teacher.context),
+        (surrogate.kind, *clips),
+        surrogate.aggregation,
+    )
+    dumped = made.model_dump()
+    assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
+    assert (surrogate.dual_clip, surrogate.entropy_bonus, made.importance_cap) == (None, 0, 2.0)
+    assert teacher.skip_tokens == 0 and teacher.template is None
+
+
+def test_the_table_is_whole() -> None:
+    assert list(PRESETS) == list(TABLE)
+    assert [method(name=name).name for name in PRESETS] == list(PRESETS)
+    assert all(preset.summary and preset.paper for preset in PRESETS.values())
+    assert method() == method(name="grpo")
+
+
+def test_another_name_of_the_same() -> None:
+    assert ALIASES == {"sdpg": "sdpg-urkl"}
+    assert method(name="sdpg") == method(name="sdpg-urkl")
+    assert method(name="sdpg").name == "sdpg-urkl"
+
+
+NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("rcc", "baseline", {
+        "kind": "rcc", "reduction": "sum", "clip": (0.0, 1.0), "std": "population", "eps": 1e-6,
+    }),
+    ("cast", "zero_variance", {"kind": "signed", "b_correct": 1.0, "b_wrong": 1.0}),
+    ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
+    ("cast", "shaping", {
+        "kind": "cast", "positive_range": (0.8, 1.05), "negative_range": (0.95, 1.2), "lam": 1.0,
+        "flip": True, "tau_rms": 2.0, "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5,
+        "kappa_wrong": 0.5, "clamp": 1.2,
+    }),
+    ("rlsd", "shaping", {"kind": "rlsd", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
+    ("rlrt", "shaping", {"kind": "rlrt", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
+    ("oar-p", "shaping", {
+        "kind": "oar-p", "threshold": 0.3, "gain": 1.0, "floor": 0.1, "score": "last",
+        "conclude": None, "stride": 1, "budget": None,
+    }),
+    ("oar-g", "shaping", {
+        "kind": "oar-g", "threshold": 0.3, "gain": 1.0, "floor": 0.1, "score": "last",
+        "conclude": None, "noise_std": 1e-3,
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "slot", "numbers"), NUMBERS)
+def test_the_numbers_of_a_slot(name: str, slot: str, numbers: dict[str, Any]) -> None:
+    assert method(name=name).model_dump()[slot] == numbers
+
+
+def test_the_teachers_numbers() -> None:
+    cast = method(name="cast").teacher
+    assert (cast.every, cast.decay) == (10, 0.99)
+    assert method(name="opsd").teacher.decay == 0.999, "of `ema`, for those who choose it"
+
+
+NEEDS = {
+    "cast": {"teacher_logprobs"},
+    "opsd": {"teacher_prompt_token_ids"},
+    "grpo+opsd": {"teacher_prompt_token_ids"},
+    "rlsd": {"teacher_logprobs"},
+    "rlrt": {"teacher_logprobs"},
+    "sdpg-urkl": {"teacher_prompt_token_ids", "ref_logprobs"},
+    "sdpg-ufkl": {"teacher_prompt_token_ids", "ref_logprobs"},
+    "oar-p": {"importance_perturb"},
+    "oar-g": {"importance_grad"},
+    "bicc": {"bilateral_logprobs", "bilateral_prompt_token_ids"},
+    "rcc": {"ref_logprobs"},
+    "bicc+rcc": {"bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"},
+}
+PRIVILEGED = {"opsd", "grpo+opsd", "rlsd", "rlrt", "sdpg-urkl", "sdpg-ufkl"}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_a_method_asks_for(name: str) -> None:
+    """CAST's teacher never sees the answer; only OPSD compares no rewards."""
+    made = method(name=name)
+    assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
+    assert made.listens == (name in PRIVILEGED | {"cast"})
+    assert made.privileged == (name in PRIVILEGED)
+    assert made.compares == (name != "opsd")
+    assert made.warnings() == []
