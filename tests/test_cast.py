@@ -165,6 +165,9 @@ def test_cast_without_its_parts_is_grpo(batch: Batch) -> None:
     plain = advantages_of(batch)
     assert (result.advantages_N == plain.advantages_N).all()
     assert (result.base_R == plain.base_R).all()
+    off["clamp"] = 1.2
+    held = shaped(batch, "zero", positive_range=neutral, negative_range=neutral, **off)
+    assert (held.advantages_N == plain.advantages_N.clip(-1.2, 1.2)).all()
 
 
 @given(batches())

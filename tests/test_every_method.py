@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
+from castctl import embedded
 from castctl.methods import PRESETS
 from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.runs import Run, adopt_run, create_run
 from castctl.shape import shape_step
 from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.part import content_hash, write_part
+from castctl.shards.stage import Shard, StepFolder
 from castctl.stages import rollout_stage, score_stage, train_stage
 from castctl.train.batch import read_batch
 from castctl.train.loop import train
@@ -26,6 +31,7 @@ from runs import (
     train_small,
 )
 
+SORTED = [("prompt_id", "ascending"), ("sample", "ascending")]
 SMALLER = ("train.steps=2", "train.prompts_per_step=4", "eval.k=1", "eval.limit=2")
 
 
@@ -38,7 +44,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str) -> None:
+def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_path: Path) -> None:
     method = small_recipe(name).method
     run = Run(rolled.path, rolled.recipe.model_copy(update={"method": method}))
     folder = run.step(0)
@@ -76,6 +82,23 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str) -> Non
         np.testing.assert_allclose(distill, np.where(gate, np.float32(0.001), 0))
     batch = read_batch(folder, method)  # what trains can read it
     assert np.isfinite(batch.old_logprobs).all()
+    _assert_parts_do_not_matter(run, tmp_path)
+
+
+def _assert_parts_do_not_matter(run: Run, tmp_path: Path) -> None:
+    """One group a part, in reverse, by two processes: every row is the same."""
+    folder, method = run.step(0), run.recipe.method
+    tables = {stage: folder.read_all(stage) for stage in ("rollouts", "rewards", "signals")}
+    ids = tables["rollouts"]["prompt_id"].to_pylist()
+    other = StepFolder(tmp_path / "step-00000", 0, folder.total_steps)
+    for part, id in enumerate(reversed(list(dict.fromkeys(ids)))):
+        rows = pa.array([row for row, each in enumerate(ids) if each == id])
+        for stage, table in tables.items():
+            write_part(other.part_path(stage, part), stage, table.take(rows), {})
+    for index in (1, 0):
+        shape_step(other, method, longest=64, progress=Silent(), shard=Shard(index, 2))
+    both = [f.read_all("advantages").sort_by(SORTED) for f in (folder, other)]
+    assert content_hash(both[0]) == content_hash(both[1])
 
 
 OTHERS = ("dapo", "opsd", "grpo+opsd", "rlsd", "sdpg-ufkl", "oar-p", "oar-g", "bicc+rcc")
@@ -117,9 +140,10 @@ def test_stages_one_by_one_give_the_loop_s_tables_and_resuming_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["snapshot", "ema", "initial", "current"])
+@pytest.mark.parametrize("kind", ["snapshot", "ema", "initial", "current", "model"])
 def test_a_privileged_teacher_of_every_kind_survives_a_resume(kind: str, tmp_path: Path) -> None:
-    recipe = small_recipe("opsd", *SMALLER, f"method.teacher.kind={kind}")
+    named = (f"method.teacher.path={embedded.ensure().model}",) if kind == "model" else ()
+    recipe = small_recipe("opsd", *SMALLER, f"method.teacher.kind={kind}", *named)
     assert recipe.method.teacher.privileged
     whole, _ = train_small(tmp_path / "whole", recipe)
     stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
@@ -143,6 +167,29 @@ def test_a_current_teacher_under_the_same_prompt_is_no_divergence(tmp_path: Path
     row = Metrics(run.path / "metrics.parquet").rows[-1]
     assert row["distilled_tokens"] > 0
     assert row["divergence_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_divergence_is_of_both_sides_at_the_sampling_temperature(tmp_path: Path) -> None:
+    """Against the JSD of all logits over T = 0.7, by transformers' own forward passes."""
+    recipe = small_recipe("opsd", *SMALLER, "sampling.temperature=0.7", "train.steps=1")
+    run, _ = train_small(tmp_path / "run", recipe)
+    row = Metrics(run.path / "metrics.parquet").rows[-1]
+    model = policy_at(run, 0).load(recipe.model).model
+    folder, total, tokens = run.step(0), 0.0, 0
+    rows = (folder.read_all(stage).to_pylist() for stage in ("rollouts", "signals"))
+    for rollout, signal in zip(*rows, strict=True):
+        completion = rollout["completion_token_ids"]
+        sides = []
+        for prompt in (rollout["prompt_token_ids"], signal["teacher_prompt_token_ids"]):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + completion])).logits[0].double()
+            sides.append(torch.softmax(logits[len(prompt) - 1 : -1] / 0.7, -1))
+        p, q = sides
+        m = (p + q) / 2
+        total += float((q * (q / m).log() + p * (p / m).log()).sum()) / 2
+        tokens += len(completion)
+    assert row["distilled_tokens"] == tokens
+    assert row["divergence_mean"] == pytest.approx(total / tokens, rel=1e-3)
 
 
 def test_dropped_groups_are_replaced_until_there_are_enough(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,9 @@ from hypothesis import strategies as st
 from batches import NAN, REAL, Batch, advantages_of, batches, close, grpo
 from castctl.methods.advantages import Advantages
 from castctl.methods.schedule import Moment, linear_decay
+from castctl.shards.part import Part
+from castctl.shards.schema import SIGNALS
+from castctl.signals import read_signals
 
 ANY = batches() | batches(REAL)
 STEPS = st.sampled_from([0, 1, 10, 49, 50, 51, 400])
@@ -132,6 +137,32 @@ def test_the_direction_is_the_verifiers(
     assert (result.advantages_N * base_N >= 0).all()
     bound = settings.get("lam", 0.5) * settings.get("eps_w", 0.2) * np.abs(base_N)
     assert (np.abs(result.advantages_N - base_N) <= bound + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["cast", "rlsd", "rlrt"])
+@pytest.mark.parametrize("skip", [0, 1, 2, 9])
+def test_a_teacher_is_not_heard_at_the_first_tokens(name: str, skip: int) -> None:
+    """Of each completion, as where it was not scored; of empty and one-token ones too."""
+    gaps = [[0.1, -0.2, 0.1, 0.15], [], [-0.1], [0.2, 0.1]]
+    rows = [
+        {
+            "prompt_id": "a",
+            "sample": n,
+            "policy_logprobs": [-1.0] * len(gap),
+            "teacher_logprobs": [g - 1.0 for g in gap],
+        }
+        for n, gap in enumerate(gaps)
+    ]
+    part = Part(Path("signals"), pa.Table.from_pylist(rows, SIGNALS), None)
+    read = read_signals(part, skip).tokens
+    unheard = [[NAN if t < skip else g for t, g in enumerate(gap)] for gap in gaps]
+    batch = Batch([1.0, 0.0, 0.0, 1.0], [0] * 4, unheard)
+    np.testing.assert_allclose(read.gap_N, batch.signals.gap_N, atol=1e-6)
+    base_N = np.array(batch.per_token(grpo(batch)))
+    result = advantages_of(batch, Moment(), name=name)
+    heard = np.array([t >= skip for gap in gaps for t in range(len(gap))])
+    assert (result.advantages_N[~heard] == base_N[~heard]).all()
+    assert (result.advantages_N != base_N)[heard & (base_N > 0)].all()
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))

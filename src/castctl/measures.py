@@ -10,6 +10,7 @@ from castctl.errors import UserError, one_line
 from castctl.methods.baselines import Baseline, GroupBaseline
 from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
+from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
 from castctl.shape import reward_groups
@@ -26,6 +27,8 @@ class Slots(BaseModel):
 
     baseline: Baseline = GroupBaseline()
     shaping: Shaping = NoShaping()
+    overlong: Overlong = KeepOverlong()
+    longest: int | None = None
     skip_tokens: int = 0
 
 
@@ -121,6 +124,8 @@ def measure_advantages(
     shaped = Shaped(flat, weights, flipped)
     measures |= made.shaping.measures(base_R, shaped, offsets, groups)
     if signals is not None and not signals["policy_logprobs"].null_count:
+        if made.longest is not None:
+            groups = made.overlong.penalised(groups, np.diff(offsets), made.longest)
         measures |= made.baseline.measures(groups, signals_of(signals).tokens)
     return measures
 

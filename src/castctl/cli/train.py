@@ -151,8 +151,13 @@ def step_line(row: dict[str, Any], steps: int) -> str:
         f"entropy {row['entropy_mean']:.3f}  "
     )
     if row.get("gap_rms") is not None:
-        flips = row["flipped_down_share"] + row["flipped_up_share"]
-        line += f"gap {row['gap_rms']:.4f}  flips {flips:5.1%}  "
+        line += f"gap {row['gap_rms']:.4f}  "
+    if row.get("flipped_down_share") is not None:
+        line += f"flips {row['flipped_down_share'] + row['flipped_up_share']:5.1%}  "
+    if row.get("divergence_mean") is not None:
+        line += f"divergence {row['divergence_mean']:.4f}  "
+    if row["rounds"] > 1:
+        line += f"rounds {row['rounds']}  "
     line += f"grad {row['grad_norm']:.3f}  {row['seconds']:.1f} s"
     if row.get("eval_mean") is not None:
         line += f"  eval {row['eval_mean']:.1%}"

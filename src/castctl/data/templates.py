@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
+PROBE = "castctl asks"
+"""Stands for the user's text where only its frame is asked for."""
+
+
 class TextTemplate:
     """A Jinja template of the user's, over named values that stay inert text.
 
@@ -97,14 +101,27 @@ class ChatFormat:
     @property
     def ending(self) -> str:
         """What follows the user's text."""
-        probe = "castctl asks"
-        return self.text(probe).rpartition(probe)[2]
+        return self.text(PROBE).rpartition(PROBE)[2]
 
     def ids(self, user: str) -> list[int]:
-        """Token ids of a prompt, ready to be continued by the model's answer."""
-        if self._data.chat:
+        """Token ids of a prompt, ready to be continued by the model's answer.
+
+        Within a chat template the user's text is text alone: one that reads `<|im_end|>` does not
+        end the message.
+        """
+        if not self._data.chat:
+            return cast(list[int], self._tokenizer(user, add_special_tokens=True).input_ids)
+        special = self._tokenizer.get_added_vocab()
+        if not any(word in user for word in special):
             return cast(list[int], self._apply(user, tokenize=True, return_dict=False))
-        return cast(list[int], self._tokenizer(user, add_special_tokens=True).input_ids)
+        before, _, after = self.text(PROBE).partition(PROBE)
+        return [
+            *self._tokenizer(before, add_special_tokens=False).input_ids,
+            *self._tokenizer(
+                user, add_special_tokens=False, split_special_tokens=True
+            ).input_ids,
+            *self._tokenizer(after, add_special_tokens=False).input_ids,
+        ]
 
     def text(self, user: str) -> str:
         """The prompt for people: what `ids` turns into token ids."""

@@ -59,6 +59,7 @@ def compute_advantages(
             f"{method.name}: rewards must be 0 or 1 to tell right from wrong; "
             "use --method grpo for graded rewards"
         )
+    assert ending is not None or method.overlong.kind == "none", "nobody says how they ended"
     rewarded, masks_R = groups, np.ones(len(groups.of_row))
     if ending is not None:
         lengths_R = np.diff(signals.offsets)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from castctl.methods.surrogate import MAX_LOG_RATIO
 from castctl.settings import Section
 
 if TYPE_CHECKING:
@@ -49,4 +50,5 @@ def anchor_penalties(kind: str, logprobs: Tensor, ref_logprobs: Tensor) -> Tenso
         return 0.5 * u**2
     if kind == "rkl":
         return 0.5 * (u + 1) ** 2
-    return torch.exp(-u) + u if kind == "ufkl" else torch.exp(-u)
+    inverse = torch.exp((-u).clamp(max=MAX_LOG_RATIO))
+    return inverse + u if kind == "ufkl" else inverse

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from castctl.methods.groups import Groups
 from castctl.methods.signals import TokenSignals
@@ -52,19 +52,14 @@ class RccBaseline(Section):
     """`rcc`: (r - b*) / (s + eps) with b* = mean(r) + 2 Cov(r, d) (paper)."""
     reduction: Literal["sum", "mean"] = "sum"
     """d of a completion from its tokens' l_old - l_ref (paper: the sum)."""
-    clip: tuple[float, float] | None = (0.0, 1.0)
-    """Bounds of b*, which a large d would drive out of the rewards' range; null is off (ours)."""
+    clip: bool = True
+    """Keep b* between the group's lowest and highest reward, 0 and 1 where they are binary; a large
+    d would drive it out (ours)."""
     std: Literal["population", "sample"] = "population"
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
-
-    @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> RccBaseline:
-        if self.clip is not None and self.clip[0] > self.clip[1]:
-            raise ValueError(f"clip must go from low to high; got {list(self.clip)}")
-        return self
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
@@ -88,7 +83,10 @@ class RccBaseline(Section):
         """b* of each group (G) as it is used, and before its bounds."""
         confidence_R = completion_drifts(signals, self.reduction)
         raw_G = groups.mean_G + 2 * reward_covariances(groups, confidence_R)
-        return (raw_G if self.clip is None else np.clip(raw_G, *self.clip)), raw_G
+        if not self.clip:
+            return raw_G, raw_G
+        lowest_G, highest_G = groups.range_G()
+        return np.clip(raw_G, lowest_G, highest_G), raw_G
 
 
 class NoBaseline(Section):

@@ -70,7 +70,10 @@ class Distillation(Section):
                 "reverse_kl, or tokens to full"
             )
         if self.tokens == "sampled" and self.clip is not None:
-            raise ValueError("clip bounds a divergence, and the sampled token alone has none")
+            raise ValueError(
+                "clip bounds a divergence, and the sampled token alone has none; set "
+                "method.distillation.clip=null, or tokens to full"
+            )
         return self
 
     @property

@@ -42,6 +42,10 @@ class Groups:
         """Whether every known reward is 0 or 1."""
         return bool(np.isin(self.rewards_R[self.known_R], (0.0, 1.0)).all())
 
+    def range_G(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest known reward of each group (G); infinities where none is known."""
+        return _ranges(self.rewards_R[self.known_R], self.of_row[self.known_R], self.count)
+
     def with_rewards(self, rewards_R: NDArray[np.float64]) -> Groups:
         """The same groups, of the same kinds, with other rewards (R) where they are known."""
         rewards = np.where(self.known_R, rewards_R, 0.0)
@@ -62,10 +66,7 @@ def group_rewards(rewards: NDArray, of_row: NDArray[np.int64]) -> Groups:
     count = int(of_row.max()) + 1 if len(of_row) else 0
     known = ~np.isnan(rewards)
     values, owner = rewards[known], of_row[known]
-    lowest = np.full(count, np.inf)
-    highest = np.full(count, -np.inf)
-    np.minimum.at(lowest, owner, values)
-    np.maximum.at(highest, owner, values)
+    lowest, highest = _ranges(values, owner, count)
     size = np.bincount(owner, minlength=count)
     kind = np.where(
         size < 2,
@@ -80,3 +81,14 @@ def group_rewards(rewards: NDArray, of_row: NDArray[np.int64]) -> Groups:
         mean_G=means(values, owner, count),
         kind_G=kind,
     )
+
+
+def _ranges(
+    values: NDArray[np.float64], owner: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest value of each of `count` owners."""
+    lowest = np.full(count, np.inf)
+    highest = np.full(count, -np.inf)
+    np.minimum.at(lowest, owner, values)
+    np.maximum.at(highest, owner, values)
+    return lowest, highest

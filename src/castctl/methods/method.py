@@ -87,12 +87,14 @@ class MethodSettings(Section):
             ),
             (
                 distills and self.teacher.kind == "none",
-                "distillation needs a teacher; set method.teacher.kind",
+                "distillation needs a teacher; set method.teacher.kind to initial, current, "
+                "snapshot, ema or model",
             ),
             (
                 not taught and (trains or gated or self.shaping.kind != "none"),
                 "without a baseline there is no advantage for a surrogate, a shaping or a gate; "
-                "set method.baseline.kind=mean_std, or method.surrogate.kind=none and no shaping",
+                "set method.baseline.kind=mean_std, or method.surrogate.kind=none and no shaping "
+                "(method.shaping.kind=none) and no gate (method.distillation.gate=false)",
             ),
             (
                 not taught and self.zero_variance.kind != "zero",
@@ -107,7 +109,12 @@ class MethodSettings(Section):
             (
                 not trains and not distills,
                 "without a policy loss and without distillation nothing trains; set "
-                "method.surrogate.kind=clip or method.distillation.kind",
+                "method.surrogate.kind=clip, or method.distillation.kind to jsd, forward_kl or "
+                "reverse_kl",
+            ),
+            (
+                not trains and self.overlong.kind == "mask",
+                "without a policy loss there is nothing to mask; set method.overlong.kind=none",
             ),
             (
                 not trains and (self.shaping.kind != "none" or bilateral),

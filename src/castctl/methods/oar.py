@@ -60,7 +60,7 @@ class OarShaping(TokenShaping):
             return np.ones(len(z))
         z = (z - z.min()) / np.ptp(z)
         q = float(np.quantile(z, self.threshold))
-        below = np.maximum(z / q, self.floor) if q > 0 else np.ones(len(z))
+        below = np.maximum(np.minimum(z, q) / q, self.floor) if q > 0 else np.ones(len(z))
         above = 1 + self.gain * (z - q) / (1 - q) if q < 1 else np.ones(len(z))
         weights = np.where(z < q, below, above)
         return weights * len(weights) / weights.sum()

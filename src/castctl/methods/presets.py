@@ -155,7 +155,7 @@ def preset(name: object) -> tuple[str, Preset]:
 
     known = [*PRESETS, *ALIASES]
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.6)
         hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(PRESETS)}"
         raise ValueError(f"no method {name!r}; {hint} (castctl methods)")
     name = ALIASES.get(name, name)

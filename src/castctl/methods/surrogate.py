@@ -40,7 +40,10 @@ class Surrogate(Section):
     @model_validator(mode="after")
     def _clips_belong_to_a_ratio(self) -> Surrogate:
         if self.kind != "clip" and self.dual_clip is not None:
-            raise ValueError(f"dual_clip bounds a ratio, and {self.kind} has none; set kind=clip")
+            raise ValueError(
+                f"dual_clip bounds a ratio, and kind={self.kind} has none; set "
+                "method.surrogate.kind=clip, or dual_clip to null"
+            )
         return self
 
 

@@ -38,10 +38,15 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _model_has_its_path(self) -> Teacher:
-        if (self.kind == "model") != (self.path is not None):
+        if self.kind == "model" and not self.path:
             raise ValueError(
-                "teacher.kind=model needs teacher.path, and only it: name the model's folder or "
-                "hub id there"
+                "teacher.kind=model needs teacher.path; set method.teacher.path to the model's "
+                "folder or hub id"
+            )
+        if self.kind != "model" and self.path is not None:
+            raise ValueError(
+                f"teacher.kind={self.kind} reads no teacher.path; set method.teacher.kind=model, "
+                "or leave the path out"
             )
         return self
 

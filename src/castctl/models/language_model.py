@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from castctl.errors import UserError
 from castctl.models.head import OutputHead, score_tokens
 from castctl.models.packing import Ids, PackedBatch, microbatches, pack
 from castctl.progress import Advance
@@ -38,6 +39,17 @@ class LanguageModel:
     def context_tokens(self) -> int:
         """The longest row that the model was made for, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def refuse_unknown_tokens(self, kind: str, rows: Sequence[Ids]) -> None:
+        """Raise `UserError` where a row of token ids, a `kind`, holds one without an embedding."""
+        size = int(self.model.get_input_embeddings().weight.shape[0])
+        for ids in rows:
+            if len(ids) and (ids.min() < 0 or ids.max() >= size):
+                wrong = ids.min() if ids.min() < 0 else ids.max()
+                raise UserError(
+                    f"a {kind} holds token {wrong}, but the model knows {size} tokens; "
+                    "name the model that sampled (--model), or make the part again"
+                )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where `dtype` asks for it."""

@@ -12,7 +12,8 @@ from castctl.recipe import ModelSettings
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that memory depends on; `queries` and `keys` are heads times head size."""
+    """The sizes that memory depends on; `queries` and `keys` are heads times head size, `context`
+    is the longest row in tokens, 0 where the configuration states none."""
 
     parameters: int
     vocabulary: int
@@ -21,6 +22,7 @@ class ModelShape:
     layers: int
     queries: int
     keys: int
+    context: int
 
 
 def model_shape(settings: ModelSettings) -> ModelShape:
@@ -60,4 +62,5 @@ def shape_of(config: Any, parameters: int) -> ModelShape:
         layers=config.num_hidden_layers,
         queries=heads * size,
         keys=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        context=getattr(config, "max_position_embeddings", None) or 0,
     )

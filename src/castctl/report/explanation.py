@@ -58,6 +58,7 @@ def _step(explanation: Explanation) -> dict[str, str]:
         f"teacher ({_teacher(explanation)})" if name == "teacher" else name
         for name in work.scoring_passes
     )
+    distills = recipe.method.distillation.divergence_spec is not None
     turns = _count(work.training_passes, "pass", "passes")
     return {
         "rollout": f"{work.prompts:,} prompts x {work.samples:,} samples = {work.completions:,} "
@@ -65,8 +66,9 @@ def _step(explanation: Explanation) -> dict[str, str]:
         "score": f"{work.completions:,} answers verified; all completions read forward by: "
         + passes,
         "shape": "advantages from the files alone, without a model",
-        "train": f"{turns} forward and backward over the completions that have an advantage, "
-        f"{_count(work.optimizer_steps, 'optimizer step')}",
+        "train": f"{turns} forward and backward over the completions that have a gradient, "
+        + (f"which the teacher ({_teacher(explanation)}) reads forward, " if distills else "")
+        + _count(work.optimizer_steps, "optimizer step"),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +14,6 @@ from numpy.typing import NDArray
 
 from castctl.engines.sampling import row_key
 from castctl.errors import UserError
-from castctl.models.language_model import LanguageModel
 from castctl.models.packing import Ids, flattened, rows_of
 from castctl.models.perturbation import perturbation_scores
 from castctl.models.sensitivity import gradient_scores
@@ -48,8 +49,9 @@ class PartScorer:
     """Computes the signals of one part of `rollouts`; those that depend on verdicts read its
     `rewards`.
 
-    `advance` is told of completions, once a pass. Raises `UserError` for rollouts that these models
-    cannot have made, and for numbers that are not finite.
+    `advance` is told of completions, once a pass; `seconds` are those of each pass. Raises
+    `UserError` for rollouts that these models cannot have made, and for numbers that are not
+    finite.
     """
 
     def __init__(
@@ -66,14 +68,17 @@ class PartScorer:
         self._step, self._temperature = step, temperature
         self._budget, self._advance = budget, advance
         self._with_entropies = False
+        self.seconds: dict[str, float] = {}
         self._prompts = rows_of(*ragged_column(rollouts, "prompt_token_ids"))
-        self._ids, self._offsets = ragged_column(rollouts, "completion_token_ids")
-        self._completions = rows_of(self._ids, self._offsets)
+        ids, self._offsets = ragged_column(rollouts, "completion_token_ids")
+        self._completions = rows_of(ids, self._offsets)
         if any(len(prompt) == 0 for prompt in self._prompts):
             raise UserError(
                 "a rollout has empty prompt_token_ids, and a model scores after a prompt only; "
                 "roll out again, or write the prompt's tokens into the part"
             )
+        scorers.policy.model.refuse_unknown_tokens("prompt", self._prompts)
+        scorers.policy.model.refuse_unknown_tokens("completion", self._completions)
 
     def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """These signals, each as a column."""
@@ -106,7 +111,8 @@ class PartScorer:
 
     @cached_property
     def _policy(self) -> tuple[Floats, Floats]:
-        return self._score(self._scorers.policy, self._prompts, self._with_entropies)
+        entropies = self._with_entropies
+        return self._score("policy", self._scorers.policy, self._prompts, entropies)
 
     @cached_property
     def _teacher(self) -> Floats:
@@ -114,18 +120,25 @@ class PartScorer:
         assert teacher is not None, "no teacher at hand"
         if teacher.model is self._scorers.policy.model and self._teacher_prompts is self._prompts:
             return self._policy[0]  # a teacher that is the policy costs no second pass
-        return self._score(teacher, self._teacher_prompts)[0]
+        return self._score("teacher", teacher, self._teacher_prompts)[0]
 
     @cached_property
     def _reference(self) -> Floats:
         assert self._scorers.reference is not None, "no reference at hand"
-        return self._score(self._scorers.reference, self._prompts)[0]
+        return self._score("reference", self._scorers.reference, self._prompts)[0]
 
     @cached_property
     def _bilateral(self) -> Floats:
-        if self._bilateral_prompts is self._prompts:
-            return self._policy[0]
-        return self._score(self._scorers.policy, self._bilateral_prompts)[0]
+        """The policy's log-probs, of completions with an opposite under the bilateral prompt."""
+        other = [p is not q for p, q in zip(self._bilateral_prompts, self._prompts, strict=True)]
+        logprobs = self._policy[0].copy()
+        rows = np.flatnonzero(other)
+        self._advance(len(other) - len(rows))
+        prompts = [self._bilateral_prompts[row] for row in rows]
+        logprobs[np.repeat(other, np.diff(self._offsets))] = self._score(
+            "bilateral", self._scorers.policy, prompts, rows=rows
+        )[0]
+        return logprobs
 
     @cached_property
     def _teacher_prompts(self) -> list[Ids]:
@@ -171,26 +184,34 @@ class PartScorer:
         return rows
 
     def _score(
-        self, scorer: Scorer, prompts: Sequence[Ids], with_entropies: bool = False
+        self,
+        name: str,
+        scorer: Scorer,
+        prompts: Sequence[Ids],
+        with_entropies: bool = False,
+        rows: NDArray[np.int64] | None = None,
     ) -> tuple[Floats, Floats]:
-        """Log-probs (N) and, if asked for, entropies (N) of one reading of the completions."""
-        _check_vocabulary(scorer.model, self._ids)
-        logprobs, entropies = scorer.model.score(
-            prompts, self._completions, self._temperature, self._budget.microbatch_tokens,
-            self._budget.chunk_tokens, self._advance, with_entropies=with_entropies,
-        )  # fmt: skip
+        """Log-probs (N) and, if asked for, entropies (N) of one reading of the completions, or of
+        these `rows` of them."""
+        read = self._completions if rows is None else [self._completions[row] for row in rows]
+        with self._timed(name):
+            logprobs, entropies = scorer.model.score(
+                prompts, read, self._temperature, self._budget.microbatch_tokens,
+                self._budget.chunk_tokens, self._advance, with_entropies=with_entropies,
+            )  # fmt: skip
         return logprobs, np.zeros(0, np.float32) if entropies is None else entropies
 
     def _perturbation(self) -> Floats:
         oar, model = self._scorers.perturbation, self._scorers.policy.model
         tokenizer = model.tokenizer
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return perturbation_scores(
-            model, self._prompts, self._completions, self._spans(oar.conclude),
-            score=oar.score, pad_id=pad, stride=oar.stride, budget=oar.budget,
-            temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
-            chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
-        )  # fmt: skip
+        with self._timed("perturbation"):
+            return perturbation_scores(
+                model, self._prompts, self._completions, self._spans(oar.conclude),
+                score=oar.score, pad_id=pad, stride=oar.stride, budget=oar.budget,
+                temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
+                chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
+            )  # fmt: skip
 
     def _gradient(self) -> Floats:
         oar = self._scorers.gradient
@@ -198,12 +219,19 @@ class PartScorer:
             *(self._rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True
         )
         seeds = [row_key(self._scorers.seed, self._step, *key) % 2**63 for key in keys]
-        return gradient_scores(
-            self._scorers.policy.model, self._prompts, self._completions,
-            self._spans(oar.conclude), seeds, score=oar.score, noise_std=oar.noise_std,
-            temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
-            chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
-        )  # fmt: skip
+        with self._timed("gradient"):
+            return gradient_scores(
+                self._scorers.policy.model, self._prompts, self._completions,
+                self._spans(oar.conclude), seeds, score=oar.score, noise_std=oar.noise_std,
+                temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
+                chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
 
     def _spans(self, conclude: str | None) -> list[AnswerSpan | None]:
         """Reasoning and answer of each completion; None without an extracted answer."""
@@ -220,12 +248,3 @@ class PartScorer:
         flat, offsets = flattened(prompts)
         own = [a is b for a, b in zip(prompts, self._prompts, strict=True)]
         return list_column(flat, offsets, pa.int32(), absent=np.array(own, np.bool_))
-
-
-def _check_vocabulary(model: LanguageModel, ids: Ids) -> None:
-    size = model.model.get_input_embeddings().weight.shape[0]
-    if len(ids) and (ids.max() >= size or ids.min() < 0):
-        raise UserError(
-            f"a completion holds token {ids.max()}, but the model knows {size} tokens; "
-            "score with the model that sampled (--model)"
-        )

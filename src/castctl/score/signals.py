@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
@@ -52,8 +53,9 @@ def score_signals(
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
-) -> None:
+) -> dict[str, float]:
     """Add the `wanted` signals to `signals/`, part by part; `rewards/` must be there for some.
+    The seconds of each pass that was made.
 
     Signals that are there, made alike, are kept; made otherwise they are refused unless
     `overwrite` is set. Raises `UserError` where the parts contradict one another.
@@ -64,6 +66,7 @@ def score_signals(
     passes = len({PASSES[name] for name in asked if name in PASSES})
     total = passes * folder.rows("rollouts", parts)
     done = 0
+    seconds: dict[str, float] = defaultdict(float)
     with progress.task("score", total, "completions") as advance:
 
         def count(rows: int) -> None:
@@ -72,9 +75,14 @@ def score_signals(
             advance(rows)
 
         for place, number in enumerate(parts, 1):
-            _score_part(folder, number, asked, scorers, temperature, budget, count, overwrite)
+            spent = _score_part(
+                folder, number, asked, scorers, temperature, budget, count, overwrite
+            )
+            for name, value in spent.items():
+                seconds[name] += value
             # What was there already, or cost no pass of its own, counts as done.
             count(passes * folder.rows("rollouts", parts[:place]) - done)
+    return dict(seconds)
 
 
 def _score_part(
@@ -86,7 +94,8 @@ def _score_part(
     budget: Budget,
     advance: Advance,
     overwrite: bool,
-) -> None:
+) -> dict[str, float]:
+    """Score one part where signals are missing; the seconds of each pass."""
     rollouts = folder.read("rollouts", number)
     rewards = _rewards(folder, number, rollouts) if asked & AFTER_REWARDS else None
     there = folder.read("signals", number) if folder.has("signals", number) else None
@@ -96,7 +105,7 @@ def _score_part(
     made = {name: scorers.provenance(name, temperature, judged) for name in sorted(asked)}
     missing = _missing(there, made, overwrite)
     if not missing:
-        return
+        return {}
     scorer = PartScorer(
         rollouts.table, None if rewards is None else rewards.table, scorers, folder.step,
         temperature, budget, advance,
@@ -112,6 +121,7 @@ def _score_part(
         **mark_foreign({"rollouts": rollouts}),
     }
     write_part(folder.part_path("signals", number), "signals", table, metadata)
+    return scorer.seconds
 
 
 def _rewards(folder: StepFolder, number: int, rollouts: Part) -> Part:

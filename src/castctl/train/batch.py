@@ -46,6 +46,15 @@ class TrainBatch:
     teacher_logprobs: Stream | None = None
     distill_weights: Stream | None = None
 
+    @property
+    def token_ids(self) -> dict[str, list[Ids]]:
+        """Every row of token ids, by what it is."""
+        return {
+            "prompt": self.prompts,
+            "teacher's prompt": self.teacher_prompts,
+            "completion": self.completions,
+        }
+
 
 def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
     """Every part of a shaped step, for a method's ratio and loss.
@@ -67,10 +76,12 @@ def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
         stream = getattr(batch, name)
         kept_N = np.repeat(batch.kept_R, np.diff(batch.offsets))
         if stream is None or not np.isfinite(stream[kept_N]).all():
-            stage = "shape" if name == "distill_weights" else "score"
+            command = f"--run {folder.path} --method {method.name}"
+            made_anew = name == "distill_weights"  # its stage is there without it
+            command = f"shape {command} --overwrite" if made_anew else f"score {command}"
             raise UserError(
                 f"{method.name} trains with {name}, which {folder.path} does not have for every "
-                f"kept row; run `castctl {stage} --run {folder.path} --method {method.name}`"
+                f"kept row; run `castctl {command}`"
             )
     return batch
 
@@ -123,8 +134,8 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
     bare = rows_of(*ragged_column(rollouts.table, "prompt_token_ids"))
     ratio = conditioning.prompts
     return TrainBatch(
-        prompts=bare if ratio is None else _prompts(signals.table[ratio], bare),
-        teacher_prompts=_prompts(signals.table["teacher_prompt_token_ids"], bare),
+        prompts=_prompts(rollouts, bare) if ratio is None else _prompts(signals, bare, ratio),
+        teacher_prompts=_prompts(signals, bare, "teacher_prompt_token_ids"),
         completions=rows_of(ids, offsets),
         group_of_row=group_numbers(rollouts.table["prompt_id"]),
         kept_R=kept,
@@ -138,7 +149,15 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
     )
 
 
-def _prompts(column: pa.ChunkedArray, bare: Sequence[Ids]) -> list[Ids]:
-    """The prompts of a column (R), the bare one where a row has none."""
+def _prompts(part: Part, bare: Sequence[Ids], name: str = "prompt_token_ids") -> list[Ids]:
+    """The prompts of a column (R), the bare one where a row has none; `UserError` for empty ones,
+    after which nothing can be predicted."""
+    column = part.table[name]
     rows = zip(column.to_pylist(), bare, strict=True)
-    return [own if ids is None else np.array(ids, np.int32) for ids, own in rows]
+    prompts = [own if ids is None else np.array(ids, np.int32) for ids, own in rows]
+    if not all(map(len, prompts)):
+        raise UserError(
+            f"{part.path} has empty {name}; write the prompt's tokens into the part, or make it "
+            "again"
+        )
+    return prompts

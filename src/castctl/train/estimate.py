@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from castctl.evaluate.runner import PART_SIZE, eval_sampling
+from castctl.methods.conditioning import Bilateral
 from castctl.models.shape import ModelShape, model_shape
 from castctl.recipe import ModelSettings, Recipe, SamplingSettings
 from castctl.train.footprint import (
@@ -55,7 +56,7 @@ def estimate_memory(recipe: Recipe) -> Memory:
         "weights": weights,
         "gradients": weights,
         "optimizer moments": 2 * weights,
-        "teacher": weights if recipe.method.teacher.is_copy else 0,
+        "teacher": _teacher_bytes(recipe, weights),
         "reference": weights if "ref_logprobs" in recipe.method.needs else 0,
     }
     phases = _decoding(recipe, shape, arithmetic) | _passes(recipe, shape, arithmetic)
@@ -67,6 +68,15 @@ def estimate_memory(recipe: Recipe) -> Memory:
     tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
     return Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
+
+
+def _teacher_bytes(recipe: Recipe, weights: int) -> int:
+    """Weights of the teacher, where it is not the policy itself."""
+    teacher = recipe.method.teacher
+    if teacher.path is None:
+        return weights if teacher.is_copy else 0
+    named = recipe.model.model_copy(update={"path": teacher.path, "revision": teacher.revision})
+    return model_shape(named).parameters * FLOAT32
 
 
 def prompts_per_step(recipe: Recipe) -> int:
@@ -122,8 +132,9 @@ def _side_by_side(sampling: SamplingSettings, prompts: int) -> tuple[int, int, i
 def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
     """The phases of scoring and of an update, one micro-batch after another."""
     settings, step = recipe.train, prompts_per_step(recipe)
-    scored = _micro_batch(recipe, min(step, settings.part_size))
-    trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)))
+    own = _bilateral_tokens(recipe, shape)
+    scored = _micro_batch(recipe, min(step, settings.part_size), own)
+    trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)), own)
     kept = {
         "activations of one micro-batch": activation_bytes(
             shape, arithmetic, trained, settings.gradient_checkpointing
@@ -131,21 +142,25 @@ def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[s
     }
     buffers = 3 if arithmetic.width == FLOAT32 else 4
     chunk = min(settings.head_chunk_tokens, trained.rows * trained.completion)
-    logits = {
-        f"logits of one chunk of {chunk:,} tokens, {buffers} buffers": buffers
-        * chunk
-        * shape.vocabulary
-        * FLOAT32
-    }
-    return {
-        "scoring": {
-            "one layer of one micro-batch": pass_bytes(shape, arithmetic, scored),
-            **logits,
-        },
+    scored_logits = _logits(shape, chunk, buffers)
+    distills = recipe.method.distillation.divergence_spec is not None
+    trained_logits = _logits(shape, chunk, buffers + 2 * distills)
+    if distills:  # what the teacher says of a micro-batch is held while the policy reads it
+        states = trained.rows * trained.completion * shape.hidden * FLOAT32
+        kept |= {"hidden states of the teacher": states}
+    layer = {"one layer of one micro-batch": pass_bytes(shape, arithmetic, scored)}
+    phases: dict[str, Parts] = {"scoring": {**layer, **scored_logits}}
+    if "importance_grad" in recipe.method.needs:
+        phases["influence on the answer"] = {
+            "activations of one scored micro-batch": activation_bytes(
+                shape, arithmetic, scored, settings.gradient_checkpointing
+            )
+        }
+    return phases | {
         "update, output head": {
             **kept,
             "gradient of the output head": _embedding(shape),
-            **logits,
+            **trained_logits,
         },
         "update, backward pass": {
             **kept,
@@ -154,13 +169,31 @@ def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[s
     }
 
 
-def _micro_batch(recipe: Recipe, prompts: int) -> PackedSize:
-    """The largest batch that the budget of tokens allows of so many prompts' completions."""
-    prompt, completion = recipe.data.max_prompt_tokens, recipe.sampling.max_tokens
-    n = recipe.sampling.n
-    whole = prompts * (prompt + n * completion)
-    tokens = min(whole, max(recipe.train.microbatch_tokens, prompt + completion))
-    rows = min(prompts * n, max(1, int(tokens / (prompt / n + completion))))
+def _logits(shape: ModelShape, chunk: int, buffers: int) -> Parts:
+    name = f"logits of one chunk of {chunk:,} tokens, {buffers} buffers"
+    return {name: buffers * chunk * shape.vocabulary * FLOAT32}
+
+
+def _bilateral_tokens(recipe: Recipe, shape: ModelShape) -> int:
+    """Tokens of opposite completions before each completion, at most."""
+    conditioning = recipe.method.conditioning
+    if not isinstance(conditioning, Bilateral):
+        return 0
+    context = conditioning.context_tokens or shape.context
+    free = context - recipe.data.max_prompt_tokens - recipe.sampling.max_tokens
+    others = (recipe.sampling.n - 1) * recipe.sampling.max_tokens
+    return max(0, min(int(conditioning.share * free), others))
+
+
+def _micro_batch(recipe: Recipe, prompts: int, own: int) -> PackedSize:
+    """The largest batch that the budget of tokens allows of so many prompts' completions; with
+    `own` tokens before each completion no prompt is shared."""
+    completion, n = recipe.sampling.max_tokens, recipe.sampling.n
+    prompt = recipe.data.max_prompt_tokens + own
+    shared = 1 if own else n
+    whole = prompts * n * (prompt / shared + completion)
+    tokens = int(min(whole, max(recipe.train.microbatch_tokens, prompt + completion)))
+    rows = min(prompts * n, max(1, int(tokens / (prompt / shared + completion))))
     return PackedSize(tokens, rows, prompt, completion)
 
 

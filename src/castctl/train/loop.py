@@ -161,6 +161,7 @@ class _Loop:
         folder = self.run.step(step)
         policy, teacher = self.state.policy, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
+        self.pass_seconds: dict[str, float] = defaultdict(float)
         teacher.refresh(step)
         rounds = self._shaped_rounds(step, seconds)
         with _timed(seconds, "train"):
@@ -174,7 +175,7 @@ class _Loop:
             measures["rounds"] = rounds
         self._warn_of_zero_gap(step, measures)
         self._warn_of_zero_rewards(step, measures)
-        return _row(step, measures, stats, seconds, policy.device)
+        return _row(step, measures, stats, seconds, policy.device) | self.pass_seconds
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
         """Roll out, score and shape the step's prompts, and others in place of dropped groups as
@@ -221,12 +222,14 @@ class _Loop:
                 folder, self.recipe.verifier, self.pool, policy.tokenizer, progress=self.progress
             )
         with _timed(seconds, "score"):
-            score_signals(
+            passes = score_signals(
                 folder, method.needs | {"entropies"},
                 make_scorers(self.recipe, name, policy, self.state.teacher, self.reference),
                 temperature=sampling.temperature, budget=budget_of(self.recipe),
                 progress=self.progress,
             )  # fmt: skip
+        for pass_name, spent in passes.items():
+            self.pass_seconds[f"seconds_pass_{pass_name}"] += spent
         with _timed(seconds, "shape"):
             shape_step(folder, method, longest=sampling.max_tokens, progress=self.progress)
         return next_part

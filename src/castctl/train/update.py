@@ -109,9 +109,11 @@ def update(
     `train.epochs` passes, each split into `train.minibatches` optimizer steps by whole
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
-    gradient does not depend on the micro-batches. Raises `UserError` when the loss or the
-    gradient is not finite, before the weights are touched.
+    gradient does not depend on the micro-batches. Raises `UserError` when a token is unknown,
+    and when the loss or the gradient is not finite, before the weights are touched.
     """
+    for kind, rows in batch.token_ids.items():
+        policy.refuse_unknown_tokens(kind, rows)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
