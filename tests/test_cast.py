@@ -68,7 +68,8 @@ def plain_cast(
     """Advantage, shaping factor and flip of every token, one token at a time."""
     advantages, factors, flips = [], [], []
     for row, base in enumerate(base_of(batch)):
-        gaps = [g for mate in batch.mates(row) for g in batch.gaps[mate] if not math.isnan(g)]
+        known = [mate for mate in batch.mates(row) if not math.isnan(batch.rewards[mate])]
+        gaps = [g for mate in known for g in batch.gaps[mate] if not math.isnan(g)]
         rms = math.sqrt(math.fsum(g * g for g in gaps) / len(gaps)) if gaps else 0.0
         tau = max(tau_rms * rms, tau_floor) if tau_nats is None else tau_nats
         for g in batch.gaps[row]:

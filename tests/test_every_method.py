@@ -222,4 +222,4 @@ def test_data_that_runs_out_ends_the_rounds(
     prompts = folder.read_all("rollouts")["prompt_id"].unique()
     kept = folder.read_all("advantages")
     if len(kept.filter(kept["kept"])["prompt_id"].unique()) < 4:
-        assert len(prompts) == 5 and "every prompt of the data was tried" in caplog.text
+        assert len(prompts) == 5 and "after every prompt of the data" in caplog.text

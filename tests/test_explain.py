@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
-from castctl.explanation import choice_of, work_of
+from castctl.choices import choice_of
+from castctl.explanation import work_of
 from castctl.methods import MethodSettings
 from castctl.models import attention
 from castctl.models.language_model import LanguageModel

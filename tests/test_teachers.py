@@ -188,7 +188,8 @@ def test_what_is_there_is_kept_and_another_context_refused(rolled: Run) -> None:
 
 def test_shaping_refuses_a_teacher_that_was_told_something_else(rolled: Run, castctl: Cli) -> None:
     done = castctl("shape", "--run", str(rolled.path), "--method", "cast", code=2)
-    assert "context solution_or_answer" in done.stderr and "--overwrite" in done.stderr
+    assert "a teacher with another kind ('current', now 'snapshot')" in done.stderr
+    assert "--method cast --overwrite" in done.stderr
 
 
 def test_prompts_are_shown_side_by_side(rolled: Run, castctl: Cli) -> None:
@@ -205,7 +206,11 @@ def test_problems_without_what_is_told_are_dropped_or_refused(castctl: Cli, tmp_
     file = tmp_path / "data.jsonl"
     rows = ['{"problem": "47 + 38 = ?", "answer": "85"}'] * 1
     file.write_text("\n".join(rows) + "\n")
+    template = "data.teacher_template={{ problem }} {{ solution }}"
     arguments = ("--method", "rlsd", "--data", str(file), "--set", "train.prompts_per_step=1")
+    done = castctl("rollout", *arguments, "--set", "method.teacher.context=solution", code=2)
+    assert "leaves out what method.teacher.context=solution tells" in done.stderr
+    arguments += ("--set", template)
     done = castctl("rollout", *arguments, "--set", "method.teacher.context=solution", code=2)
     assert "needs the solution" in done.stderr and "data.solution_column" in done.stderr
     file.write_text(rows[0] + '\n{"problem": "47 + 39 = ?", "answer": "86", "solution": "carry"}\n')

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from castctl.choices import ExplainedSetting, explained
 from castctl.errors import UserError
 from castctl.evaluate.runner import eval_sampling
-from castctl.methods import PRESETS, MethodSettings
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins
-from castctl.settings import Setting, settings_in
+from castctl.settings import settings_in
 from castctl.train.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.train.schedule import evaluates_after, saves_after
-
-PAPER, OURS = "paper", "ours"
-_CHOICE = re.compile(rf"\(({PAPER}|{OURS})\b")
 
 
 @dataclass(frozen=True)
@@ -44,22 +40,6 @@ class Work:
     evaluations: tuple[int, ...]
     eval_samples: int
     checkpoints: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ExplainedSetting:
-    """A setting, where it comes from, and whose choice its value is: `paper`, `ours`, or None.
-
-    `origin` is None for a default; `choice` is None for what the user set, and where there was
-    nothing to choose.
-    """
-
-    key: str
-    value: Any
-    default: Any
-    origin: str | None
-    choice: str | None
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +77,9 @@ def explain_recipe(recipe: Recipe, origins: Origins) -> Explanation:
         memory = estimate_memory(recipe)
     except UserError as error:
         missing = str(error)
-    settings = [_explained(setting, origins) for setting in settings_in(recipe, Recipe())]
+    settings = [
+        explained(setting, origins.get(setting.key)) for setting in settings_in(recipe, Recipe())
+    ]
     return Explanation(recipe, work_of(recipe), memory, missing, settings, warnings)
 
 
@@ -107,7 +89,6 @@ def work_of(recipe: Recipe) -> Work:
     prompts = prompts_per_step(recipe)
     completions = prompts * sampling.n
     tokens = completions * sampling.max_tokens
-    passes = scoring_passes(method)
     updates = settings.epochs * min(settings.minibatches, prompts)
     done = range(1, settings.steps + 1)
     return Work(
@@ -116,7 +97,7 @@ def work_of(recipe: Recipe) -> Work:
         samples=sampling.n,
         completions=completions,
         tokens=tokens,
-        scoring_passes=passes,
+        scoring_passes=method.scoring_passes,
         training_passes=settings.epochs,
         optimizer_steps=updates,
         total_completions=settings.steps * completions,
@@ -126,41 +107,3 @@ def work_of(recipe: Recipe) -> Work:
         eval_samples=eval_sampling(recipe).n,
         checkpoints=tuple(step for step in done if saves_after(recipe, step)),
     )
-
-
-def scoring_passes(method: MethodSettings) -> tuple[str, ...]:
-    """Who reads every completion in the score stage, once each."""
-    teacher = method.teacher
-    own = teacher.kind != "current" or teacher.own_prompt
-    passes = {
-        "policy": True,
-        "teacher": "teacher_logprobs" in method.needs and own,
-        "reference": "ref_logprobs" in method.needs,
-        "bilateral": "bilateral_logprobs" in method.needs,
-        "perturbation": "importance_perturb" in method.needs,
-        "gradient": "importance_grad" in method.needs,
-    }
-    return tuple(name for name, read in passes.items() if read)
-
-
-def choice_of(setting: Setting, origin: str | None) -> str | None:
-    """Whose choice a value is.
-
-    A default's docstring says it in parentheses that begin with `paper` or `ours`. A preset's
-    values are its paper's, but for what it says the paper leaves open. All else is the user's.
-    """
-    if origin is None:
-        found = _CHOICE.search(setting.meaning)
-        return found[1] if found else None
-    if not origin.startswith("preset "):
-        return None
-    within = setting.key.removeprefix("method.")
-    left_open = PRESETS[origin.removeprefix("preset ")].open
-    return OURS if any(f"{within}.".startswith(f"{each}.") for each in left_open) else PAPER
-
-
-def _explained(setting: Setting, origins: Origins) -> ExplainedSetting:
-    origin = origins.get(setting.key)
-    meaning = re.sub(rf" \(({PAPER}|{OURS})\)", "", setting.meaning)  # `choice` says it
-    choice = choice_of(setting, origin)
-    return ExplainedSetting(setting.key, setting.value, setting.default, origin, choice, meaning)

@@ -15,6 +15,7 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.loading import fingerprint, load_language_model, locate_model
 from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.recipe import ModelSettings, Recipe
+from castctl.recipe_reader import load_recipe
 from castctl.runs import Run
 from castctl.score.part import Budget
 from castctl.score.scorers import Scorer, Scorers
@@ -64,9 +65,12 @@ def policy_name(run: Run, step: int) -> str:
 
 
 def load_reference(run: Run) -> Scorer:
-    """The frozen initial policy."""
-    source = policy_at(run, 0)
-    reference = source.load(run.recipe.model)
+    """The frozen initial policy of the run, whatever model a command names for its own work."""
+    began = load_recipe(run.path / "recipe.yaml").model
+    named = {"path": began.path, "revision": began.revision}
+    settings = run.recipe.model.model_copy(update=named)
+    source = named_policy(settings)
+    reference = source.load(settings)
     reference.model.requires_grad_(False)
     return Scorer(reference, source.fingerprint)
 
@@ -79,9 +83,9 @@ def budget_of(recipe: Recipe) -> Budget:
 def make_teacher(recipe: Recipe, policy: LanguageModel, step: int) -> TeacherCopy:
     """The recipe's teacher around a policy at `step`; its copy is the policy as it is."""
     settings = recipe.method.teacher
-    if settings.own_prompt and not settings.skip_tokens:
+    if settings.own_prompt:
         endings = TeacherTemplate(policy.tokenizer, recipe.data, settings).endings
-        if endings is not None:
+        if endings is not None and not settings.skip_tokens:
             log.warning("%s", endings_warning(endings))
     return TeacherCopy(settings, policy, step, load_other_teacher(settings, recipe.model, policy))
 
@@ -95,13 +99,14 @@ def make_scorers(
 ) -> Scorers:
     """Who scores for a recipe's method; the policy's numbers go by `name`."""
     method, tokenizer = recipe.method, policy.tokenizer
-    own_prompt = teacher is not None and method.teacher.own_prompt
+    own_prompt = method.teacher.own_prompt
     bilateral = method.conditioning if isinstance(method.conditioning, Bilateral) else None
     shaping = method.shaping
     return Scorers(
         policy=Scorer(policy, name),
         teacher=None if teacher is None else Scorer(teacher.model, teacher.name(name)),
         reference=reference,
+        told=method.teacher,
         teacher_template=TeacherTemplate(tokenizer, recipe.data, method.teacher)
         if own_prompt
         else None,

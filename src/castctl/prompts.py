@@ -66,8 +66,8 @@ def usable_prompts(
     progress: Progress,
     teacher: TeacherTemplate | None = None,
 ) -> Prompts:
-    """Load prompts and drop, with a count, those without an answer, longer than allowed, or
-    without what a privileged `teacher` is told.
+    """Load prompts and drop, with a count, those without an answer, longer than allowed for the
+    student or a privileged `teacher`, or without what that one is told.
 
     A verifier of the user's may do without answers. Raises `UserError` when none is left.
     """
@@ -109,7 +109,17 @@ def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts
             f"{len(lacking)} problems has one; name its column (data.answer_column, "
             "data.solution_column), or take another method.teacher.context"
         )
-    return drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
+    prompts = drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
+    names = ("problem", "answer", "solution")
+    rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
+    lengths = np.array([len(teacher.render(*row)) for row in rows])
+    too_long = lengths > teacher.max_prompt_tokens
+    if too_long.all():
+        raise UserError(
+            "every prompt of the teacher is longer than method.teacher.max_prompt_tokens="
+            f"{teacher.max_prompt_tokens} (the shortest has {lengths.min()} tokens); raise it"
+        )
+    return drop(prompts, too_long.tolist(), "teacher's prompt too long")
 
 
 def prompts_of_step(prompts: pa.Table, run: Run, step: int) -> pa.Table:

@@ -213,6 +213,23 @@ class Recipe(Section):
                 f"train.epochs x train.minibatches gives {updates}; set both to 1 or "
                 "method.surrogate.kind=clip"
             )
+        if getattr(self.method.distillation, "tokens", None) == "sampled" and updates > 1:
+            raise ValueError(
+                f"{self.method.name}: distillation by the sampled token is right for one update a "
+                f"batch, and train.epochs x train.minibatches gives {updates}; set both to 1 or "
+                "method.distillation.tokens=full"
+            )
+        if self.method.teacher.skip_tokens >= self.sampling.max_tokens:
+            raise ValueError(
+                f"method.teacher.skip_tokens={self.method.teacher.skip_tokens} leaves out every "
+                f"token of sampling.max_tokens={self.sampling.max_tokens}; lower it"
+            )
+        cache = getattr(self.method.overlong, "cache", None) or 0
+        if cache > self.sampling.max_tokens:
+            raise ValueError(
+                f"method.overlong.cache={cache} is longer than sampling.max_tokens="
+                f"{self.sampling.max_tokens}, which penalises every completion; lower it"
+            )
         return self
 
     def check_training(self) -> list[str]:

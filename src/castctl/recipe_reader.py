@@ -7,7 +7,7 @@ with castctl, and then says only what differs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from castctl.errors import UserError, one_line
 from castctl.methods import merged
+from castctl.methods.method import kinds_of
 from castctl.methods.presets import ALIASES
 from castctl.recipe import Recipe
 from castctl.settings import settings_in
@@ -248,8 +249,9 @@ def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
             return f"key {keys} does not belong to the kind chosen beside it{more}"
         return f"unknown key {keys}; the nearest one is {near[0]}{more}"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kinds_here = problem["ctx"].get("expected_tags") or ", ".join(sorted(kinds))
-        return f"{keys}.kind must say which: {kinds_here}{more}"
+        field = _field_at(section, keys.split("."))
+        here = [kind for each in _sections_in(field) for kind in kinds_of(each)] if field else kinds
+        return f"{keys}.kind must say which: {', '.join(here)}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if keys and problem["type"] != "value_error":
         shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""
@@ -274,13 +276,18 @@ def _kinds(section: type[BaseModel]) -> set[str]:
     for field in section.model_fields.values():
         inner = _sections_in(field)
         if field.discriminator:
-            kinds |= {kind for each in inner for kind in _kinds_of(each)}
+            kinds |= {kind for each in inner for kind in kinds_of(each)}
         kinds = kinds.union(*map(_kinds, inner))
     return kinds
 
 
-def _kinds_of(member: type[BaseModel]) -> tuple[str, ...]:
-    return get_args(member.model_fields["kind"].annotation)
+def _field_at(section: type[BaseModel], keys: Sequence[str]) -> FieldInfo | None:
+    """The field that dotted keys lead to; None where they lead nowhere."""
+    field = section.model_fields.get(keys[0])
+    if field is None or len(keys) == 1:
+        return field
+    found = (_field_at(inner, keys[1:]) for inner in _sections_in(field))
+    return next((each for each in found if each is not None), None)
 
 
 def _sections_in(field: FieldInfo) -> list[type[BaseModel]]:

@@ -17,7 +17,7 @@ from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import spread
 from castctl.shards.columns import list_column, nullable_floats
-from castctl.shards.part import Part
+from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
 from castctl.signals import StepSignals, read_signals, require_signals
 
@@ -52,10 +52,6 @@ def shape_step(
     `UserError` where parts contradict one another or a signal the method needs is missing.
     """
     parts = folder.require_parts("rewards", "run `castctl score` first")
-    settings = method.model_dump(mode="json", include=set(SHAPED_BY))
-    provenance = {"settings": settings | {"skip_tokens": method.teacher.skip_tokens}}
-    if method.overlong.kind != "none":
-        provenance["settings"] |= {"longest": longest}
     if missing := sorted(set(filter(shard.owns, folder.parts("rollouts"))) - set(parts)):
         raise UserError(
             f"{folder.path} has rollouts without rewards, part {missing[0]} first; "
@@ -71,9 +67,28 @@ def shape_step(
                 return _shape(inputs, method, moment, longest)
 
             tables = {stage: part.table for stage, part in inputs.items()}
-            made = provenance | mark_foreign(inputs)
+            settings = shaping_settings(method)
+            if (ending := _ending(inputs, method, longest)) is not None:
+                settings |= {"longest": ending.longest}
+            made = {"settings": settings} | mark_foreign(inputs)
             folder.make("advantages", number, tables, made, work, overwrite)
             advance(inputs["rewards"].table.num_rows)
+
+
+def shaping_settings(method: MethodSettings) -> Metadata:
+    """The settings that decide advantages, as stored with each part."""
+    settings: Metadata = method.model_dump(mode="json", include=set(SHAPED_BY))
+    return settings | {"skip_tokens": method.teacher.skip_tokens}
+
+
+def refuse_other_temperature(rollouts: Part, signals: Part) -> None:
+    """Raise `UserError` where log-probs were read at another temperature than was sampled at."""
+    read, sampled = ((part.metadata or {}).get("temperature") for part in (signals, rollouts))
+    if None not in (read, sampled) and read != sampled:
+        raise UserError(
+            f"{signals.path} was scored at temperature {read:g}, but the rollouts were sampled at "
+            f"{sampled:g}; score again with --overwrite"
+        )
 
 
 def kept_groups(folder: StepFolder, parts: Iterable[int]) -> int:
@@ -93,6 +108,7 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
     if folder.has("rollouts", number):
         rollouts = folder.read("rollouts", number)
         check_aligned(rollouts, list(inputs.items()), "rollouts")
+        refuse_other_temperature(rollouts, inputs["signals"])
         inputs["rollouts"] = rollouts
     return inputs
 

@@ -15,6 +15,7 @@ from castctl.ragged import spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
 from castctl.shards.schema import PROMPT_SIGNALS
+from castctl.shards.stage import describe_difference
 
 Floats = NDArray[np.float64]
 
@@ -102,24 +103,24 @@ def require_signals(signals: Part, method: MethodSettings) -> None:
 
 
 def _require_context(signals: Part, method: MethodSettings, command: str) -> None:
-    """What the teacher was told when it scored must be what the method tells it."""
+    """The teacher that scored must be the method's, asked what the method asks it."""
     recorded = (signals.metadata or {}).get("signals", {})
-    name = "teacher_logprobs"
-    if name not in method.needs:
-        name = "teacher_prompt_token_ids"
-        if method.teacher.privileged and signals.table[name].null_count:
-            raise UserError(
-                f"{method.name} needs {name}, which {signals.path} does not have for every row; "
-                f"run `{command}`"
-            )
+    scores = "teacher_logprobs" in method.needs
+    name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
+    if not scores and method.teacher.own_prompt and signals.table[name].null_count:
+        raise UserError(
+            f"{method.name} needs {name}, which {signals.path} does not have for every row; "
+            f"run `{command}`"
+        )
     made = recorded.get(name)
     if not isinstance(made, dict):  # made elsewhere
         return
-    context = made.get("context", "none")
-    if context != method.teacher.context:
+    asked = method.teacher.identity if scores else {"context": method.teacher.context}
+    found = made.get("teacher", {}) if scores else {"context": made.get("context", "none")}
+    if different := [key for key in asked if found.get(key) != asked[key]]:
         raise UserError(
-            f"{signals.path}: the teacher was asked with context {context}, but {method.name} "
-            f"tells it {method.teacher.context}; run `{command} --overwrite`"
+            f"{signals.path}: {name} is of a teacher with "
+            f"{describe_difference(found, asked, different)}; run `{command} --overwrite`"
         )
 
 

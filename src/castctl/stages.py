@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from castctl.runs import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import check_signal_names, score_signals
 from castctl.shards.part import Metadata, content_hash, read_metadata
-from castctl.shards.stage import WHOLE, Shard, agreed
+from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
 from castctl.train.batch import TRAINED_FROM, read_batch
 from castctl.train.checkpoint import (
     STATE_FILE,
@@ -32,7 +33,7 @@ from castctl.train.loop import new_state
 from castctl.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
 
-TEACHER_SIGNALS = {"teacher_logprobs", "teacher_prompt_token_ids"}
+log = logging.getLogger(__name__)
 
 
 def rollout_stage(
@@ -73,10 +74,11 @@ def score_stage(
     signals = set(recipe.method.needs | {"entropies"} if wanted is None else wanted)
     check_signal_names(signals)
     temperature = sampled_temperature(run, step)
-    policy = source.load(recipe.model)
-    teacher = teacher_at(run, step, source, policy) if signals & TEACHER_SIGNALS else None
-    reference = load_reference(run) if "ref_logprobs" in signals else None
     folder = run.step(step)
+    _warn_of_another_sampler(folder, source)
+    policy = source.load(recipe.model)
+    teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
+    reference = load_reference(run) if "ref_logprobs" in signals else None
     with judging_pool(recipe.verifier) as pool:
         score_rewards(
             folder, recipe.verifier, pool, policy.tokenizer,
@@ -87,6 +89,17 @@ def score_stage(
         temperature=temperature, budget=budget_of(recipe),
         progress=progress, shard=shard, overwrite=overwrite,
     )  # fmt: skip
+
+
+def _warn_of_another_sampler(folder: StepFolder, source: PolicySource) -> None:
+    parts = folder.parts("rollouts")
+    metadata = [read_metadata(folder.part_path("rollouts", part), "rollouts") for part in parts]
+    sampler = agreed(metadata, "model", source.fingerprint)
+    if sampler != source.fingerprint:
+        log.warning(
+            "%s was sampled by model %s, and is scored with %s: its ratios divide by a policy that "
+            "did not sample it", folder.path, sampler, source.fingerprint,
+        )  # fmt: skip
 
 
 def teacher_at(run: Run, step: int, source: PolicySource, policy: LanguageModel) -> TeacherCopy:
@@ -111,7 +124,9 @@ def train_stage(
     Weights, optimizer and teacher are those of the step's checkpoint; where the source is
     none, the optimizer is fresh. A checkpoint made alike is kept, without numbers.
     """
-    sampled_temperature(run, step)
+    sampled_temperature(run, step, "signals")
+    for warning in run.recipe.check_training():
+        log.warning("%s", warning)
     batch = read_batch(run.step(step), run.recipe.method)
     provenance = _update_provenance(run, step, source)
     there = run.checkpoint(step + 1)
@@ -124,6 +139,8 @@ def train_stage(
     state = new_state(run, source.load(run.recipe.model), step)
     if (source.folder / STATE_FILE).is_file():
         load_state(source.folder, state.teacher, state.optimizer)
+    elif step > 0:
+        load_teacher(source.folder, state.teacher)  # which says that there is none
     state.teacher.refresh(step)
     stats = update(state.policy, state.teacher.model, state.optimizer, batch, run.recipe, step)
     state.teacher.follow()
@@ -148,21 +165,23 @@ def _update_provenance(run: Run, step: int, source: PolicySource) -> Metadata:
     }
 
 
-def sampled_temperature(run: Run, step: int) -> float:
+def sampled_temperature(run: Run, step: int, *others: str) -> float:
     """The temperature the rollouts were sampled at; the recipe's where they do not say.
 
     Log-probs at another temperature would belong to another distribution, so a contradiction
-    is refused.
+    is refused, with `others`, stages made from the rollouts, as well.
     """
     folder, asked = run.step(step), run.recipe.sampling.temperature
-    parts = folder.require_parts("rollouts", "run `castctl rollout` first")
-    metadata = [read_metadata(folder.part_path("rollouts", part), "rollouts") for part in parts]
-    sampled = float(agreed(metadata, "temperature", asked))
-    if sampled != asked:
-        raise UserError(
-            f"{folder.path} was sampled at temperature {sampled:g}, but {asked:g} is asked for; "
-            f"leave --temperature out, or set sampling.temperature={sampled:g}"
-        )
-    if sampled == 0:
+    folder.require_parts("rollouts", "run `castctl rollout` first")
+    for stage in ("rollouts", *others):
+        paths = [folder.part_path(stage, part) for part in folder.parts(stage)]
+        found = float(agreed((read_metadata(p, stage) for p in paths), "temperature", asked))
+        if found != asked:
+            raise UserError(
+                f"{folder.path} was {'sampled' if stage == 'rollouts' else 'scored'} at "
+                f"temperature {found:g}, but {asked:g} is asked for; "
+                f"leave --temperature out, or set sampling.temperature={found:g}"
+            )
+    if asked == 0:
         raise UserError(f"{folder.path} was decoded greedily; there is no distribution to score")
-    return sampled
+    return asked

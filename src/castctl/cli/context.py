@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,14 @@ def show_step(folder: StepFolder) -> None:
 
     tell(str(folder.path))
     show(step_table(measure_step(folder)))
+
+
+def typed_again(method: str | None, overrides: Iterable[str] | None) -> str:
+    """The options that the next stage must be told too, as they were typed."""
+    words = [] if method is None else ["--method", method]
+    for override in overrides or ():
+        words += ["--set", override]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def next_command(command: str) -> None:

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe in YAML.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Recipe in YAML, or the name of one.")
+    ] = None,
     method: opt.MethodOption = None,
     model: opt.ModelOption = None,
     data: opt.DataOption = None,

@@ -13,7 +13,8 @@ RunOption = Annotated[
 ]
 StepOption = Annotated[int | None, typer.Option("--step", min=0, help="Step of the run.")]
 RecipeOption = Annotated[
-    Path | None, typer.Option("--recipe", help="Recipe in YAML; recipes/tiny.yaml by default.")
+    Path | None,
+    typer.Option("--recipe", help="Recipe in YAML, or the name of one; tiny by default."),
 ]
 MethodOption = Annotated[
     str | None, typer.Option("--method", "-m", help="Method; castctl methods lists them.")

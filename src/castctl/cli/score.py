@@ -63,8 +63,7 @@ def score(
     folder = target.step(number)
     context.show_step(folder)
     where = "" if run is None else f" --run {folder.path}"
-    as_method = "" if method is None else f" --method {method}"
     if share.count > 1:
         context.shard_done(share)
     else:
-        context.next_command(f"castctl shape{where}{as_method}")
+        context.next_command(f"castctl shape{where}{context.typed_again(method, set_)}")

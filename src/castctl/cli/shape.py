@@ -46,6 +46,8 @@ def shape(
     if share.count > 1:
         context.shard_done(share)
     elif run is not None and trainable and folder.parts("rollouts"):
-        context.next_command(f"castctl train --from {folder.path}")
+        context.next_command(
+            f"castctl train --from {folder.path}{context.typed_again(method, set_)}"
+        )
     else:
         context.next_command("castctl train --method cast")

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe in YAML.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Recipe in YAML, or the name of one.")
+    ] = None,
     method: opt.MethodOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run, or its path.")] = None,
     resume: Annotated[

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from castctl.data.templates import PromptTemplate, version_of
+from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.recipe import DataSettings
 
@@ -27,7 +29,8 @@ class BilateralTemplate:
     """The student's prompt followed by the opposite completions of its group.
 
     They fill at most `share` of what prompt and completion leave of the context: in sample order,
-    whole while they fit, the last one cut at its end.
+    whole while they fit, the last one cut at its end. Raises UserError for a context longer than
+    the model's, `context_tokens`.
     """
 
     def __init__(
@@ -40,7 +43,14 @@ class BilateralTemplate:
         self._tokenizer: Any = tokenizer
         self._student = PromptTemplate(tokenizer, data)
         self._share = settings.share
+        # The completions of one verdict have the same opposite.
+        self._render = functools.lru_cache(64)(self._whole)
         self._context = settings.context_tokens or context_tokens
+        if self._context > context_tokens:
+            raise UserError(
+                f"method.conditioning.context_tokens={self._context} passes the model's "
+                f"{context_tokens} positions; lower it, or leave it out"
+            )
 
     @property
     def version(self) -> str:
@@ -68,16 +78,19 @@ class BilateralTemplate:
         """
         budget = int(self._share * (self._context - len(prompt_ids) - completion_tokens))
         head = self._student.user_text(problem) + "\n\n" + HEADS[correct]
+        openings = [f"\n\nAttempt {number}:\n" for number in range(1, len(opposite) + 1)]
+        attempts = [a + b for a, b in zip(openings, opposite, strict=True)]
+        if attempts and len(whole := self._render(head, *attempts)) - len(prompt_ids) <= budget:
+            return list(whole)
         chosen: list[str] = []
-        for number, text in enumerate(opposite, 1):
-            opening = f"\n\nAttempt {number}:\n"
-            ids = self._render(head, [*chosen, opening + text])
+        for opening, text in zip(openings, opposite, strict=True):
+            ids = self._render(head, *chosen, opening + text)
             if len(ids) - len(prompt_ids) > budget:
                 cut = self._cut(head, chosen, opening, text, len(prompt_ids) + budget)
                 chosen += [] if cut is None else [opening + cut]
                 break
             chosen.append(opening + text)
-        return self._render(head, chosen) if chosen else list(prompt_ids)
+        return list(self._render(head, *chosen)) if chosen else list(prompt_ids)
 
     def _cut(self, head: str, chosen: list[str], opening: str, text: str, most: int) -> str | None:
         """The longest beginning of `text`, by its tokens, with which the prompt has at most `most`
@@ -87,11 +100,11 @@ class BilateralTemplate:
         while low < high:
             middle = (low + high + 1) // 2
             piece = self._tokenizer.decode(ids[:middle])
-            if len(self._render(head, [*chosen, opening + piece])) <= most:
+            if len(self._render(head, *chosen, opening + piece)) <= most:
                 low = middle
             else:
                 high = middle - 1
         return self._tokenizer.decode(ids[:low]) if low else None
 
-    def _render(self, head: str, attempts: list[str]) -> list[int]:
+    def _whole(self, head: str, *attempts: str) -> list[int]:
         return self._student.format.ids(head + "".join(attempts))

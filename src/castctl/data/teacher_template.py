@@ -32,22 +32,25 @@ class TeacherTemplate:
         self, tokenizer: PreTrainedTokenizerBase, data: DataSettings, teacher: Teacher
     ) -> None:
         self.context = teacher.context
+        self.max_prompt_tokens = teacher.max_prompt_tokens
         self._student = PromptTemplate(tokenizer, data)
         setting, self._text = "method.teacher.template", teacher.template
         if self._text is None and teacher.privileged:
             setting, self._text = "data.teacher_template", data.teacher_template
         names = ["prompt", "problem", "answer", "solution"]
         self._user = None if self._text is None else TextTemplate(self._text, setting, names)
-        used = self._user.used & {"answer", "solution"} if self._user else set()
+        used = self._user.used & {"answer", "solution"} if self._user else frozenset()
+        self._shown = used & TOLD[teacher.context]
         if used and not teacher.privileged:
             raise UserError(
                 f"{setting} uses {', '.join(sorted(used))}, which method.teacher.context=none does "
                 "not tell; set it to answer, solution or solution_or_answer"
             )
-        if teacher.privileged and not used & TOLD[teacher.context]:
+        needed = {"solution"} if teacher.context == "solution" else {"answer", "solution"}
+        if teacher.privileged and not self._shown & needed:
             raise UserError(
                 f"{setting} leaves out what method.teacher.context={teacher.context} tells; write "
-                "{{ answer }} or {{ solution }} into it"
+                f"{{{{ {' }} or {{ '.join(sorted(needed & TOLD[teacher.context]))} }}}} into it"
             )
         options = data.chat_template_options | teacher.chat_template_options
         self._format = ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
@@ -67,13 +70,12 @@ class TeacherTemplate:
 
     def lacks(self, answer: str | None, solution: str | None) -> str | None:
         """What a problem must have for the teacher to be told and has not; None if nothing."""
-        if self.context == "answer":
-            return None if answer else "answer"
-        if self.context == "solution":
-            return None if solution else "solution"
-        if self.context == "solution_or_answer":
-            return None if solution or answer else "answer or solution"
-        return None
+        if self.context == "none":
+            return None
+        if self.context != "solution_or_answer":
+            return None if {"answer": answer, "solution": solution}[self.context] else self.context
+        has = {"answer": answer, "solution": solution}
+        return None if any(has[name] for name in self._shown) else " or ".join(sorted(self._shown))
 
     def render(self, problem: str, answer: str | None, solution: str | None) -> list[int]:
         """Token ids of the teacher's prompt; UserError where the problem lacks what it tells."""

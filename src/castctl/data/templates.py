@@ -117,9 +117,7 @@ class ChatFormat:
         before, _, after = self.text(PROBE).partition(PROBE)
         return [
             *self._tokenizer(before, add_special_tokens=False).input_ids,
-            *self._tokenizer(
-                user, add_special_tokens=False, split_special_tokens=True
-            ).input_ids,
+            *self._tokenizer(user, add_special_tokens=False, split_special_tokens=True).input_ids,
             *self._tokenizer(after, add_special_tokens=False).input_ids,
         ]
 

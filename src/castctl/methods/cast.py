@@ -143,9 +143,11 @@ class CastShaping(TokenShaping):
         offsets: NDArray[np.int64],
         groups: Groups,
     ) -> NDArray[np.float64]:
-        """tau for each token (N), in nats; the spread is taken over the group's scored tokens."""
+        """tau for each token (N), in nats; the spread is that of the group's scored tokens
+        in completions with a reward."""
         if self.tau_nats is not None:
             return np.full(len(gap_N), self.tau_nats)
         group_N = groups.of_row[row_of_value(offsets)]
-        rms_G = np.sqrt(means(gap_N[scored] ** 2, group_N[scored], groups.count))
+        counted = scored & groups.known_R[row_of_value(offsets)]
+        rms_G = np.sqrt(means(gap_N[counted] ** 2, group_N[counted], groups.count))
         return np.maximum(self.tau_rms * rms_G, self.tau_floor)[group_N]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from castctl.methods.anchors import Anchor
 from castctl.methods.baselines import Baseline, GroupBaseline
@@ -126,6 +126,11 @@ class MethodSettings(Section):
                 "REINFORCE has no ratio to condition; set method.surrogate.kind=clip",
             ),
             (
+                bilateral and self.surrogate.entropy_bonus > 0,
+                "the entropy would be that after the opposite completions, which sampling never "
+                "sees; set method.surrogate.entropy_bonus=0",
+            ),
+            (
                 bilateral and (self.anchor.kind != "none" or distills),
                 "reference and teacher read the bare prompt, the ratio the opposite completions; "
                 "set method.anchor.kind=none and method.distillation.kind=none, or "
@@ -137,6 +142,11 @@ class MethodSettings(Section):
     def warnings(self) -> list[str]:
         """What may surprise in these settings, a line each."""
         warnings = self.shaping.warnings()
+        if self.teacher.kind != "none" and not self.listens:
+            warnings.append(
+                f"teacher.kind={self.teacher.kind} is kept and saved, but nothing in this method "
+                "listens to it; set method.teacher.kind=none"
+            )
         if self.listens and self.teacher.kind == "current" and not self.teacher.own_prompt:
             warnings.append(
                 "teacher.kind=current equals the policy under the same prompt: its gap is zero "
@@ -148,6 +158,20 @@ class MethodSettings(Section):
     def objective(self) -> Objective:
         """What the loss is made of."""
         return Objective(self.surrogate, self.anchor, self.distillation)
+
+    @property
+    def scoring_passes(self) -> tuple[str, ...]:
+        """Who reads every completion in the score stage, once each."""
+        own = self.teacher.kind != "current" or self.teacher.own_prompt
+        passes = {
+            "policy": True,
+            "teacher": "teacher_logprobs" in self.needs and own,
+            "reference": "ref_logprobs" in self.needs,
+            "bilateral": "bilateral_logprobs" in self.needs,
+            "perturbation": "importance_perturb" in self.needs,
+            "gradient": "importance_grad" in self.needs,
+        }
+        return tuple(name for name, read in passes.items() if read)
 
     @property
     def listens(self) -> bool:
@@ -200,6 +224,6 @@ def _settings_differ(slot: str, old: object, new: object) -> bool:
     return [old in kinds_of(m) for m in members] != [new in kinds_of(m) for m in members]
 
 
-def kinds_of(member: type[Section]) -> tuple[str, ...]:
+def kinds_of(member: type[BaseModel]) -> tuple[str, ...]:
     """The kinds that a class of settings stands for."""
     return get_args(member.model_fields["kind"].annotation)

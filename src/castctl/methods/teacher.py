@@ -26,12 +26,14 @@ class Teacher(Section):
     """Hub revision of the `model`; the newest when left out."""
     context: Literal["none", "answer", "solution", "solution_or_answer"] = "none"
     """What its prompt tells beside the problem: nothing; the answer; the worked solution and the
-    answer; or the solution where there is one, else the answer."""
+    answer; or those where there is a solution, else the answer."""
     template: str | None = None
     """Jinja template of its user text over `prompt` (the student's), `problem` and what the context
     tells; `data.teacher_template` where left out, the student's own with context `none`."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template that differ from the student's, such as `enable_thinking`."""
+    max_prompt_tokens: int = Field(8192, ge=1)
+    """A problem with a longer teacher's prompt is dropped and counted, never cut (ours)."""
     skip_tokens: int = Field(0, ge=0)
     """First tokens of each completion at which it is not heard, as where another chat template
     makes them unlikely (ours)."""
@@ -64,3 +66,10 @@ class Teacher(Section):
     def own_prompt(self) -> bool:
         """Whether its prompt may differ from the student's."""
         return self.privileged or self.template is not None or bool(self.chat_template_options)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that its log-probs depend on."""
+        own = {"snapshot": {"every"}, "ema": {"decay"}, "model": {"path", "revision"}}
+        used = {"kind", "context", "template", "chat_template_options"}
+        return self.model_dump(mode="json", include=used | own.get(self.kind, set()))

@@ -116,6 +116,14 @@ def microbatches(
         yield np.arange(start, len(prompts))
 
 
+def by_prompt(prompts: Sequence[Ids]) -> NDArray[np.int64]:
+    """The order of rows (R) that brings equal prompts together, which are then computed once; first
+    come, first served."""
+    places: dict[bytes, int] = {}
+    ranks = [places.setdefault(prompt.tobytes(), len(places)) for prompt in prompts]
+    return np.argsort(ranks, kind="stable").astype(np.int64)
+
+
 def rows_of(flat: Ids, offsets: NDArray[np.int64]) -> list[Ids]:
     """A ragged array as a list of its rows."""
     return [flat[a:b] for a, b in pairwise(offsets)]

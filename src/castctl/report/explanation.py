@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from castctl.explanation import ExplainedSetting, Explanation
+from castctl.choices import ExplainedSetting
+from castctl.explanation import Explanation
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.settings import SettingsTable, facts_table

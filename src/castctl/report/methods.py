@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import to_jsonable_python
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
+from castctl.choices import ExplainedSetting, explained
 from castctl.errors import UserError
 from castctl.methods import PRESETS, MethodSettings
 from castctl.methods.presets import ALIASES, preset
 from castctl.report.page import plain_table, title
 from castctl.report.settings import TABLE_WIDTH, SettingsTable, facts_table
-from castctl.settings import Setting, settings_in
-
-if TYPE_CHECKING:
-    from castctl.explanation import ExplainedSetting
+from castctl.settings import settings_in
 
 NEEDED_BY_ALL = "policy_logprobs"
 
@@ -126,28 +123,13 @@ def slots_of(name: str) -> list[Slot]:
     for setting in settings_in(method, default, "method."):
         if setting.key != "method.name":
             section = setting.key.rpartition(".")[0].removeprefix("method.")
-            grouped.setdefault(section, []).append(_explained(setting, name))
+            origin = f"preset {name}" if setting.changed else None
+            grouped.setdefault(section, []).append(explained(setting, origin))
     fields = MethodSettings.model_fields
     return [
         Slot(section, (fields[section].description or "") if section in fields else "", settings)
         for section, settings in grouped.items()
     ]
-
-
-def _explained(setting: Setting, name: str) -> ExplainedSetting:
-    from castctl.explanation import OURS, PAPER, ExplainedSetting, choice_of
-
-    origin = f"preset {name}" if setting.changed else None
-    meaning = re.sub(rf" \(({PAPER}|{OURS})\)", "", setting.meaning)  # `choice` says it
-    choice = choice_of(setting, origin)
-    return ExplainedSetting(setting.key, setting.value, setting.default, origin, choice, meaning)
-
-
-def passes_of(name: str) -> list[str]:
-    """Who reads every completion of a method in the score stage."""
-    from castctl.explanation import scoring_passes
-
-    return list(scoring_passes(MethodSettings(name=name)))
 
 
 def method_page(name: str) -> Group:
@@ -162,7 +144,7 @@ def method_page(name: str) -> Group:
                 **({"also called": ", ".join(facts.aliases)} if facts.aliases else {}),
                 "teacher": facts.teacher_text,
                 "signals": f"{NEEDED_BY_ALL}, {facts.needs_text}" if facts.needs else NEEDED_BY_ALL,
-                "read in scoring by": ", ".join(passes_of(facts.name)),
+                "read in scoring by": ", ".join(MethodSettings(name=name).scoring_passes),
             }
         ),
     ]
@@ -177,5 +159,5 @@ def method_json(name: str) -> dict[str, Any]:
     """The same for programs, with every setting of every slot."""
     facts = facts_of(name)
     slots = {slot.name: asdict(slot) for slot in slots_of(facts.name)}
-    passes = {"scoring_passes": passes_of(facts.name)}
+    passes = {"scoring_passes": list(MethodSettings(name=name).scoring_passes)}
     return {**asdict(facts), **passes, "slots": to_jsonable_python(slots)}

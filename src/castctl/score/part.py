@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from castctl.engines.sampling import row_key
 from castctl.errors import UserError
-from castctl.models.packing import Ids, flattened, rows_of
+from castctl.models.packing import Ids, by_prompt, flattened, rows_of
 from castctl.models.perturbation import perturbation_scores
 from castctl.models.sensitivity import gradient_scores
 from castctl.progress import Advance
@@ -103,8 +103,8 @@ class PartScorer:
         influence = name.startswith("importance_")  # NaN there says that a token was not scored
         if not np.isfinite(flat).all() and not (influence and not np.isinf(flat).any()):
             raise UserError(
-                f"{name} of model {self._scorers.of(name).fingerprint} are not all finite; its "
-                "weights are broken or have diverged: go back to an earlier checkpoint, or lower "
+                f"{name} are not all finite; the model's weights "
+                "are broken or have diverged: go back to an earlier checkpoint, or lower "
                 "optimizer.lr"
             )
         return list_column(flat, self._offsets, pa.float32())
@@ -134,10 +134,13 @@ class PartScorer:
         logprobs = self._policy[0].copy()
         rows = np.flatnonzero(other)
         self._advance(len(other) - len(rows))
+        rows = rows[by_prompt([self._bilateral_prompts[row] for row in rows])]
         prompts = [self._bilateral_prompts[row] for row in rows]
-        logprobs[np.repeat(other, np.diff(self._offsets))] = self._score(
-            "bilateral", self._scorers.policy, prompts, rows=rows
-        )[0]
+        scored, _ = self._score("bilateral", self._scorers.policy, prompts, rows=rows)
+        ends = np.cumsum(np.diff(self._offsets)[rows])
+        for row, end in zip(rows, ends, strict=True):
+            start, stop = self._offsets[row], self._offsets[row + 1]
+            logprobs[start:stop] = scored[end - (stop - start) : end]
         return logprobs
 
     @cached_property
@@ -153,6 +156,13 @@ class PartScorer:
             if id not in rendered:
                 rendered[id] = np.array(template.render(*told), np.int32)
             rows.append(rendered[id])
+        longest = max(map(len, rows), default=0)
+        room = self._scorers.policy.model.context_tokens
+        if longest >= room:
+            raise UserError(
+                f"a prompt of the teacher has {longest} tokens, and the model's context {room}; "
+                "shorten data.teacher_template, or take method.teacher.context=answer"
+            )
         return rows
 
     @cached_property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.teacher_template import TeacherTemplate
 from castctl.methods.oar import OarGradient, OarPerturbation
+from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
 from castctl.shards.part import Metadata
 
@@ -23,13 +24,14 @@ class Scorer:
 class Scorers:
     """Who computes the signals; None where nobody is at hand, or for what the method has not.
 
-    Without a `teacher_template` the teacher reads the student's own prompt. `seed` is that of
-    OAR-G's noise.
+    `told` is how the teacher is made and asked; without a `teacher_template` it reads the student's
+    own prompt. `seed` is that of OAR-G's noise.
     """
 
     policy: Scorer
     teacher: Scorer | None = None
     reference: Scorer | None = None
+    told: Teacher = field(default_factory=Teacher)
     teacher_template: TeacherTemplate | None = None
     bilateral: BilateralTemplate | None = None
     perturbation: OarPerturbation = field(default_factory=OarPerturbation)
@@ -38,28 +40,40 @@ class Scorers:
 
     def provenance(self, signal: str, temperature: float, rewards: str | None) -> Metadata:
         """What decides a signal's numbers beside the rollouts; `rewards` is their hash."""
-        made: Metadata = {"model": self.of(signal).fingerprint, "temperature": temperature}
-        if signal in ("teacher_logprobs", "teacher_prompt_token_ids"):
-            if self.teacher_template is not None:
-                template = self.teacher_template
-                made |= {"context": template.context, "template": template.version}
-            if signal == "teacher_prompt_token_ids":
-                made = {key: made[key] for key in ("context", "template") if key in made}
-        elif signal in ("bilateral_logprobs", "bilateral_prompt_token_ids"):
-            assert self.bilateral is not None, "nobody renders the bilateral prompt"
-            made |= {"template": self.bilateral.version, "rewards": rewards}
+        if signal == "teacher_prompt_token_ids":
+            return self._told()
+        if signal == "bilateral_prompt_token_ids":
+            return self._opposed(rewards)
+        scorer = self._of(signal)
+        dtype = str(scorer.model.dtype).removeprefix("torch.")
+        made: Metadata = {
+            "model": scorer.fingerprint, "temperature": temperature, "dtype": dtype
+        }  # fmt: skip
+        if signal == "teacher_logprobs":
+            made |= {"teacher": self.told.identity, **self._told()}
+        elif signal == "bilateral_logprobs":
+            made |= self._opposed(rewards)
         elif signal == "importance_perturb":
             made |= {"settings": _settings(self.perturbation), "rewards": rewards}
         elif signal == "importance_grad":
-            made |= {
-                "settings": _settings(self.gradient), "rewards": rewards, "seed": self.seed
-            }  # fmt: skip
+            settings = _settings(self.gradient)
+            made |= {"settings": settings, "rewards": rewards, "seed": self.seed}
         return made
 
-    def of(self, signal: str) -> Scorer:
+    def _told(self) -> Metadata:
+        """What the teacher is asked; nothing where it reads the student's own prompt."""
+        if self.teacher_template is None:
+            return {}
+        return {"context": self.told.context, "template": self.teacher_template.version}
+
+    def _opposed(self, rewards: str | None) -> Metadata:
+        assert self.bilateral is not None, "nobody renders the bilateral prompt"
+        return {"template": self.bilateral.version, "rewards": rewards}
+
+    def _of(self, signal: str) -> Scorer:
         """The model that a signal comes from."""
-        role = {"teacher_logprobs": self.teacher, "teacher_prompt_token_ids": self.teacher}
-        found = role.get(signal, self.reference if signal == "ref_logprobs" else self.policy)
+        roles = {"teacher_logprobs": self.teacher, "ref_logprobs": self.reference}
+        found = roles.get(signal, self.policy)
         assert found is not None, f"nobody computes {signal}"
         return found
 

@@ -142,7 +142,7 @@ def _belongs(signals: Part, rollouts: Part, overwrite: bool) -> bool:
 
 
 def _missing(there: Part | None, made: Mapping[str, Metadata], overwrite: bool) -> list[str]:
-    if there is None:
+    if there is None or overwrite:
         return list(made)
     recorded = (there.metadata or {}).get("signals", {})
     missing = []
@@ -156,16 +156,21 @@ def _missing(there: Part | None, made: Mapping[str, Metadata], overwrite: bool) 
         old = recorded.get(name, FOREIGN)
         if old == FOREIGN:
             continue
-        if not overwrite:
-            different = [
-                key for key in {**provenance, **old} if old.get(key) != provenance.get(key)
-            ]
-            raise UserError(
-                f"{there.path}: {name} is there with "
-                f"{describe_difference(old, provenance, different)}; "
-                "add --overwrite to compute it again"
-            )
-        missing.append(name)
+        different = [key for key in {**provenance, **old} if old.get(key) != provenance.get(key)]
+        raise UserError(
+            f"{there.path}: {name} is there with "
+            f"{describe_difference(old, provenance, different)}; "
+            "add --overwrite to compute it again"
+        )
+    for logprobs, prompts in TOGETHER.items():
+        # Whoever made the log-probs knows the prompts they were taken under; we do not.
+        if prompts in missing and logprobs in made and logprobs not in missing:
+            if logprobs == "bilateral_logprobs":
+                raise UserError(
+                    f"{there.path} has bilateral_logprobs made elsewhere, without their prompts; "
+                    "add --overwrite to compute both"
+                )
+            missing.remove(prompts)
     return missing
 
 

@@ -156,8 +156,10 @@ def describe_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> st
     key = next(iter(keys))
     before, after = old.get(key), new.get(key)
     while isinstance(before, dict) and isinstance(after, dict):
-        inner = next(
-            k for k in {**before, **after} if before.get(k, ABSENT) != after.get(k, ABSENT)
+        inner = next(  # another kind has other settings, which are no news then
+            k
+            for k in {"kind": None, **before, **after}
+            if before.get(k, ABSENT) != after.get(k, ABSENT)
         )
         key, before, after = f"{key}.{inner}", before.get(inner), after.get(inner)
     return f"another {key} ({before!r}, now {after!r})"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.models.packing import Ids, rows_of
 from castctl.ragged import offsets_of
-from castctl.shape import group_numbers
+from castctl.shape import group_numbers, refuse_other_temperature, shaping_settings
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
-from castctl.shards.stage import StepFolder, check_aligned
+from castctl.shards.stage import StepFolder, check_aligned, describe_difference
 
 TRAINED_FROM = ("rollouts", "signals", "advantages")
 """The stages that an update reads."""
@@ -121,6 +119,8 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
             raise UserError(f"{part.path}: {error}") from None
         return None if flat is None else flat.astype(np.float32)
 
+    refuse_other_temperature(rollouts, signals)
+    _refuse_other_shaping(advantages, method)
     kept = advantages.table["kept"].to_numpy()
     values, weights = stream(advantages, "advantages"), stream(advantages, "loss_weights")
     conditioning = method.conditioning
@@ -132,10 +132,9 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
             f"finite; run `castctl score --run {folder.path} --method {method.name}`"
         )
     bare = rows_of(*ragged_column(rollouts.table, "prompt_token_ids"))
-    ratio = conditioning.prompts
     return TrainBatch(
-        prompts=_prompts(rollouts, bare) if ratio is None else _prompts(signals, bare, ratio),
-        teacher_prompts=_prompts(signals, bare, "teacher_prompt_token_ids"),
+        prompts=_prompts(signals, conditioning.prompts, bare),
+        teacher_prompts=_prompts(signals, "teacher_prompt_token_ids", bare),
         completions=rows_of(ids, offsets),
         group_of_row=group_numbers(rollouts.table["prompt_id"]),
         kept_R=kept,
@@ -149,15 +148,38 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
     )
 
 
-def _prompts(part: Part, bare: Sequence[Ids], name: str = "prompt_token_ids") -> list[Ids]:
-    """The prompts of a column (R), the bare one where a row has none; `UserError` for empty ones,
-    after which nothing can be predicted."""
-    column = part.table[name]
-    rows = zip(column.to_pylist(), bare, strict=True)
-    prompts = [own if ids is None else np.array(ids, np.int32) for ids, own in rows]
-    if not all(map(len, prompts)):
+def _refuse_other_shaping(advantages: Part, method: MethodSettings) -> None:
+    """Raise `UserError` for advantages of other slots than those that train: what one method makes,
+    the loss of another would drop."""
+    weights = advantages.table["distill_weights"]
+    if advantages.metadata is None:
+        if method.distillation.kind == "none" and weights.null_count < len(weights):
+            raise UserError(
+                f"{advantages.path} has distill_weights, which {method.name} does not train with; "
+                "name the method that made them (--method)"
+            )
+        return
+    made, asked = advantages.metadata.get("settings", {}), shaping_settings(method)
+    if different := [key for key in asked if made.get(key, asked[key]) != asked[key]]:
         raise UserError(
-            f"{part.path} has empty {name}; write the prompt's tokens into the part, or make it "
-            "again"
+            f"{advantages.path} was shaped with {describe_difference(made, asked, different)}; "
+            "train with the --method and --set that shaped it, or run `castctl shape --run "
+            f"{advantages.path.parent.parent} --method {method.name} --overwrite` first"
         )
-    return prompts
+
+
+def _prompts(signals: Part, name: str | None, bare: list[Ids]) -> list[Ids]:
+    """The prompts of a signal (R), the bare one where a row or the signal is none.
+
+    Raises `UserError` for an empty prompt: nothing predicts what follows.
+    """
+    rows = bare
+    if name is not None:
+        pairs = zip(signals.table[name].to_pylist(), bare, strict=True)
+        rows = [own if ids is None else np.array(ids, np.int32) for ids, own in pairs]
+    if not all(map(len, rows)):
+        raise UserError(
+            f"{signals.path.parent.parent} has an empty prompt among its "
+            f"{name or 'prompt_token_ids'}; write the prompt's tokens there, or make them again"
+        )
+    return rows

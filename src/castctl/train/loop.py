@@ -187,17 +187,13 @@ class _Loop:
             folder.keep_first(-(-wanted // self.recipe.train.part_size), WHOLE, False)
         for round in range(1, most + 1):
             part = self._shaped(step, prompts, part, seconds)
-            if round == most:
-                break
-            missing = wanted - kept_groups(folder, range(part))
+            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part))
             if missing <= 0:
                 break
             prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
-            if not prompts.num_rows:
-                log.warning(
-                    "step %d: %d kept groups too few, and every prompt of the data was tried",
-                    step, missing,
-                )  # fmt: skip
+            if round == most or not prompts.num_rows:
+                tried = f"{most} rounds" if round == most else "every prompt of the data"
+                log.warning("step %d: %d kept groups too few after %s", step, missing, tried)
                 break
             taken = pa.concat_tables([taken, prompts])
         if most > 1:

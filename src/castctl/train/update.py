@@ -14,7 +14,7 @@ from castctl.methods.objective import Objective, TokenStreams, token_losses
 from castctl.methods.surrogate import Surrogate, token_scales
 from castctl.models.head import TeacherSide, fused_loss
 from castctl.models.language_model import LanguageModel
-from castctl.models.packing import microbatches, pack
+from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
 from castctl.recipe import Recipe
 from castctl.train.batch import TrainBatch
@@ -112,8 +112,8 @@ def update(
     gradient does not depend on the micro-batches. Raises `UserError` when a token is unknown,
     and when the loss or the gradient is not finite, before the weights are touched.
     """
-    for kind, rows in batch.token_ids.items():
-        policy.refuse_unknown_tokens(kind, rows)
+    for kind, ids in batch.token_ids.items():
+        policy.refuse_unknown_tokens(kind, ids)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
@@ -175,6 +175,7 @@ def _microbatches(
     active = (moved | distilled | objective.every_token) & (lengths > 0)
     for which in (False, True):
         chosen = np.flatnonzero(active & (distilled == which))
+        chosen = chosen[by_prompt([batch.prompts[r] for r in kept[chosen]])]
         prompts = [batch.prompts[r] for r in kept[chosen]]
         completions = [batch.completions[r] for r in kept[chosen]]
         for micro in microbatches(prompts, completions, recipe.train.microbatch_tokens):
