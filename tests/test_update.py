@@ -71,6 +71,22 @@ def test_micro_batches_do_not_change_the_gradient(
     assert float((whole - split).norm() / whole.norm()) < 1e-7
 
 
+def test_distilled_rows_among_others_do_not_change_the_gradient(
+    run: Run, batch: TrainBatch
+) -> None:
+    """A teacher with prompts of its own reads some rows of a batch, however it is cut up."""
+    rows = len(batch.prompts)
+    weights = np.repeat(np.arange(rows) % 3 != 0, np.diff(batch.offsets)) * np.float32(0.7)
+    longer = [np.concatenate([prompt, prompt]) for prompt in batch.prompts]
+    distilled = replace(batch, distill_weights=weights, teacher_prompts=longer)
+    settings = ("method.distillation.kind=reverse_kl", "method.teacher.context=answer")
+    whole = gradient(run, distilled, small_recipe("cast", *settings))
+    split = gradient(run, distilled, small_recipe("cast", *settings, "train.microbatch_tokens=64"))
+    assert float((whole - split).norm() / whole.norm()) < 1e-7
+    plain = gradient(run, batch, small_recipe("cast"))
+    assert float((whole - plain).norm() / plain.norm()) > 1e-3
+
+
 def test_checkpointed_activations_and_small_chunks_do_not_change_it(
     run: Run, batch: TrainBatch
 ) -> None:

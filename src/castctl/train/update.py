@@ -63,13 +63,15 @@ class UpdateStats:
         owner = np.repeat(np.arange(len(rows)), lengths)
         self.ratio_R[rows] = means(ratio.cpu().numpy(), owner, len(rows))
 
-    def add_distilled(self, streams: TokenStreams, divergences: torch.Tensor) -> None:
-        """Count a micro-batch whose rows are distilled."""
+    def add_distilled(
+        self, streams: TokenStreams, divergences: torch.Tensor, wanted: torch.Tensor
+    ) -> None:
+        """Count the tokens (N) `wanted` of a micro-batch: those of rows that are distilled."""
         assert streams.distill_weights is not None, "distilled rows have weights"
         heard = streams.distill_weights != 0
         self.distilled_tokens = (self.distilled_tokens or 0) + int(heard.sum())
         self.divergence += float(divergences[heard].double().sum())
-        self.skipped_divergence += float(divergences[~heard].double().sum())
+        self.skipped_divergence += float(divergences[wanted & ~heard].double().sum())
 
     def row(self) -> dict[str, float]:
         """The numbers of a metrics row."""
@@ -149,17 +151,17 @@ def _minibatches(batch: TrainBatch, recipe: Recipe, step: int) -> Iterator[NDArr
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Rows of one forward pass, their tokens' shares of the loss, whether they are distilled."""
+    """Rows of one forward pass, their tokens' shares of the loss, and which are distilled."""
 
     rows: NDArray[np.int64]
     scales: NDArray[np.float32]
-    distilled: bool
+    distilled_R: NDArray[np.bool_]
 
 
 def _microbatches(
     batch: TrainBatch, rows: NDArray[np.int64], recipe: Recipe
 ) -> Iterator[_MicroBatch]:
-    """Rows that have a gradient, by token budget; those a teacher must read too come apart."""
+    """Rows that have a gradient, by token budget; equal prompts stand together."""
     objective = recipe.method.objective
     kept = rows[batch.kept_R[rows]]
     lengths = np.diff(batch.offsets)[kept]
@@ -173,14 +175,14 @@ def _microbatches(
     if batch.distill_weights is not None and objective.distillation.kind != "none":
         distilled = _any_nonzero(batch.distill_weights, batch.offsets, kept)
     active = (moved | distilled | objective.every_token) & (lengths > 0)
-    for which in (False, True):
-        chosen = np.flatnonzero(active & (distilled == which))
-        chosen = chosen[by_prompt([batch.prompts[r] for r in kept[chosen]])]
-        prompts = [batch.prompts[r] for r in kept[chosen]]
-        completions = [batch.completions[r] for r in kept[chosen]]
-        for micro in microbatches(prompts, completions, recipe.train.microbatch_tokens):
-            shares, _ = take_rows(scales, scale_offsets, chosen[micro])
-            yield _MicroBatch(kept[chosen[micro]], shares.astype(np.float32), which)
+    chosen = np.flatnonzero(active)
+    chosen = chosen[by_prompt([batch.prompts[r] for r in kept[chosen]])]
+    prompts = [batch.prompts[r] for r in kept[chosen]]
+    completions = [batch.completions[r] for r in kept[chosen]]
+    for micro in microbatches(prompts, completions, recipe.train.microbatch_tokens):
+        shares, _ = take_rows(scales, scale_offsets, chosen[micro])
+        flags = distilled[chosen[micro]]
+        yield _MicroBatch(kept[chosen[micro]], shares.astype(np.float32), flags)
 
 
 def _any_nonzero(
@@ -210,36 +212,45 @@ def _accumulate(
     ) -> torch.Tensor:
         return token_losses(objective, streams[part], logprobs, entropies, divergences)
 
-    asked = _teacher_side(teacher, batch, rows, recipe) if micro.distilled else None
+    lengths = np.diff(batch.offsets)[rows]
+    wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(policy.device)
     total, logprobs, divergences = fused_loss(
         policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
         policy.hidden_states(packed),
         torch.from_numpy(packed.targets_N).to(policy.device),
         loss,
         with_entropies=objective.surrogate.entropy_bonus > 0,
-        teacher=asked,
+        teacher=_teacher_side(teacher, batch, micro, wanted, recipe),
     )
     total.backward()
-    stats.add(objective.surrogate, streams, logprobs, rows, np.diff(batch.offsets)[rows])
-    if micro.distilled:
+    stats.add(objective.surrogate, streams, logprobs, rows, lengths)
+    if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
             divergences = streams.old_logprobs - streams.teacher_logprobs
-        stats.add_distilled(streams, divergences)
+        stats.add_distilled(streams, divergences, wanted)
     return float(total.detach())
 
 
 def _teacher_side(
-    teacher: LanguageModel, batch: TrainBatch, rows: NDArray[np.int64], recipe: Recipe
+    teacher: LanguageModel,
+    batch: TrainBatch,
+    micro: _MicroBatch,
+    wanted: torch.Tensor,
+    recipe: Recipe,
 ) -> TeacherSide | None:
-    """The teacher's reading of these rows; None where the sampled token's log-prob is enough."""
+    """The teacher's reading of the rows that are distilled, whose tokens (N) are `wanted`; None
+    where there are none, and where the sampled token's log-prob is enough."""
     divergence = recipe.method.distillation.divergence_spec
-    if divergence is None:
+    if divergence is None or not micro.distilled_R.any():
         return None
+    rows = micro.rows[micro.distilled_R]
     packed = pack([batch.teacher_prompts[r] for r in rows], [batch.completions[r] for r in rows])
     with torch.no_grad():
-        hidden = teacher.hidden_states(packed)
+        read = teacher.hidden_states(packed)
+    hidden = read.new_zeros(len(wanted), read.shape[1])
+    hidden[wanted] = read
     head = teacher.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
-    return TeacherSide(head, hidden, divergence)
+    return TeacherSide(head, hidden, divergence, wanted)
 
 
 def _streams(
