@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from castctl import embedded
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.templates import PromptTemplate
+from castctl.evaluate.stage import evaluate_stage
 from castctl.methods.conditioning import Bilateral
 from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
@@ -158,6 +159,13 @@ def test_sampling_never_sees_the_context(run: Run) -> None:
     other = create_run(plain, str(run.path.with_name("plain")), "test")
     rollout_stage(other, 0, policy_at(other, 0), progress=Silent())
     assert other.step(0).read_all("rollouts").equals(run.step(0).read_all("rollouts"))
+
+
+def test_evaluation_never_sees_the_context(run: Run) -> None:
+    folder, _ = evaluate_stage(run, 0, None, progress=Silent())
+    template = PromptTemplate(policy_at(run, 0).load(run.recipe.model).tokenizer, run.recipe.data)
+    for row in folder.read_all("rollouts").to_pylist():
+        assert row["prompt_token_ids"] == template.render(row["problem"])
 
 
 def test_rows_without_the_context_are_refused(run: Run, castctl: Cli, tmp_path: Path) -> None:

@@ -14,6 +14,13 @@ from castctl.report.page import plain_table, title
 from castctl.report.settings import SettingsTable, facts_table
 from castctl.train.estimate import Memory
 
+PASSES = {
+    "bilateral": "policy (after the opposite completions)",
+    "perturbation": "policy (from each reasoning token on, once for each)",
+    "gradient": "policy (twice, and once backward)",
+}
+"""What a pass of the score stage is, where its name does not say it."""
+
 LESS = {
     "reading prompts": "sampling.max_rows",
     "sampling": "sampling.max_rows",
@@ -55,15 +62,19 @@ def explanation_page(explanation: Explanation) -> Group:
 def _step(explanation: Explanation) -> dict[str, str]:
     """What the stages of one step do."""
     recipe, work = explanation.recipe, explanation.work
-    passes = ", ".join(
-        f"teacher ({_teacher(explanation)})" if name == "teacher" else name
-        for name in work.scoring_passes
-    )
+    readers = PASSES | {"teacher": f"teacher ({_teacher(explanation)})"}
+    passes = ", ".join(readers.get(name, name) for name in work.scoring_passes)
+    rounds = recipe.method.zero_variance.rounds
     distills = recipe.method.distillation.divergence_spec is not None
     turns = _count(work.training_passes, "pass", "passes")
     return {
         "rollout": f"{work.prompts:,} prompts x {work.samples:,} samples = {work.completions:,} "
-        f"completions of at most {recipe.sampling.max_tokens:,} tokens, {work.tokens:,} in all",
+        f"completions of at most {recipe.sampling.max_tokens:,} tokens, {work.tokens:,} in all"
+        + (
+            f"; up to {rounds} such rounds, to replace groups without variance"
+            if rounds > 1
+            else ""
+        ),
         "score": f"{work.completions:,} answers verified; all completions read forward by: "
         + passes,
         "shape": "advantages from the files alone, without a model",
@@ -81,6 +92,7 @@ def _teacher(explanation: Explanation) -> str:
         "initial": "the policy of step 0",
         "current": "the policy itself",
         "model": line(teacher.path),
+        "none": "none",
     }[teacher.kind] + (", told the answer" if teacher.privileged else "")
 
 
