@@ -108,7 +108,7 @@ def test_what_a_method_resolves_to_reads_back_as_itself() -> None:
         ({"anchor": {"kind": "k1"}}, "anchor"),
         ({"anchor": {"kind": "k2", "coefficient": -1}}, "coefficient"),
         ({"name": "rlsd", "shaping": {"eps_w": 1.5}}, "eps_w"),
-        ({"name": "rcc", "baseline": {"clip": [1, 0]}}, "low to high"),
+        ({"name": "rcc", "baseline": {"clip": [1, 0]}}, "valid boolean"),
         ({"name": "oar-p", "shaping": {"threshold": 1.5}}, "threshold"),
         ({"name": "oar-g", "shaping": {"stride": 2}}, "stride"),
         ({"name": "opsd", "distillation": {"beta": 1.5}}, "beta"),
@@ -218,4 +218,5 @@ def test_a_teacher_that_can_say_nothing_is_warned_about() -> None:
     assert method(name="rlsd", teacher={"context": "none"}).warnings() != []
     asked = {"kind": "current", "chat_template_options": {"enable_thinking": True}}
     assert method(name="cast", teacher=asked).warnings() == []
-    assert method(name="grpo", teacher={"kind": "current"}).warnings() == []
+    unheard = method(name="grpo", teacher={"kind": "current"}).warnings()
+    assert len(unheard) == 1 and "nothing in this method listens to it" in unheard[0]

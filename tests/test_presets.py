@@ -96,7 +96,7 @@ def test_another_name_of_the_same() -> None:
 NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
     ("rcc", "baseline", {
-        "kind": "rcc", "reduction": "sum", "clip": (0.0, 1.0), "std": "population", "eps": 1e-6,
+        "kind": "rcc", "reduction": "sum", "clip": True, "std": "population", "eps": 1e-6,
     }),
     ("cast", "zero_variance", {"kind": "signed", "b_correct": 1.0, "b_wrong": 1.0}),
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
