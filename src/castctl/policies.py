@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from castctl.recipe_reader import load_recipe
 from castctl.runs import Run
 from castctl.score.part import Budget
 from castctl.score.scorers import Scorer, Scorers
+from castctl.train.checkpoint import provenance_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ class PolicySource:
 def policy_at(run: Run, step: int) -> PolicySource:
     """The policy at the start of `step`: its checkpoint, or at step 0 the initial model.
 
-    The initial model goes by its content, a trained one by run and step.
+    The initial model goes by its content, a trained one by run and step, and one that
+    `train --from` made by what it was made from too.
     """
     if step == 0:
         return named_policy(run.recipe.model)
@@ -50,7 +54,11 @@ def policy_at(run: Run, step: int) -> PolicySource:
             "Train with train.keep=all and train.checkpoint_every=1 to keep every one, or name the "
             "weights with --model"
         )
-    return PolicySource(folder, policy_name(run, step))
+    name = policy_name(run, step)
+    made = provenance_of(folder)
+    if made is not None:  # by an update of its own, which another one may replace
+        name += f"-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]}"
+    return PolicySource(folder, name)
 
 
 def named_policy(settings: ModelSettings) -> PolicySource:
@@ -87,6 +95,13 @@ def make_teacher(recipe: Recipe, policy: LanguageModel, step: int) -> TeacherCop
         endings = TeacherTemplate(policy.tokenizer, recipe.data, settings).endings
         if endings is not None and not settings.skip_tokens:
             log.warning("%s", endings_warning(endings))
+        known = policy.tokenizer.chat_template or ""
+        for name in settings.chat_template_options:
+            if name not in known:
+                log.warning(
+                    "the tokenizer's chat template does not use %s, which "
+                    "method.teacher.chat_template_options sets", name,
+                )  # fmt: skip
     return TeacherCopy(settings, policy, step, load_other_teacher(settings, recipe.model, policy))
 
 

@@ -264,4 +264,9 @@ class Recipe(Section):
                     "the loss's ratio; switch them off or set sampling.allow_truncated=true"
                 )
             warnings.append("truncated sampling: ratios divide by the untruncated policy")
+        if self.model.path == "embedded" and self.data.prompt_template.strip() != "{{ problem }}":
+            warnings.append(
+                "the embedded model knows prompts of the bare problem alone; begin the recipe with "
+                "`extends: tiny`"
+            )
         return warnings + method.warnings()

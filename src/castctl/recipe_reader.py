@@ -252,6 +252,12 @@ def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
         field = _field_at(section, keys.split("."))
         here = [kind for each in _sections_in(field) for kind in kinds_of(each)] if field else kinds
         return f"{keys}.kind must say which: {', '.join(here)}{more}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        field = _field_at(section, keys.split("."))
+        inner = _sections_in(field) if field else []
+        first = next((key for each in inner for key in each.model_fields), "KEY")
+        mapping = f"{{{first}: {problem['input']}}}"
+        return f"{keys}: write its settings as a mapping, such as {mapping}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if keys and problem["type"] != "value_error":
         shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""

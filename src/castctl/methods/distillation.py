@@ -50,7 +50,7 @@ class Distillation(Section):
     top_k: int = Field(100, ge=1)
     """How many tokens `top_k` and `top_k_tail` take (ours)."""
     coefficient: float = Field(1.0, ge=0)
-    """Weight in the loss (ours; SDPG's paper has 0.001)."""
+    """Weight in the loss, whose tokens are averaged as `surrogate.aggregation` says (ours)."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the weight rises from 0; 0 is at once (paper: SDPG's script)."""
     decay_steps: int = Field(0, ge=0)

@@ -144,10 +144,16 @@ class MethodSettings(Section):
         warnings = self.shaping.warnings()
         if self.teacher.kind != "none" and not self.listens:
             warnings.append(
-                f"teacher.kind={self.teacher.kind} is kept and saved, but nothing in this method "
-                "listens to it; set method.teacher.kind=none"
+                f"teacher.kind={self.teacher.kind} is set, but nothing in this method listens to "
+                "it; set method.teacher.kind=none"
             )
-        if self.listens and self.teacher.kind == "current" and not self.teacher.own_prompt:
+        copies = self.teacher.kind != "model" and not self.teacher.own_prompt
+        if self.distillation.kind != "none" and self.surrogate.kind == "none" and copies:
+            warnings.append(
+                "the teacher begins as the policy and reads the same prompt, so distillation alone "
+                "never moves; set method.teacher.context"
+            )
+        elif self.listens and self.teacher.kind == "current" and not self.teacher.own_prompt:
             warnings.append(
                 "teacher.kind=current equals the policy under the same prompt: its gap is zero "
                 "everywhere"
