@@ -16,8 +16,9 @@ from castctl.shape import shape_step
 from castctl.shards.part import write_part
 from castctl.shards.stage import Shard, StepFolder
 from castctl.stages import rollout_stage, score_stage, train_stage
-from castctl.train.loop import train
+from castctl.train.loop import _Loop, train
 from castctl.train.metrics import Metrics
+from castctl.verify.judge import judging_pool
 from runs import (
     assert_same_step,
     assert_same_weights,
@@ -80,6 +81,21 @@ def test_shape_ignores_part_size_order_and_process(finished: Run, tmp_path: Path
         shaped = folder.read_all("advantages").to_pylist()
         assert len(shaped) == len(expected)
         assert all(row == expected[row["prompt_id"], row["sample"]] for row in shaped)
+
+
+@pytest.mark.slow
+def test_the_loop_goes_on_from_stages_run_one_by_one(tmp_path: Path) -> None:
+    """Also where the next step was rolled out already, from a checkpoint of `train --from`."""
+    run = create_run(small_recipe("grpo", "train.steps=2"), str(tmp_path / "run"), "test")
+    rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
+    score_stage(run, 0, policy_at(run, 0), None, progress=Silent())
+    shape_step(run.step(0), run.recipe.method, progress=Silent())
+    train_stage(run, 0, policy_at(run, 0), overwrite=False)
+    rollout_stage(run, 1, policy_at(run, 1), progress=Silent())
+    before = run.step(1).read_all("rollouts")
+    with judging_pool(run.recipe.verifier) as pool:
+        row = _Loop(run, 1, pool, Silent()).step(1)
+    assert row["step"] == 1 and run.step(1).read_all("rollouts").equals(before)
 
 
 @pytest.mark.slow

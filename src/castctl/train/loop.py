@@ -143,7 +143,9 @@ class _Loop:
     def __init__(self, run: Run, start: int, pool: CheckPool, progress: Progress) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.pool, self.progress = run, recipe, pool, progress
-        policy = policy_at(run, start).load(recipe.model)
+        source = policy_at(run, start)
+        self.began = {start: source.fingerprint}
+        policy = source.load(recipe.model)
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
@@ -206,7 +208,7 @@ class _Loop:
         """Roll out these prompts, then score and shape all of the step; the next part's number."""
         folder, policy = self.run.step(step), self.state.policy
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
-        name = policy_name(self.run, step)
+        name = self.began.get(step) or policy_name(self.run, step)
         with _timed(seconds, "rollout"):
             next_part = rollout_step(
                 folder, prompts, self.engine, self.template, policy.tokenizer, sampling,
