@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from safetensors.numpy import load_file
 
 from castctl.progress import Silent
@@ -49,6 +50,19 @@ def train_small(path: Path, recipe: Recipe | None = None) -> tuple[Run, Trained]
     """A finished small run at `path`."""
     run = create_run(recipe or small_recipe(), str(path), "test")
     return run, train(run, Silent(), lambda row: None)
+
+
+def interrupted(path: Path, recipe: Recipe, after: int = 0) -> Run:
+    """A run whose training was stopped when step `after` was told."""
+    run = create_run(recipe, str(path), "test")
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Silent(), stop)
+    return run
 
 
 def stage_tables(folder: StepFolder, stages: Iterable[str]) -> dict[str, pa.Table]:

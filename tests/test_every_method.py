@@ -26,6 +26,7 @@ from castctl.train.metrics import Metrics
 from runs import (
     assert_same_step,
     assert_same_weights,
+    interrupted,
     metrics_without_time,
     small_recipe,
     train_small,
@@ -67,7 +68,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
             assert len(flat) == offsets[-1] and np.isfinite(flat).all()
     assert pc.is_null(rewards["reward"]).to_numpy().sum() == 0
     assert (kept == (kinds == "mixed")).all() if name == "dapo" else kept.all()
-    if name in ("opsd",):
+    if name == "opsd":
         assert (base == 0).all()
     elif name == "cast":
         assert (base[kinds == "all_correct"] == 1).all() and (
@@ -114,13 +115,7 @@ def test_stages_one_by_one_give_the_loop_s_tables_and_resuming_changes_nothing(
     recipe = small_recipe(name, *SMALLER, "train.part_size=4", *rounds)
     whole, _ = train_small(tmp_path / "whole", recipe)
 
-    stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
-
-    def stop(row: dict) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, Silent(), stop)
+    stopped = interrupted(tmp_path / "stopped", recipe)
     train(stopped, Silent(), lambda row: None)
     assert_same_step(whole.step(1), stopped.step(1))
     assert_same_weights(whole.checkpoint(2), stopped.checkpoint(2))
@@ -146,13 +141,7 @@ def test_a_privileged_teacher_of_every_kind_survives_a_resume(kind: str, tmp_pat
     recipe = small_recipe("opsd", *SMALLER, f"method.teacher.kind={kind}", *named)
     assert recipe.method.teacher.privileged
     whole, _ = train_small(tmp_path / "whole", recipe)
-    stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
-
-    def stop(row: dict) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, Silent(), stop)
+    stopped = interrupted(tmp_path / "stopped", recipe)
     train(stopped, Silent(), lambda row: None)
     assert_same_weights(whole.checkpoint(2), stopped.checkpoint(2))
 
@@ -221,5 +210,5 @@ def test_data_that_runs_out_ends_the_rounds(
     folder = run.step(0)
     prompts = folder.read_all("rollouts")["prompt_id"].unique()
     kept = folder.read_all("advantages")
-    if len(kept.filter(kept["kept"])["prompt_id"].unique()) < 4:
-        assert len(prompts) == 5 and "after every prompt of the data" in caplog.text
+    assert len(kept.filter(kept["kept"])["prompt_id"].unique()) < 4
+    assert len(prompts) == 5 and "after every prompt of the data" in caplog.text

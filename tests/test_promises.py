@@ -22,6 +22,7 @@ from castctl.verify.judge import judging_pool
 from runs import (
     assert_same_step,
     assert_same_weights,
+    interrupted,
     metrics_without_time,
     small_recipe,
     train_small,
@@ -103,14 +104,7 @@ def test_the_loop_goes_on_from_stages_run_one_by_one(tmp_path: Path) -> None:
 def test_resuming_with_every_teacher_equals_not_stopping(teacher: str, tmp_path: Path) -> None:
     recipe = small_recipe("cast", f"method.teacher.kind={teacher}")
     whole, _ = train_small(tmp_path / "whole", recipe)
-    stopped = create_run(recipe, str(tmp_path / "stopped"), "test")
-
-    def stop(row: dict) -> None:
-        if row["step"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, Silent(), stop)
+    stopped = interrupted(tmp_path / "stopped", recipe, after=1)
     assert stopped.manifest["state"] == "interrupted"
     assert stopped.checkpoints() == [1, 2]
     train(stopped, Silent(), lambda row: None)
@@ -124,14 +118,7 @@ def test_resuming_with_every_teacher_equals_not_stopping(teacher: str, tmp_path:
 @pytest.mark.slow
 def test_training_takes_each_prompt_once_an_epoch_across_a_resume(tmp_path: Path) -> None:
     recipe = small_recipe("grpo", "data.limit=6", "train.checkpoint_every=2")
-    run = create_run(recipe, str(tmp_path / "run"), "test")
-
-    def stop(row: dict) -> None:
-        if row["step"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(run, Silent(), stop)
+    run = interrupted(tmp_path / "run", recipe, after=1)
     train(run, Silent(), lambda row: None)
     taken = [
         prompt

@@ -16,7 +16,7 @@ from castctl.data.teacher_template import TeacherTemplate
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.recipe import DataSettings, VerifierSettings
+from castctl.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.runs import Run
 from castctl.shards.part import Metadata, atomic_file
 from castctl.shards.stage import describe_difference
@@ -31,9 +31,7 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     `dropped.parquet` with the reason.
     """
     folder, recipe = run.prompts_folder, run.recipe
-    template = PromptTemplate(tokenizer, recipe.data)
-    method = recipe.method
-    teacher = TeacherTemplate(tokenizer, recipe.data, method.teacher) if method.privileged else None
+    template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
     settings: Metadata = {
         "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template"}),
         "templates": {"prompt": template.version},
@@ -49,7 +47,7 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
                 f"{describe_difference(made, settings, different)}; start another run"
             )
         return there.table
-    prompts = usable_prompts(recipe.data, recipe.verifier, template, progress, teacher)
+    prompts = training_prompts(recipe, tokenizer, progress)
     with atomic_file(run.path / "dropped.parquet") as stream:
         pq.write_table(prompts.dropped, stream)
     run.record(
@@ -57,6 +55,18 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     )
     folder.make("prompts", 0, {}, settings, lambda: prompts.table)
     return folder.read("prompts", 0).table
+
+
+def training_prompts(recipe: Recipe, tokenizer: Any, progress: Progress) -> Prompts:
+    """The prompts that a recipe trains on, loaded and filtered."""
+    template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
+    return usable_prompts(recipe.data, recipe.verifier, template, progress, teacher)
+
+
+def _privileged(recipe: Recipe, tokenizer: Any) -> TeacherTemplate | None:
+    """The prompt of a teacher that is told more than the student; None without one."""
+    method = recipe.method
+    return TeacherTemplate(tokenizer, recipe.data, method.teacher) if method.privileged else None
 
 
 def usable_prompts(

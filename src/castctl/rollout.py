@@ -42,7 +42,7 @@ def rollout_step(
     prompt, sample). Parts that are there with the same settings are kept.
     """
     provenance = rollout_provenance(sampling, template, seed, model_fingerprint)
-    count = -(-prompts.num_rows // part_size)
+    count = part_count(prompts, part_size)
     parts = [p for p in range(count) if shard.owns(first_part + p)]
     total = sum(len(prompts.slice(p * part_size, part_size)) for p in parts) * sampling.n
     with progress.task("rollout", total, "completions") as advance:
@@ -65,6 +65,11 @@ def rollout_step(
             if not made:
                 advance(len(requests))
     return first_part + count
+
+
+def part_count(prompts: pa.Table, part_size: int) -> int:
+    """How many parts these prompts make."""
+    return -(-prompts.num_rows // part_size)
 
 
 def rollout_provenance(

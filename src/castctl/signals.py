@@ -99,10 +99,10 @@ def require_signals(signals: Part, method: MethodSettings) -> None:
                 f"{signals.path}: {name} has {column.null_count} null rows; run `{command}`"
             )
     if method.listens:
-        _require_context(signals, method, command)
+        _require_teacher(signals, method, command)
 
 
-def _require_context(signals: Part, method: MethodSettings, command: str) -> None:
+def _require_teacher(signals: Part, method: MethodSettings, command: str) -> None:
     """The teacher that scored must be the method's, asked what the method asks it."""
     recorded = (signals.metadata or {}).get("signals", {})
     scores = "teacher_logprobs" in method.needs

@@ -15,7 +15,7 @@ from castctl.models.teacher import TeacherCopy
 from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, make_teacher
 from castctl.progress import Progress
 from castctl.prompts import prepare_prompts, prompts_of_step
-from castctl.rollout import rollout_step
+from castctl.rollout import part_count, rollout_step
 from castctl.runs import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import check_signal_names, score_signals
@@ -51,7 +51,7 @@ def rollout_stage(
     template = PromptTemplate(policy.tokenizer, recipe.data)
     prompts = prompts_of_step(prepare_prompts(run, policy.tokenizer, progress), run, step)
     folder = run.step(step)
-    folder.keep_first(-(-prompts.num_rows // recipe.train.part_size), shard, overwrite)
+    folder.keep_first(part_count(prompts, recipe.train.part_size), shard, overwrite)
     rollout_step(
         folder, prompts, TransformersEngine(policy), template, policy.tokenizer,
         recipe.sampling, seed=recipe.seed, part_size=recipe.train.part_size,

@@ -11,7 +11,7 @@ from pathlib import Path
 from castctl.errors import UserError
 from castctl.evaluate.results import Result, read_result, task_name
 from castctl.recipe import Recipe
-from castctl.recipe_reader import Origins, recipes_folder
+from castctl.recipe_reader import Origins, known_recipes
 from castctl.runs import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
 
@@ -91,7 +91,7 @@ def _find(source: str) -> Path | Run:
     try:
         if Path(source).is_file():
             return Path(source)
-        recipes = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
+        recipes = known_recipes()
         if is_run(source):
             if source in recipes:
                 raise UserError(

@@ -142,14 +142,8 @@ def _fingerprint(prompts: pa.Table) -> Facts:
 
 
 def _load_prompts(recipe: Recipe, progress: Progress) -> pa.Table:
-    from castctl.data.teacher_template import TeacherTemplate
-    from castctl.data.templates import PromptTemplate
     from castctl.models.loading import load_tokenizer, locate_model
-    from castctl.prompts import usable_prompts
+    from castctl.prompts import training_prompts
 
-    data, method = recipe.data, recipe.method
     folder = locate_model(recipe.model.path, recipe.model.revision)
-    tokenizer = load_tokenizer(folder, recipe.model)
-    teacher = TeacherTemplate(tokenizer, data, method.teacher) if method.privileged else None
-    template = PromptTemplate(tokenizer, data)
-    return usable_prompts(data, recipe.verifier, template, progress, teacher).table
+    return training_prompts(recipe, load_tokenizer(folder, recipe.model), progress).table

@@ -44,7 +44,7 @@ class BilateralTemplate:
         self._student = PromptTemplate(tokenizer, data)
         self._share = settings.share
         # The completions of one verdict have the same opposite.
-        self._render = functools.lru_cache(64)(self._whole)
+        self._render = functools.lru_cache(64)(self._ids)
         self._context = settings.context_tokens or context_tokens
         if self._context > context_tokens:
             raise UserError(
@@ -106,5 +106,5 @@ class BilateralTemplate:
                 high = middle - 1
         return self._tokenizer.decode(ids[:low]) if low else None
 
-    def _whole(self, head: str, *attempts: str) -> list[int]:
+    def _ids(self, head: str, *attempts: str) -> list[int]:
         return self._student.format.ids(head + "".join(attempts))

@@ -18,7 +18,7 @@ from castctl.evaluate.statistics import Estimate, majority, pass_at_k, problem_m
 from castctl.progress import Progress
 from castctl.prompts import usable_prompts
 from castctl.recipe import DataSettings, EvalSettings, Recipe, SamplingSettings
-from castctl.rollout import rollout_step
+from castctl.rollout import part_count, rollout_step
 from castctl.score.rewards import score_rewards
 from castctl.shape import group_numbers
 from castctl.shards.part import write_json
@@ -73,7 +73,8 @@ def evaluate(
             "Raise data.max_prompt_tokens or mend the data"
         )
     sampling = eval_sampling(recipe)
-    folder.keep_first(-(-prompts.table.num_rows // PART_SIZE), shard, overwrite)
+    parts = part_count(prompts.table, PART_SIZE)
+    folder.keep_first(parts, shard, overwrite)
     rollout_step(
         folder, prompts.table, engine, template, tokenizer, sampling,
         seed=recipe.seed, part_size=PART_SIZE, model_fingerprint=model_fingerprint,
@@ -88,7 +89,6 @@ def evaluate(
         shard=shard,
         overwrite=overwrite,
     )
-    parts = -(-prompts.table.num_rows // PART_SIZE)
     if len(folder.parts("rewards")) < parts:
         return None
     result = {

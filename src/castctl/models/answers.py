@@ -92,23 +92,11 @@ class AnswerDivergence:
 
     def _sum(self, states_CAH: Tensor, answer_A: Tensor) -> Tensor:
         """Log-probs of the tokens (C), or logits (C, V), summed over positions."""
-        logits = self._logits(states_CAH)
+        logits = self._head.logits(states_CAH)
         if self._score != "answer_joint":
             return logits.sum(1)
         picked = logits.gather(2, answer_A.expand(len(logits), -1)[:, :, None])[:, :, 0]
         return (picked - logits.logsumexp(-1)).sum(1)
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """Logits over T (..., V), in float32 at least."""
-        head = self._head
-        logits = states @ head.weight.T
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        if head.bias is not None:
-            logits = logits + head.bias
-        if head.softcap is not None:
-            logits = head.softcap * (logits / head.softcap).tanh()
-        return logits / head.temperature
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

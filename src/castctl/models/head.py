@@ -29,6 +29,17 @@ class OutputHead:
     temperature: float
     chunk_tokens: int
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits over T (..., V) of hidden states (..., H), in float32 at least, for autograd; the
+        chunked functions below work in place instead."""
+        logits = hidden @ self.weight.T
+        logits = logits.to(_wide(logits.dtype))
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.softcap is not None:
+            logits = self.softcap * (logits / self.softcap).tanh()
+        return logits / self.temperature
+
 
 @dataclass(frozen=True)
 class TeacherSide:

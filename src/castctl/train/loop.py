@@ -33,7 +33,7 @@ from castctl.policies import (
 )
 from castctl.progress import Progress
 from castctl.prompts import prepare_prompts, prompts_of_round, prompts_of_step
-from castctl.rollout import rollout_step
+from castctl.rollout import part_count, rollout_step
 from castctl.runs import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import score_signals
@@ -50,6 +50,9 @@ from castctl.verify.judge import judging_pool
 from castctl.verify.pool import CheckPool
 
 log = logging.getLogger(__name__)
+
+OF_SCORING = "seconds_pass_"
+"""Begins the names of times that are parts of the score stage's."""
 
 ZERO_GAP = 1e-7
 """Nats of root mean square below which a gap is numerically zero."""
@@ -144,7 +147,7 @@ class _Loop:
         recipe = run.recipe
         self.run, self.recipe, self.pool, self.progress = run, recipe, pool, progress
         source = policy_at(run, start)
-        self.began = {start: source.fingerprint}
+        self.name = source.fingerprint
         policy = source.load(recipe.model)
         self.state = new_state(run, policy, start)
         if start > 0:
@@ -163,13 +166,13 @@ class _Loop:
         folder = self.run.step(step)
         policy, teacher = self.state.policy, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
-        self.pass_seconds: dict[str, float] = defaultdict(float)
         teacher.refresh(step)
         rounds = self._shaped_rounds(step, seconds)
         with _timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method)
             stats = update(policy, teacher.model, self.state.optimizer, batch, self.recipe, step)
             teacher.follow()
+        self.name = policy_name(self.run, step + 1)
         with _timed(seconds, "measure"):
             measures = measure_step(folder)
             rewards = folder.read_all("rewards")
@@ -177,7 +180,7 @@ class _Loop:
             measures["rounds"] = rounds
         self._warn_of_zero_gap(step, measures)
         self._warn_of_zero_rewards(step, measures)
-        return _row(step, measures, stats, seconds, policy.device) | self.pass_seconds
+        return _row(step, measures, stats, seconds, policy.device)
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
         """Roll out, score and shape the step's prompts, and others in place of dropped groups as
@@ -186,7 +189,7 @@ class _Loop:
         prompts = prompts_of_step(self.prompts, self.run, step)
         wanted, taken, part = prompts.num_rows, prompts, 0
         if most == 1:
-            folder.keep_first(-(-wanted // self.recipe.train.part_size), WHOLE, False)
+            folder.keep_first(part_count(prompts, self.recipe.train.part_size), WHOLE, False)
         for round in range(1, most + 1):
             part = self._shaped(step, prompts, part, seconds)
             missing = 0 if most == 1 else wanted - kept_groups(folder, range(part))
@@ -208,12 +211,11 @@ class _Loop:
         """Roll out these prompts, then score and shape all of the step; the next part's number."""
         folder, policy = self.run.step(step), self.state.policy
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
-        name = self.began.get(step) or policy_name(self.run, step)
         with _timed(seconds, "rollout"):
             next_part = rollout_step(
                 folder, prompts, self.engine, self.template, policy.tokenizer, sampling,
                 seed=self.recipe.seed, part_size=settings.part_size, first_part=first_part,
-                model_fingerprint=name, progress=self.progress,
+                model_fingerprint=self.name, progress=self.progress,
             )  # fmt: skip
         with _timed(seconds, "verify"):
             score_rewards(
@@ -222,12 +224,12 @@ class _Loop:
         with _timed(seconds, "score"):
             passes = score_signals(
                 folder, method.needs | {"entropies"},
-                make_scorers(self.recipe, name, policy, self.state.teacher, self.reference),
+                make_scorers(self.recipe, self.name, policy, self.state.teacher, self.reference),
                 temperature=sampling.temperature, budget=budget_of(self.recipe),
                 progress=self.progress,
             )  # fmt: skip
         for pass_name, spent in passes.items():
-            self.pass_seconds[f"seconds_pass_{pass_name}"] += spent
+            seconds[f"{OF_SCORING}{pass_name}"] += spent
         with _timed(seconds, "shape"):
             shape_step(folder, method, longest=sampling.max_tokens, progress=self.progress)
         return next_part
@@ -237,7 +239,7 @@ class _Loop:
         result = evaluate(
             self.run.eval_folder(task_name(self.recipe.eval.task), step), self.recipe,
             self.engine, self.state.policy.tokenizer, self.pool,
-            model_fingerprint=policy_name(self.run, step), progress=self.progress,
+            model_fingerprint=self.name, progress=self.progress,
         )  # fmt: skip
         assert result is not None, "one process owns every part"
         return result
@@ -292,7 +294,7 @@ def _row(
         **measures,
         **stats.row(),
         **seconds,
-        "seconds": sum(seconds.values()),
+        "seconds": sum(s for name, s in seconds.items() if not name.startswith(OF_SCORING)),
         "peak_memory_gb": peak_bytes / 2**30,
     }
 
