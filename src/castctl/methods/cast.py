@@ -90,7 +90,7 @@ class CastShaping(TokenShaping):
         advantages_N = base_N * weights_N
         flipped_N = np.zeros(len(base_N), np.bool_)
         if self.flip:
-            tau_N = self._thresholds(gap_N, scored, signals.offsets, groups)
+            tau_N = self.thresholds(signals.gap_N, signals.offsets, groups)
             down = (base_N > 0) & (gap_N < -tau_N)
             up = (base_N < 0) & (gap_N > tau_N)
             size_N = np.abs(advantages_N)
@@ -136,18 +136,14 @@ class CastShaping(TokenShaping):
         high = np.where(base_N > 0, self.positive_range[1], self.negative_range[1])
         return np.clip(raw, low, high)
 
-    def _thresholds(
-        self,
-        gap_N: NDArray[np.float64],
-        scored: NDArray[np.bool_],
-        offsets: NDArray[np.int64],
-        groups: Groups,
+    def thresholds(
+        self, gap_N: NDArray[np.float64], offsets: NDArray[np.int64], groups: Groups
     ) -> NDArray[np.float64]:
         """tau for each token (N), in nats; the spread is that of the group's scored tokens
-        in completions with a reward."""
+        (those whose gap is not NaN) in completions with a reward."""
         if self.tau_nats is not None:
             return np.full(len(gap_N), self.tau_nats)
         group_N = groups.of_row[row_of_value(offsets)]
-        counted = scored & groups.known_R[row_of_value(offsets)]
+        counted = ~np.isnan(gap_N) & groups.known_R[row_of_value(offsets)]
         rms_G = np.sqrt(means(gap_N[counted] ** 2, group_N[counted], groups.count))
         return np.maximum(self.tau_rms * rms_G, self.tau_floor)[group_N]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from castctl.report.console import printable
+from castctl.shards.part import plain
 
 LEVELS = "▁▂▃▄▅▆▇█"
 LONGEST_LINE = 200
@@ -82,19 +81,7 @@ def size(count: int) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output; what JSON has no number for is null."""
-    print(json.dumps(_plain(value), allow_nan=False, indent=2))
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    print(json.dumps(plain(value), allow_nan=False, indent=2))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

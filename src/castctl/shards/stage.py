@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,25 @@ def parse_shard(text: str | None, environment: dict[str, str]) -> Shard:
 
 @dataclass(frozen=True)
 class StepFolder:
-    """The folder of one step: `rollouts/`, `rewards/`, `signals/`, `advantages/`."""
+    """The folder of one step: `rollouts/`, `rewards/`, `signals/`, `advantages/`.
+
+    `elsewhere` names other folders for stages that do not lie in `path`.
+    """
 
     path: Path
     step: int = 0
     total_steps: int | None = None
+    elsewhere: Mapping[str, Path] = field(default_factory=dict, hash=False)
+
+    def stage_path(self, stage: str) -> Path:
+        return self.elsewhere.get(stage, self.path) / stage
 
     def part_path(self, stage: str, part: int) -> Path:
-        return self.path / stage / f"part-{part:05d}.parquet"
+        return self.stage_path(stage) / f"part-{part:05d}.parquet"
 
     def parts(self, stage: str) -> list[int]:
         """Numbers of the parts there, ascending."""
-        names = (path.name for path in (self.path / stage).glob("part-*.parquet"))
+        names = (path.name for path in self.stage_path(stage).glob("part-*.parquet"))
         matches = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 

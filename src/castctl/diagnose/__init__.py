@@ -1,0 +1,1 @@
+"""What a run's numbers mean: seven questions, each answered from a step's shards."""

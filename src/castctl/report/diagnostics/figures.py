@@ -1,0 +1,91 @@
+"""The common look of the diagnostics' figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from castctl.report.marks import line
+from castctl.report.plots import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, WINE = COLORS
+CORRECT, INCORRECT = BLUE, RED
+"""Colours of correct and of incorrect completions."""
+
+Told = dict[str, Any]
+"""An estimate as a diagnosis holds it: `mean`, `low` and `high`, or None."""
+
+
+def panels(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = (5.0, 3.4),
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of axes, in the order of reading; `size` is one panel's, in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=140, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    axes = [each for row in grid for each in row]
+    for each in axes:
+        each.grid(alpha=0.25)
+        each.set_axisbelow(True)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def name(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title and labels of a panel: texts of ours, with the units."""
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def label(text: object, limit: int = 24) -> str:
+    """Untrusted text for a figure: short, on one line, and never read as mathematics."""
+    return line(text, limit).replace("$", r"\$")
+
+
+def curve(
+    axes: Axes, x: Sequence[float], told: Sequence[Told | None], title: str, color: str,
+    *, scale: float = 1.0, marker: str = "o",
+) -> None:  # fmt: skip
+    """Estimates along x as a line, their 95 % intervals as a band; gaps where there are none."""
+    means, lows, highs = bounds(told, scale)
+    axes.plot(x, means, color=color, marker=marker, markersize=4, linewidth=1.4, label=title)
+    axes.fill_between(x, lows, highs, color=color, alpha=0.18, linewidth=0)
+
+
+def points(
+    axes: Axes, x: Sequence[float], told: Sequence[Told | None], title: str, color: str,
+    *, scale: float = 1.0, marker: str = "o",
+) -> None:  # fmt: skip
+    """Estimates as points, their 95 % intervals as bars."""
+    means, lows, highs = bounds(told, scale)
+    spread = np.nan_to_num((means - lows, highs - means)).clip(0)
+    axes.errorbar(
+        x, means, yerr=spread, color=color, marker=marker, markersize=5, linestyle="none",
+        elinewidth=1.2, capsize=3, label=title,
+    )  # fmt: skip
+
+
+def bounds(told: Sequence[Told | None], scale: float = 1.0) -> np.ndarray:
+    """Rows of means, lows and highs (3, X); NaN where a number is not known."""
+    rows = [[(each or {}).get(key) for key in ("mean", "low", "high")] for each in told]
+    return scale * np.array(rows, np.float64).reshape(-1, 3).T
+
+
+def whole_steps(axes: Axes) -> None:
+    """An x axis of whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

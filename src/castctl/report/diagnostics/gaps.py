@@ -1,0 +1,207 @@
+"""What the gap of a teacher shows: tables and words. Its plots stand in `gap_figures`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnose.pool import CELLS
+from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
+from castctl.report.diagnostics.gap_words import gap_words
+from castctl.report.document import Section, Sheet
+from castctl.report.marks import line, number, percent
+
+SCORES = {
+    "mean_gap": "mean gap",
+    "mean_positive_gap": "mean positive gap",
+    "mean_negative_gap": "mean negative gap",
+    "mean_logprob": "no teacher: mean log-prob",
+    "length": "no teacher: length",
+}
+
+TOLD = 6
+"""Carrying tokens told of each cell; NAME.json has more."""
+
+CONTEXTS = 3
+AROUND = 40
+"""Characters of context shown before a token."""
+
+
+def section(diagnosis: Diagnosis) -> Section:
+    """The gap in four cells, its noise, and how well it tells correct from incorrect."""
+    numbers = diagnosis.numbers
+    title = {
+        "opsd-gaps": "Gaps of a teacher that sees the answer",
+        "self-gaps": "Gaps of the answer-free teacher",
+    }[diagnosis.name]
+    blocks: list[Any] = [
+        _cells("Gap in the four cells, in nats", numbers["all"]),
+        _noise(numbers),
+        _separation(numbers["separation"]),
+        *gap_words(diagnosis),
+        *gap_pictures(diagnosis),
+        _cells("The same in mixed groups alone", numbers["mixed"]),
+        _tokens(numbers["tokens"]),
+        _contexts(numbers["contexts"]),
+    ]
+    if len(numbers["by_step"]) > 1:
+        blocks.append(_steps(numbers["by_step"]))
+    if "alive" in numbers:
+        blocks.append(_alive(numbers["alive"]))
+    return Section(diagnosis.name, title, blocks)
+
+
+def with_interval(estimate: dict[str, Any] | None, digits: int = 3) -> str:
+    """A value and, in brackets, its interval where there is one."""
+    if estimate is None or estimate["mean"] is None:
+        return ""
+    mean = number(estimate["mean"], digits)
+    if estimate["low"] is None:
+        return mean
+    return f"{mean} [{number(estimate['low'], digits)}, {number(estimate['high'], digits)}]"
+
+
+def _cells(title: str, found: dict[str, Any]) -> Sheet:
+    rows = []
+    for name in CELLS:
+        cell = found["cells"][name]
+        quantiles = [
+            number(cell["quantiles"].get(q)) for q in ("0.01", "0.05", "0.5", "0.95", "0.99")
+        ]
+        rows.append(
+            [NAMES[name], f"{cell['tokens']:,}", _percent(cell["share"]),
+             number(cell["mean"]["mean"]), number(cell["std"]), *quantiles,
+             _share(cell["tail_mass"])]
+        )  # fmt: skip
+    note = (
+        "Positive: the teacher finds the token likelier than the policy did. "
+        f"{found['completions']:,} completions of {found['prompts']:,} prompts, "
+        f"{found['tokens']:,} tokens, {_share(found['zero_share'])} of them with a gap of exactly "
+        "0 and in no cell. Tail: the share of a cell's sum of |g| that the 1 % of all tokens with "
+        f"the largest |g| carry (above {number(found['tail_edge'])} nats)."
+    )
+    headings = (
+        "cell",
+        "tokens",
+        "share",
+        "mean",
+        "std",
+        "1 %",
+        "5 %",
+        "median",
+        "95 %",
+        "99 %",
+        "tail",
+    )
+    return Sheet(title, headings, rows, note)
+
+
+def _noise(numbers: dict[str, Any]) -> Sheet:
+    decay = numbers["decay"]
+    rows = []
+    for name in CELLS:
+        cell = numbers["all"]["cells"][name]
+        rows.append(
+            [NAMES[name], percent(cell["agrees"]), percent(cell["disagrees"]),
+             percent(cell["undirected"]), "yes" if cell["misleads"] else "no",
+             _percent(cell["mass_share"]), with_interval(cell["snr"], 2),
+             _rate(decay["entropy"], name), _rate(decay["position"], name)]
+        )  # fmt: skip
+    headings = (
+        "cell", "with A", "against A", "no A", "misleads", "of |g|", "signal to noise",
+        "decay per nat", "to the end",
+    )  # fmt: skip
+    note = (
+        "With A and against A: tokens whose sign is that of their completion's group-relative "
+        "advantage, or the other; no A: their group's rewards are equal. Misleads: who follows the "
+        "sign without knowing what is correct goes the wrong way. Signal to noise: |mean| over the "
+        "standard deviation. Decay: how fast its logarithm falls with the policy's entropy, and "
+        "from the completion's begin to its end; above 0 it falls. Brackets: 95 % intervals over "
+        "prompts."
+    )
+    return Sheet("Noise of the cells", headings, rows, note)
+
+
+def _rate(decay: dict[str, Any] | None, name: str) -> str:
+    return "" if decay is None else with_interval(decay["cells"][name]["rate"], 2)
+
+
+def _separation(found: dict[str, Any]) -> Sheet:
+    rows = [
+        [label, with_interval(found["all"][score]), with_interval(found["mixed"][score]),
+         with_interval(found["within_prompt"][score]["auc"])]
+        for score, label in SCORES.items()
+    ]  # fmt: skip
+    note = (
+        "AUC: how often a correct completion scores higher than an incorrect one, ties half; 0.5 "
+        "is chance, below 0.5 incorrect ones score higher. Intervals are bootstrapped over "
+        "prompts. Within prompts: only completions of one prompt are compared, then prompts are "
+        "averaged."
+    )
+    headings = ("score of a completion", "all completions", "mixed groups", "within prompts")
+    return Sheet("Separation of correct from incorrect completions, AUC", headings, rows, note)
+
+
+def _tokens(found: dict[str, list[dict[str, Any]]]) -> Sheet:
+    rows = [
+        [NAMES[name] if place == 0 else "", _text(token), f"{token['count']:,}",
+         percent(token["mass_share"]), number(token["mean"]), percent(token["share"])]
+        for name in CELLS
+        for place, token in enumerate(found[name][:TOLD])
+    ]  # fmt: skip
+    headings = ("cell", "token", "tokens", "share of |g|", "mean gap", "of its occurrences")
+    return Sheet("Tokens that carry most of each cell's gap", headings, rows)
+
+
+def _contexts(found: dict[str, list[dict[str, Any]]]) -> Sheet:
+    rows = [
+        [NAMES[name] if place == 0 else "", number(context["gap"]),
+         f"{context['step']}: {context['prompt_id'][:8]}/{context['sample']}", _around(context)]
+        for name in CELLS
+        for place, context in enumerate(found[name][:CONTEXTS])
+    ]  # fmt: skip
+    headings = ("cell", "gap", "step: sample", "the token in «» and what stands about it")
+    return Sheet("Places with the largest gaps, one a prompt", headings, rows, right=False)
+
+
+def _around(context: dict[str, Any]) -> str:
+    if context["token"] is None:
+        return f"token {context['position']}"
+    before = context["before"] or ""
+    cut = "…" if len(before) > AROUND else ""
+    return line(f"{cut}{before[-AROUND:]}«{context['token']}»{(context['after'] or '')[:AROUND]}")
+
+
+def _text(token: dict[str, Any]) -> str:
+    return f"id {token['id']}" if token["text"] is None else line(repr(token["text"]), 40)
+
+
+def _steps(steps: list[dict[str, Any]]) -> Sheet:
+    rows = [
+        [str(step["step"]), f"{step['tokens']:,}", number(step["rms"]),
+         *(number(step["cells"][name]["mean"]["mean"]) for name in CELLS),
+         percent(step["misleading_share"]), with_interval(step["auc"])]
+        for step in steps
+    ]  # fmt: skip
+    headings = ("step", "tokens", "RMS", "+ correct", "- correct", "+ incorrect", "- incorrect",
+                "misleading", "AUC of mean gap")  # fmt: skip
+    return Sheet("Step by step: mean gap of each cell, in nats", headings, rows)
+
+
+def _alive(steps: list[dict[str, Any]]) -> Sheet:
+    rows = [
+        [str(step["step"]), "" if step["age"] is None else str(step["age"]), number(step["rms"]),
+         number(step["mean_size"]), _share(step["beyond_tenth"]), _share(step["beyond_tau"])]
+        for step in steps
+    ]  # fmt: skip
+    headings = ("step", "teacher's age", "RMS", "mean |g|", "beyond 0.1 nats", "beyond tau")
+    note = "Tau is CAST's threshold of flipping, by the run's settings or CAST's defaults."
+    return Sheet("How much of the gap is alive, in nats", headings, rows, note)
+
+
+def _percent(estimate: dict[str, Any]) -> str:
+    return _share(estimate["mean"])
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
