@@ -416,6 +416,22 @@ def test_benchmark_files_load_whole(name: str, problems: int, solutions: int) ->
     assert problems - prompts.table["solution"].null_count == solutions
 
 
+def test_a_context_stands_before_its_question(tmp_path: Path) -> None:
+    rows: Rows = [
+        {"context": "Let $x=2$.", "question": "Find $x$.", "final_answer": ["2"]},
+        {"context": None, "question": "Find $y$.", "final_answer": ["1", "3"]},
+        {"context": " ", "question": "Find $z$.", "final_answer": ["4"]},
+        {"context": "Nothing is asked.", "question": "", "final_answer": ["5"]},
+    ]
+    named = load(jsonl(tmp_path, rows, "olympiadbench.jsonl"))
+    whole = ["Let $x=2$.\n\nFind $x$.", "Find $y$.", "Find $z$."]
+    assert named.table["problem"].to_pylist() == whole
+    assert named.table["answer"].to_pylist() == ["2", "1, 3", "4"]
+    assert named.dropped["reason"].to_pylist() == ["empty problem"]
+    other = load(jsonl(tmp_path, rows, "other.jsonl"))  # where a context may be anything
+    assert other.table["problem"].to_pylist() == ["Find $x$.", "Find $y$.", "Find $z$."]
+
+
 # The hub: a small one of our own, asked by a process of its own
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -425,37 +441,84 @@ configs:
 - {config_name: one, data_files: [{split: train, path: a.jsonl}]}
 ---
 """
-HUB_FILES = {
+SUMS = {
     "README.md": CARD,
     "a.jsonl": '{"question": "1+1", "answer": "one and one\\n#### 2"}\n',
     "b.jsonl": '{"question": "2+1", "answer": "two and one\\n#### 3"}\n',
 }
 
+PUBLISHED = {
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train", {"problem": "P", "answer": "204"}, "204"),
+    "aime25": ("MathArena/aime_2025", None, "train",
+               {"problem_idx": 1, "problem": "P", "answer": 70}, "70"),
+    "aime26": ("MathArena/aime_2026", None, "train",
+               {"problem_idx": 1, "problem": "P", "answer": 71}, "71"),
+    "amc23": ("math-ai/amc23", None, "test", {"question": "P", "answer": "27"}, "27"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test",
+                {"problem": "P", "solution": "S", "answer": "\\frac12", "subject": "x", "level": 2},
+                "\\frac12"),
+    "hmmt25": ("MathArena/hmmt_feb_2025", None, "train",
+               {"problem_idx": 1, "problem": "P", "answer": "\\sqrt{2}"}, "\\sqrt{2}"),
+    "minerva": ("math-ai/minervamath", None, "test", {"question": "P", "answer": "4.5e33"},
+                "4.5e33"),
+    "olympiadbench": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train",
+                      {"question": "P", "final_answer": ["$1$", "$\\frac12$"], "context": "C"},
+                      "$1$, $\\frac12$"),
+    "gsm8k": ("openai/gsm8k", "main", "test", {"question": "P", "answer": "So\n#### 1,018"},
+              "1018"),
+}  # fmt: skip
+"""The benchmarks as they are published: hub id, configuration, split, a row, and its answer."""
+
+
+def published_files(config: str | None, split: str, row: dict[str, Any]) -> dict[str, str]:
+    """A repository with one configuration of that split, and another of other rows."""
+    name, other = config or "default", "validation"
+    card = {"configs": [
+        {"config_name": name, "data_files": [{"split": split, "path": "a.jsonl"},
+                                             {"split": other, "path": "b.jsonl"}]},
+        {"config_name": "another", "data_files": [{"split": split, "path": "b.jsonl"}]},
+    ]}  # fmt: skip
+    wrong = row | {"problem" if "problem" in row else "question": "wrong"}
+    return {
+        "README.md": f"---\n{json.dumps(card)}\n---\n",
+        "a.jsonl": json.dumps(row) + "\n",
+        "b.jsonl": json.dumps(wrong) + "\n",
+    }
+
+
+REPOSITORIES = {"acme/sums": SUMS} | {
+    hub_id: published_files(config, split, row)
+    for hub_id, config, split, row, _ in PUBLISHED.values()
+}
+
 
 class Hub(BaseHTTPRequestHandler):
-    """The data set `acme/sums`, as far as the client libraries ask for it."""
+    """A few data sets, as far as the client libraries ask for them."""
 
     def do_GET(self) -> None:
         path = urlparse(self.path).path
-        api, file = "/api/datasets/acme/sums", f"/datasets/acme/sums/resolve/{SHA}/"
-        known = {api, f"{api}/revision/main", f"{api}/revision/{SHA}"}
-        if path in known:
-            names = [{"rfilename": name} for name in HUB_FILES]
-            self.reply(200, json.dumps({"id": "acme/sums", "sha": SHA, "siblings": names}))
+        words = path.removeprefix("/api").split("/")
+        name = "/".join(words[2:4])
+        files = REPOSITORIES.get(name)
+        if files is None:
+            self.reply(404, "", "RepoNotFound")
+            return
+        api, file = f"/api/datasets/{name}", f"/datasets/{name}/resolve/{SHA}/"
+        if path in {api, f"{api}/revision/main", f"{api}/revision/{SHA}"}:
+            names = [{"rfilename": each} for each in files]
+            self.reply(200, json.dumps({"id": name, "sha": SHA, "siblings": names}))
         elif path.startswith(f"{api}/tree/"):
-            files = [
-                {"type": "file", "oid": SHA, "size": len(text), "path": name}
-                for name, text in HUB_FILES.items()
+            tree = [
+                {"type": "file", "oid": SHA, "size": len(text), "path": each}
+                for each, text in files.items()
             ]
-            self.reply(200, json.dumps(files))
+            self.reply(200, json.dumps(tree))
         elif path.startswith(f"{api}/revision/"):
             self.reply(404, "", "RevisionNotFound")
         elif path.startswith(file):
-            name = path.removeprefix(file)
-            found = name in HUB_FILES
-            self.reply(
-                200 if found else 404, HUB_FILES.get(name, ""), "" if found else "EntryNotFound"
-            )
+            each = path.removeprefix(file)
+            found = each in files
+            self.reply(200 if found else 404, files.get(each, ""), "" if found else "EntryNotFound")
         else:
             self.reply(404, "", "RepoNotFound")
 
@@ -542,6 +605,19 @@ def test_a_hub_data_set_is_loaded_at_its_commit_and_again_from_the_cache(
     offline = ask(tmp_path, [*settings[:2], settings[5]], HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
     assert offline[:2] == [train, test]
     assert f"holds revision {SHA} only, not none" in offline[2]
+
+
+@pytest.mark.slow
+def test_every_benchmark_is_read_from_where_it_is_published(tmp_path: Path, hub: str) -> None:
+    settings = [task_source(task, DataSettings()).model_dump() for task in PUBLISHED]
+    found = ask(tmp_path, settings, HF_ENDPOINT=hub)
+    problems = {"olympiadbench": "C\n\nP"}
+    expected = [
+        [{"problem": problems.get(task, "P"), "answer": answer, "source": task}, SHA]
+        for task, (*_, answer) in PUBLISHED.items()
+    ]
+    assert found == expected
+    assert PUBLISHED.keys() == BENCHMARKS.keys() - {"embedded"}
 
 
 @pytest.mark.slow

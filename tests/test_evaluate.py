@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from importlib.metadata import version
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from castctl import __version__ as castctl_version
+from castctl.data.benchmarks import BENCHMARKS, task_source
 from castctl.errors import UserError
-from castctl.evaluate.results import task_name
-from castctl.evaluate.runner import summarise
+from castctl.evaluate.results import task_name, variant
 from castctl.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
-from castctl.recipe import EvalSettings, VerifierSettings
+from castctl.evaluate.summary import summarise
+from castctl.recipe import DataSettings, Recipe, VerifierSettings
+from castctl.recipe_reader import read_recipe
+from castctl.report.evaluation import markdown
+from castctl.shards.part import read_json
 from castctl.verify.pool import CheckPool
+from conftest import Cli
 
 
 @given(st.integers(1, 9), st.data())
@@ -92,30 +103,26 @@ def test_the_interval_covers_the_mean_over_the_population_of_problems(
     ],
 )
 def test_majority(answers: list[str | None], winner: int | None) -> None:
-    half = {"1/2", "0.5", "\\frac12"}
-    assert majority(answers, lambda a, b: a in half and b in half) == winner
+    half = [text for text in ("1/2", "0.5", "\\frac12") if text in answers]
+    assert next(iter(majority(answers, combinations(half, 2))), None) == winner
 
 
-def _tables(rewards: list[list[float | None]], answers: list[list[str | None]]) -> list[pa.Table]:
-    rows = [
-        {"prompt_id": f"p{p}", "sample": s, "reward": reward, "extracted": answers[p][s]}
-        for p, samples in enumerate(rewards)
-        for s, reward in enumerate(samples)
-    ]
-    rollouts = pa.table(
-        {
-            "completion_token_ids": [[1] * (1 + r["sample"]) for r in rows],
-            "finish_reason": ["length" if r["sample"] == 0 else "stop" for r in rows],
-        }
+def _table(rewards: list[list[float | None]], answers: list[list[str | None]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"prompt_id": f"p{p}", "sample": s, "reward": reward, "extracted": answers[p][s]}
+            for p, samples in enumerate(rewards)
+            for s, reward in enumerate(samples)
+        ]
     )
-    return [rollouts, pa.Table.from_pylist(rows)]
 
 
 def test_a_summary_by_hand() -> None:
-    rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]]
+    rewards: list[list[float | None]] = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]]
     answers = [["1", "0.50", "1/2", None], ["2", "2.0", "3", "2"]]
+    lengths, truncated = np.array([1, 2, 3, 4] * 2), np.array([True, False, False, False] * 2)
     with CheckPool(VerifierSettings(workers=1)) as pool:
-        result = summarise(*_tables(rewards, answers), EvalSettings(k=4), pool)
+        result = summarise(_table(rewards, answers), lengths, truncated, 4, pool, "task")
     assert result["avg"]["mean"] == 0.5
     assert result["pass"]["1"]["mean"] == 0.5 and result["pass"]["4"]["mean"] == 1.0
     assert result["pass"]["2"]["mean"] == pytest.approx((0.5 + 1.0) / 2)
@@ -124,17 +131,163 @@ def test_a_summary_by_hand() -> None:
     assert result["by_problem"] == {"p0": 0.25, "p1": 0.75}
 
 
-@pytest.mark.parametrize("broken", [[[1.0, None], [0.0, 1.0]], [[1.0], [0.0, 1.0]]])
+@pytest.mark.parametrize("broken", [[[1.0, None], [0.0, 1.0]], [[1.0], [0.0, 1.0]], []])
 def test_fewer_samples_than_k_are_no_result(broken: list[list[float | None]]) -> None:
-    answers = [["1"] * len(samples) for samples in broken]
+    answers: list[list[str | None]] = [["1"] * len(samples) for samples in broken]
+    columns = {"prompt_id": pa.string(), "reward": pa.float32(), "extracted": pa.string()}
+    table = _table(broken, answers) if broken else pa.schema(columns).empty_table()
     with (
         CheckPool(VerifierSettings(workers=1)) as pool,
         pytest.raises(UserError, match="there is no avg@2"),
     ):
-        summarise(*_tables(broken, answers), EvalSettings(k=2), pool)
+        summarise(table, None, None, 2, pool, "task")
 
 
 def test_a_task_names_its_folder() -> None:
     assert task_name("aime24") == "aime24"
     assert task_name("some/where/my.jsonl") == "my"
     assert task_name("owner/data") == "owner--data"
+
+
+# Folders
+
+
+def changed(*overrides: str) -> Recipe:
+    return read_recipe(overrides=overrides)[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ((), ""),
+        (("eval.task=aime24", "eval.every=3", "train.steps=7", "data.limit=9"), ""),
+        (("eval.k=16",), "k16"),
+        (("eval.k=1", "eval.temperature=0"), "k1-t0"),
+        (("eval.top_p=0.95", "eval.limit=4", "seed=7"), "top-p0.95-limit4-seed7"),
+        (("eval.max_tokens=64", "model.dtype=bfloat16"), "max64-dtype-bfloat16"),
+    ],
+)
+def test_what_differs_from_the_run_stands_in_the_folder(
+    overrides: tuple[str, ...], name: str
+) -> None:
+    assert variant(changed(), changed(*overrides)) == name
+
+
+def test_no_two_ways_to_evaluate_share_a_folder() -> None:
+    ways = [
+        (), ("eval.k=2",), ("eval.limit=2",), ("seed=2",), ("eval.temperature=0.2",),
+        ("data.prompt_template={{ problem }}!",), ("data.prompt_template={{ problem }}?",),
+        ("data.system_prompt=Hm.",), ("data.chat=false",), ("verifier.function=a:b",),
+        ("data.chat_template_options={enable_thinking: true}",), ("sampling.max_tokens=2",),
+    ]  # fmt: skip
+    names = [variant(changed(), changed(*way)) for way in ways]
+    assert len(set(names)) == len(ways)
+    own = changed("eval.limit=2")
+    assert variant(own, changed()) == "limit-none" and variant(own, own) == ""
+
+
+# The command
+
+
+SMALL = ("-k", "2", "--max-tokens", "16", "--set", "data.max_prompt_tokens=2048")
+SUMS = [{"problem": f"{n} + 1 = ?", "answer": str(n + 1)} for n in range(5)]
+
+
+def write_tasks(folder: Path) -> None:
+    """A folder with two benchmarks of a few sums."""
+    (folder / "problems").mkdir()
+    lines = [json.dumps(row) + "\n" for row in SUMS]
+    (folder / "problems/aime24.jsonl").write_text("".join(lines[:3]))
+    pq.write_table(pa.Table.from_pylist(SUMS[2:]), folder / "problems/olympiadbench.parquet")
+
+
+def test_several_tasks_from_a_folder(castctl: Cli, tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    tasks = ("aime24", "olympiadbench")
+    default = f"data.prompt_template={json.dumps(DataSettings().prompt_template)}"
+    done = castctl("eval", *tasks, "--data", "problems", "--run", "r", "--model", "embedded",
+                   *SMALL, "--set", default)  # fmt: skip
+    results = {task: tmp_path / f"runs/r/eval/{task}/step-00000/results.json" for task in tasks}
+    made = {task: read_json(file) for task, file in results.items()}
+    assert [made[task]["problems"] for task in tasks] == [3, 3]
+    aime, olympiad = made["aime24"], made["olympiadbench"]
+    assert aime["prompt"]["prompt_template"] == DataSettings().prompt_template
+    assert olympiad["prompt"]["prompt_template"].startswith(DataSettings().prompt_template)
+    assert "separated by commas" in olympiad["prompt"]["prompt_template"]
+    assert aime["template"] != olympiad["template"]
+    for result, path in ((aime, "problems/aime24.jsonl"), (olympiad, "problems/olympiadbench.pa")):
+        assert result["data"]["path"].startswith(path) and len(result["data"]["content"]) == 16
+        assert result["grader"].startswith("math-verify") and result["seed"] == 0
+        assert result["sampling"]["n"] == result["k"] == 2 and len(result["model"]) == 16
+        for library in ("torch", "transformers", "math-verify"):
+            assert result["libraries"][library].split("+")[0] == version(library).split("+")[0]
+        assert result["libraries"]["castctl"] == castctl_version
+    *_, header, rule, first, second = done.stdout.splitlines()
+    assert header.startswith("| model | task | problems | k | avg@2 (95 % CI) |")
+    assert len({line.count("|") for line in (header, rule, first, second)}) == 1
+    assert first.startswith("| embedded | aime24 | 3 | 2 |") and "olympiadbench" in second
+
+    again = castctl("eval", *tasks, "--data", "problems", "--run", "r", "--markdown", "--quiet",
+                    *SMALL)  # fmt: skip
+    assert again.stdout.splitlines() == [header, rule, first, second] and not again.stderr
+    shown = json.loads(
+        castctl("eval", "aime24", "--data", "problems/aime24.jsonl", "--run", "r", "--json",
+                *SMALL, "-k", "3", "--set", "data.prompt_template={{ problem }}").stdout
+    )  # fmt: skip
+    [result] = shown["results"]
+    assert result["prompt"]["prompt_template"] == "{{ problem }}" and result["k"] == 3
+    assert re.fullmatch(r"runs/r/eval/aime24-k3-prompt-\w{8}/step-00000", result["folder"])
+    assert read_json(results["aime24"]) == aime  # the run's own stays what it was
+
+
+def test_a_prompt_of_the_recipes_own_wins_over_a_benchmarks() -> None:
+    own = DataSettings(prompt_template="{{ problem }} Boxed, please.")
+    assert task_source("olympiadbench", own).prompt_template == own.prompt_template
+    asked = BENCHMARKS["olympiadbench"].prompt_template
+    assert task_source("olympiadbench", DataSettings()).prompt_template == asked
+    file = task_source("olympiadbench", DataSettings(answer_column="a"), "here.jsonl")
+    assert (file.path, file.prompt_template, file.answer_column) == ("here.jsonl", asked, "a")
+
+
+def test_a_result_for_a_paper_is_markdown_and_nothing_else() -> None:
+    share = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    result = {"task": "a|b", "problems": 30, "k": 1, "avg": share, "pass": {"1": share},
+              "maj": share, "sampling": {"temperature": 0.6, "max_tokens": 16384}}  # fmt: skip
+    *_, one, two = markdown(
+        [("<b>m_1|`x`\x1b[0m", result), ("m", {**result, "sampling": None})]
+    ).splitlines()
+    cells = ["50.0 (25.0 to 75.0)"] * 3
+    assert one == "| " + " | ".join(
+        ["\\<b>m_1\\|\\`x\\`\\\\x1b\\[0m", "a\\|b", "30", "1", *cells, "0.6", "16384"]
+    ) + " |"  # fmt: skip
+    assert two == f"| m | a\\|b | 30 | 1 | {' | '.join(cells)} |  |  |"
+
+
+WRONG = [
+    (("aime24", "math500", "--data", "problems/aime24.jsonl"),
+     "--data problems/aime24.jsonl holds the problems of one task, not of aime24, math500"),
+    (("aime24", "math500", "--data", "problems"),
+     "--data problems holds none of math500.parquet, math500.jsonl, math500.json, math500.csv"),
+    (("--data", "problems"), "--data problems is a folder; name the tasks whose files it holds"),
+    (("aime24", "aime24"), "two tasks go by the name aime24"),
+    (("a/x.jsonl", "b/x.csv"), "two tasks go by the name x"),
+    (("aime27",), "no benchmark or file is called aime27; benchmarks are embedded, aime24,"),
+    (("aime24", "aime27", "--data", "problems"), "--data problems holds none of aime27.parquet"),
+    (("aime24", "--json", "--markdown"), "leave one out"),
+    (("aime24", "--rescore", "problems", "-k", "2", "--max-tokens", "5", "--checkpoint", "best"),
+     "--rescore grades completions as they are; leave TASK, --checkpoint, -k, --max-tokens out"),
+    (("--rescore", "problems", "--model", "embedded"), "leave --model out"),
+]  # fmt: skip
+
+
+def test_wrong_input_is_one_line_and_leaves_no_run(castctl: Cli, tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    for arguments, said in WRONG:
+        stderr = castctl("eval", *arguments, code=2).stderr
+        assert said in stderr.splitlines()[-1], arguments
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_the_help_names_every_benchmark(castctl: Cli) -> None:
+    words = re.sub(r"[\s│]+", " ", castctl("eval", "--help").stdout)
+    assert f"{', '.join(BENCHMARKS)}, a file or a hub id" in words

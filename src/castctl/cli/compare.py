@@ -11,6 +11,7 @@ from castctl.report.console import progress, say, tell
 
 if TYPE_CHECKING:
     from castctl.comparison.entries import Entry
+    from castctl.comparison.evaluations import Evaluation
     from castctl.comparison.numbers import Comparison
     from castctl.recipe import Recipe
     from castctl.recipe_reader import Origins
@@ -27,7 +28,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="ENTRY...",
-            help="Recipes to train (a YAML file, or a name such as tiny) and finished runs.",
+            help="Recipes to train (a YAML file, or a name such as tiny) and finished runs; or "
+            "evaluations (their folders, results.json files, or runs that hold one alone).",
         ),
     ],
     seeds: Annotated[
@@ -50,9 +52,12 @@ def compare(
     """Train recipes with the same seeds and prompts, and set them and finished runs side by side.
 
     Writes comparison.json and curves.png; differences are to the first entry.
+    Evaluations of the same problems are paired problem by problem: difference,
+    interval, permutation test, and how large a difference could be seen at all.
     """
     from castctl.cli.context import Asked
     from castctl.comparison.entries import plan
+    from castctl.comparison.evaluations import find_evaluations
     from castctl.comparison.sameness import require_same_evaluation, require_same_problems
     from castctl.comparison.training import comparison_folder, opened
 
@@ -65,6 +70,15 @@ def compare(
             say(f"castctl: warning: {path}: {warning}")
         return recipe, origins
 
+    evaluations = find_evaluations(entries)
+    if evaluations is not None:
+        if asked(None).changes or seeds > 1:
+            raise UserError(
+                "evaluations are taken as they are; leave --seeds, --seed, --steps, -k and --set "
+                "out"
+            )
+        _compare_evaluations(evaluations, comparison_folder(name), as_json)
+        return
     folder = comparison_folder(name)
     planned = plan(entries, folder, seeds, read)
     if (asked(None).changes or seeds > 1) and not any(entry.trained for entry in planned):
@@ -77,6 +91,23 @@ def compare(
     with opened(folder):
         compared = _compare(planned, folder)
     _show(compared, folder, as_json)
+
+
+def _compare_evaluations(entries: "list[Evaluation]", folder: Path, as_json: bool) -> None:
+    from castctl.comparison.evaluations import compare_evaluations
+    from castctl.comparison.training import opened, write_numbers
+    from castctl.report.evaluation import paired_page
+    from castctl.report.marks import print_json
+    from castctl.report.tables import show
+
+    compared = compare_evaluations(entries)
+    with opened(folder):
+        write_numbers(compared, folder)
+    if as_json:
+        print_json({"folder": folder, **vars(compared)})
+        return
+    show(paired_page(compared))
+    tell(f"comparison: {folder / 'comparison.json'}")
 
 
 def _compare(entries: "list[Entry]", folder: Path) -> "Comparison":

@@ -1,5 +1,6 @@
 """`castctl eval`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,10 @@ from castctl.report.console import progress, say
 
 if TYPE_CHECKING:
     from castctl.cli.context import Asked
+    from castctl.evaluate.stage import Evaluated
     from castctl.runs import Run
+
+LAST = "last"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,27 +22,44 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    task: Annotated[
-        str | None,
+    tasks: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="embedded, aime24, aime25, amc23, math500, gsm8k, a file or a hub id; "
-            "the recipe's task by default."
+            metavar="[TASK]...",
+            help="embedded, aime24, aime25, aime26, amc23, math500, hmmt25, minerva, "
+            "olympiadbench, gsm8k, a file or a hub id; the recipe's task by default.",
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="File with the problems; data.problem_column names its column."
+            "--data",
+            help="File with the problems, or a folder with a file TASK.jsonl, .parquet, .json or "
+            ".csv for each task; data.problem_column names a column.",
         ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Run to evaluate; else the newest.")
+        str | None,
+        typer.Option(
+            "--run",
+            help="Run to evaluate, else the newest; of --rescore, the new one of a file's samples.",
+        ),
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="last, best, or the number of a step.")
-    ] = "last",
+        str | None,
+        typer.Option("--checkpoint", help="last (the default), best, or the number of a step."),
+    ] = None,
     model: opt.ModelOption = None,
     recipe: opt.RecipeOption = None,
+    rescore: Annotated[
+        Path | None,
+        typer.Option(
+            "--rescore",
+            metavar="PATH",
+            help="Grade stored completions again: an evaluation's folder, a JSONL or Parquet file "
+            "of problem, completion, answer, or lm-evaluation-harness samples.",
+        ),
+    ] = None,
     k: opt.EvalSamplesOption = None,
     temperature: opt.TemperatureOption = None,
     max_tokens: opt.MaxTokensOption = None,
@@ -49,12 +70,20 @@ def evaluate(
     dtype: opt.DtypeOption = None,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the results' Markdown table, nothing else.")
+    ] = False,
+    as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
     """Evaluate on held-out problems: avg@k, pass@k and maj@k with intervals over problems.
 
-    Takes a run's last checkpoint, or the model named; the grader is that of training.
+    Takes a run's last checkpoint, or the model named; the grader is that of
+    training. Each problem is put as data.prompt_template says or, where that
+    is the default, as the benchmark is used to; --set data.prompt_template=...
+    puts it otherwise. Settings other than the run's own stand in the folder's
+    name, as in RUN/eval/aime24-k16/.
     """
     from castctl.cli.context import (
         Asked,
@@ -65,12 +94,22 @@ def evaluate(
     )  # fmt: skip
     from castctl.runs import discarded_if_empty
 
+    if as_json and as_markdown:
+        raise UserError("--json and --markdown are two answers to one question; leave one out")
+    if rescore is not None:
+        _refuse_beside_rescore(
+            TASK=tasks, data=data, checkpoint=checkpoint, model=model, k=k, limit=limit,
+            temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
+            shard=shard, markdown=as_markdown or None,
+        )  # fmt: skip
+        _rescore(rescore, run, Asked(recipe, set_), overwrite, as_json)
+        return
     share = shard_of(shard)
     asked = Asked(
         recipe, set_, seed,
         model={"path": model, "device": device, "dtype": dtype},
         eval={
-            "task": task or data, "k": k, "temperature": temperature,
+            "task": _first_task(tasks, data), "k": k, "temperature": temperature,
             "max_tokens": max_tokens, "limit": limit,
         },
     )  # fmt: skip
@@ -79,23 +118,33 @@ def evaluate(
         refuse_scattered_shards(share, run)
     target = _target(run, asked, fresh)
 
-    from castctl.evaluate.stage import evaluate_stage
-    from castctl.report.tables import eval_table, show
+    from castctl.evaluate.stage import evaluate_tasks, sources
 
+    done: list[Evaluated] = []
     with discarded_if_empty(target, share):
-        step = _step(target, checkpoint)
+        places = sources(tasks or [target.recipe.eval.task], data)
+        step = _step(target, checkpoint or LAST)
         announce(target, step)
-        folder, result = evaluate_stage(
-            target, step, data, progress=progress(), shard=share, overwrite=overwrite
-        )
-    if result is None:
+        for each in evaluate_tasks(
+            target, step, places, progress=progress(), shard=share, overwrite=overwrite
+        ):
+            say(f"results: {each.folder.path / 'results.json'}")
+            done.append(each)
+    if any(each.result is None for each in done):
         say(f"shard {share.index}/{share.count} is done; run it without --shard when all are")
         return
-    label = f"{target.name} step {step}" if target.checkpoints() else target.recipe.model.path
-    show(eval_table([(label, result)]))
-    say(f"Results: {folder.path / 'results.json'}")
+    _show(target, step, done, as_markdown, as_json)
     other = "grpo" if target.recipe.method.name == "cast" else "cast"
     next_command(f"castctl train --method {other}")
+
+
+def _first_task(tasks: list[str] | None, data: str | None) -> str | None:
+    """What the recipe of a new run names: the first task, or the file that is one."""
+    if tasks:
+        return tasks[0]
+    if data is not None and Path(data).is_dir():
+        raise UserError(f"--data {data} is a folder; name the tasks whose files it holds")
+    return data
 
 
 def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
@@ -113,7 +162,7 @@ def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
 
 def _step(run: "Run", checkpoint: str) -> int:
     there = run.checkpoints()
-    if checkpoint == "last":
+    if checkpoint == LAST:
         return max(there, default=0)
     if checkpoint == "best":
         from castctl.runs import open_run
@@ -123,3 +172,56 @@ def _step(run: "Run", checkpoint: str) -> int:
     if not checkpoint.isdigit():
         raise UserError(f"--checkpoint {checkpoint}: write last, best, or the number of a step")
     return int(checkpoint)
+
+
+def _show(
+    target: "Run", step: int, done: "list[Evaluated]", as_markdown: bool, as_json: bool
+) -> None:
+    """The results as one table, and once more as Markdown for a paper."""
+    from castctl.report.evaluation import markdown, tasks_table
+    from castctl.report.marks import print_json
+    from castctl.report.tables import show
+
+    if as_json:
+        results = [{"folder": each.folder.path, **(each.result or {})} for each in done]
+        print_json({"run": target.path, "step": step, "results": results})
+        return
+    label = f"{target.name} step {step}" if target.checkpoints() else target.recipe.model.path
+    found = [(each.folder.path.parent.name, each.result) for each in done if each.result]
+    table = markdown([(label, result) for _, result in found])
+    if not as_markdown:
+        show(tasks_table(label, found))
+        print()
+    print(table, flush=True)
+
+
+def _refuse_beside_rescore(**given: object) -> None:
+    """Stored completions are what they are: how to make others is no question of theirs."""
+    beside = [name for name, value in given.items() if value not in (None, [])]
+    if beside:
+        names = [n if n.isupper() else "-k" if n == "k" else f"--{n.replace('_', '-')}"
+                 for n in beside]  # fmt: skip
+        raise UserError(f"--rescore grades completions as they are; leave {', '.join(names)} out")
+
+
+def _rescore(
+    source: Path, name: str | None, asked: "Asked", overwrite: bool, as_json: bool
+) -> None:
+    from castctl.evaluate.rescore import rescore
+    from castctl.recipe_reader import read_recipe
+    from castctl.report.marks import print_json
+    from castctl.report.rescore import rescored_page
+    from castctl.report.tables import show
+
+    recipe, _ = read_recipe(asked.recipe or _recipe_around(source), asked.overrides)
+    rescored = rescore(source, recipe, progress=progress(), name=name, overwrite=overwrite)
+    if as_json:
+        print_json(rescored)
+    else:
+        show(rescored_page(rescored))
+
+
+def _recipe_around(source: Path) -> Path | None:
+    """The recipe of the run that holds an evaluation, whose verifier judged it; None elsewhere."""
+    folders = [source.absolute(), *source.absolute().parents]
+    return next((f / "recipe.yaml" for f in folders if (f / "manifest.json").is_file()), None)

@@ -78,10 +78,10 @@ def plan(sources: Iterable[str], folder: Path, seeds: int, read: ReadRecipe) -> 
         found = _find(source)
         taken = {entry.name.casefold() for entry in entries}
         if isinstance(found, Run):
-            name = _untaken(found.path.resolve().name, taken)
+            name = untaken(found.path.resolve().name, taken)
             entries.append(Entry(name, source, False, [_finished(found)]))
         else:
-            name = _untaken(_short(found.stem), taken)
+            name = untaken(_short(found.stem), taken)
             entries.append(Entry(name, source, True, _with_seeds(name, found, folder, seeds, read)))
     return entries
 
@@ -110,7 +110,7 @@ def _find(source: str) -> Path | Run:
     raise UserError(f"{source} is no recipe's file, no recipe's name and no run; {hint}")
 
 
-def _untaken(name: str, taken: set[str]) -> str:
+def untaken(name: str, taken: set[str]) -> str:
     """`name`, or the first of `name-2`, `name-3` ... that no other entry has."""
     choice, count = name, 1
     while choice.casefold() in taken:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 import castctl
 from castctl.comparison.entries import Entry
+from castctl.comparison.evaluations import EvaluationComparison
 from castctl.comparison.numbers import Comparison
 from castctl.errors import UserError
 from castctl.progress import Progress
@@ -109,7 +110,7 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Run, Row], None]) -> 
     train(run, progress, lambda row: on_row(run, row))
 
 
-def write_numbers(comparison: Comparison, folder: Path) -> None:
+def write_numbers(comparison: Comparison | EvaluationComparison, folder: Path) -> None:
     """Write every number to `comparison.json`."""
     numbers = {"finished": True, "castctl": castctl.__version__, **asdict(comparison)}
     write_json(folder / NUMBERS, numbers)

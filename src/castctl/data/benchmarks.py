@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,13 @@ from castctl.errors import UserError
 from castctl.recipe import DataSettings
 
 Files = Mapping[str, Path]
+
+DEFAULT_PROMPT: str = DataSettings.model_fields["prompt_template"].default
+
+RENDERING = ("chat", "prompt_template", "system_prompt", "chat_template_options")
+"""The data settings that shape a prompt."""
+
+COLUMNS = ("problem_column", "answer_column", "solution_column")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class Benchmark:
     answer: str = "answer"
     solution: str | None = None
     """Column of the worked solutions; found by its usual names when left out."""
+    context: str | None = None
+    """Column of what stands before a problem, where it has such a thing."""
+    prompt_template: str | None = None
+    """`data.prompt_template` of its evaluations, where the recipe has none of its own; None where
+    the field asks as castctl's default does, step by step and in a box."""
     files: Callable[[], Files] | None = None
     """Makes the benchmark's files, one a split."""
 
@@ -38,14 +50,27 @@ def _embedded_files() -> Files:
     return {"train": paths.train, "test": paths.heldout}
 
 
+_SEVERAL_ANSWERS = (
+    DEFAULT_PROMPT + " If there are several answers, put all of them there, separated by commas."
+)
+"""The sentence is ours, after OlympiadBench's own "multiple answers connected with commas": its
+answers are lists, and right only when whole."""
+
 BENCHMARKS: dict[str, Benchmark] = {
     "embedded": Benchmark(files=_embedded_files, solution="solution"),
     "aime24": Benchmark("HuggingFaceH4/aime_2024", split="train"),
     "aime25": Benchmark("MathArena/aime_2025", split="train"),
+    "aime26": Benchmark("MathArena/aime_2026", split="train"),
     "amc23": Benchmark("math-ai/amc23", problem="question"),
-    "gsm8k": Benchmark("openai/gsm8k", "main", problem="question"),
     "math500": Benchmark("HuggingFaceH4/MATH-500", solution="solution"),
-}
+    "hmmt25": Benchmark("MathArena/hmmt_feb_2025", split="train"),
+    "minerva": Benchmark("math-ai/minervamath", problem="question"),
+    "olympiadbench": Benchmark(
+        "Hothan/OlympiadBench", "OE_TO_maths_en_COMP", split="train", problem="question",
+        answer="final_answer", context="context", prompt_template=_SEVERAL_ANSWERS,
+    ),
+    "gsm8k": Benchmark("openai/gsm8k", "main", problem="question"),
+}  # fmt: skip
 
 
 def resolve(data: DataSettings) -> DataSettings:
@@ -77,18 +102,32 @@ def resolve(data: DataSettings) -> DataSettings:
     )
 
 
-def task_source(task: str, data: DataSettings) -> DataSettings:
+def context_column(path: str, available: Collection[str]) -> str | None:
+    """The column of what stands before each problem: of a benchmark that has one, on the hub or in
+    a file of its name; None for other data, and where the benchmark's rows hold the whole problem.
+    """
+    benchmark = BENCHMARKS.get(path) or BENCHMARKS.get(Path(path).stem)
+    context = benchmark.context if benchmark else None
+    return context if context in available else None
+
+
+def task_source(task: str, data: DataSettings, file: str | None = None) -> DataSettings:
     """Settings that load an evaluation task: a benchmark's name, a file or a hub id.
 
-    The prompt is rendered as `data` says; what `data` says about its own rows is left
-    behind. A hub id is read from its `test` split, or from its only one.
+    The prompt is rendered as `data` says, or as the benchmark is used to where `data` has the
+    default template; what else `data` says about its own rows is left behind. A hub id is read
+    from its `test` split, or from its only one. With `file` the problems come from there, and the
+    columns are those that `data` names.
     """
+    benchmark = BENCHMARKS.get(task, Benchmark())
+    rendering = {name: getattr(data, name) for name in RENDERING}
+    if benchmark.prompt_template and data.prompt_template == DEFAULT_PROMPT:
+        rendering["prompt_template"] = benchmark.prompt_template
+    columns = {} if file is None else {name: getattr(data, name) for name in COLUMNS}
     return DataSettings(
-        path=task,
-        split=BENCHMARKS[task].split if task in BENCHMARKS else "test",
-        chat=data.chat,
-        prompt_template=data.prompt_template,
-        system_prompt=data.system_prompt,
-        chat_template_options=data.chat_template_options,
+        path=file or task,
+        split=BENCHMARKS.get(file or task, Benchmark()).split,
         max_prompt_tokens=data.max_prompt_tokens,
+        **rendering,
+        **columns,
     )

@@ -52,10 +52,12 @@ class Columns:
     problem: str
     answer: str | None
     solution: str | None
+    context: str | None = None
+    """Of what stands before the problem."""
 
     @property
     def names(self) -> list[str]:
-        return [name for name in (self.problem, self.answer, self.solution) if name]
+        return [n for n in (self.problem, self.answer, self.solution, self.context) if n]
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,16 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
       answer, joined by commas, which a verifier reads as a set.
     - GSM8K's raw form, `reasoning #### 1,234`, is split; the number loses its commas and
       the reasoning its calculator marks `<<48/2=24>>`.
+    - A context stands before its problem, with a blank line between them.
     - Without an answer, the last `\\boxed{}` of the solution is one (MATH).
     - A solution that only repeats the answer is none.
 
     Raises UserError, without the place, for a cell of another kind.
     """
     problem = _problem(_cell(row, columns.problem), columns.problem, counts)
+    context = _text(_cell(row, columns.context), columns.context)
+    if problem and context:
+        problem = f"{context}\n\n{problem}"
     answer = _text(_cell(row, columns.answer), columns.answer)
     solution = _text(_cell(row, columns.solution), columns.solution)
     if raw := _split_gsm8k(answer):

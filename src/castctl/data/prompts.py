@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from castctl.data.benchmarks import BENCHMARKS, resolve
+from castctl.data.benchmarks import BENCHMARKS, context_column, resolve
 from castctl.data.columns import find_columns, read_example
 from castctl.data.sources import read_source
 from castctl.errors import UserError
@@ -69,6 +69,7 @@ def load_prompts(data: DataSettings) -> Prompts:
     if not source.rows.columns:
         raise UserError(f"{source.name} is empty; name a file with a problem in each row")
     columns = find_columns(source.rows.columns, resolved)
+    columns = replace(columns, context=context_column(data.path, source.rows.columns))
     counts: Counter[str] = Counter()
     seen: dict[tuple[str, str | None], tuple[int, str | None]] = {}
     empty: list[int] = []

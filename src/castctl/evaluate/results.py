@@ -1,14 +1,23 @@
-"""Results of evaluations on disk: where they are, and reading them back."""
+"""Results of evaluations on disk: where they are, reading them back, and what made them."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
+import castctl
+from castctl.data.benchmarks import RENDERING
+from castctl.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
 
 Result = dict[str, Any]
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "math-verify", "sympy", "datasets", "numpy")
+"""The libraries that an evaluation's numbers may hang on."""
 
 
 def task_name(task: str) -> str:
@@ -16,7 +25,54 @@ def task_name(task: str) -> str:
     return Path(task).stem if Path(task).suffix else task.replace("/", "--")
 
 
+def variant(own: Recipe, asked: Recipe) -> str:
+    """What tells an evaluation from one by the run's own settings: `k16-t0.6`, or nothing.
+
+    It stands in the folder's name after the task's, so that the two never share one. What fits
+    no name (the prompt, the user's verifier) is there by eight digits of its hash.
+    """
+    before, now = _choices(own), _choices(asked)
+    return "-".join(f"{label}{now[label]}" for label in now if now[label] != before[label])
+
+
+def variant_of(result: Result) -> str:
+    """The same of a result that was made; nothing where it does not say."""
+    task = task_name(result["task"])
+    return str(result.get("name", task)).removeprefix(task).removeprefix("-")
+
+
+def _choices(recipe: Recipe) -> dict[str, str]:
+    settings, data = recipe.eval, recipe.data
+    return {
+        "k": str(settings.k),
+        "t": f"{settings.temperature:g}",
+        "top-p": f"{settings.top_p:g}",
+        "max": str(settings.max_tokens or recipe.sampling.max_tokens),
+        "limit": str(settings.limit or "-none"),
+        "seed": str(recipe.seed),
+        "dtype-": recipe.model.dtype,
+        "prompt-": _digits([getattr(data, name) for name in RENDERING]),
+        "verifier-": _digits(recipe.verifier.function),
+    }
+
+
+def _digits(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def read_result(folder: StepFolder) -> Result | None:
     """The result that `evaluate` wrote, None where it is not done; `UserError` if it is broken."""
     file = folder.path / "results.json"
     return read_json(file) if file.is_file() else None
+
+
+def library_versions() -> dict[str, str | None]:
+    """The versions of castctl and of what its numbers may hang on; None where one is missing."""
+    return {"castctl": castctl.__version__, **{name: _version(name) for name in LIBRARIES}}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from castctl.data.benchmarks import task_source
+from castctl.data.files import SUFFIXES
 from castctl.engines.transformers_engine import TransformersEngine
-from castctl.evaluate.results import Result, task_name
-from castctl.evaluate.runner import evaluate
+from castctl.errors import UserError
+from castctl.evaluate.results import Result, task_name, variant
+from castctl.evaluate.runner import Posed, evaluate, pose
+from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
 from castctl.progress import Progress
-from castctl.recipe import DataSettings
+from castctl.recipe import Recipe
+from castctl.recipe_reader import load_recipe
 from castctl.runs import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.verify.judge import judging_pool
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One task: its folder, and its result once every shard is done."""
+
+    folder: StepFolder
+    result: Result | None
 
 
 def evaluate_stage(
@@ -27,21 +44,93 @@ def evaluate_stage(
 
     `data` is a file with the problems of the task, where they are not to come from the hub.
     """
-    recipe = run.recipe
-    policy_source = policy_at(run, step)
-    policy = policy_source.load(recipe.model)
-    folder = run.eval_folder(task_name(recipe.eval.task), step)
-    with judging_pool(recipe.verifier) as pool:
-        result = evaluate(
-            folder, recipe, TransformersEngine(policy), policy.tokenizer, pool,
-            model_fingerprint=policy_source.fingerprint, progress=progress,
-            source=None if data is None else _file_source(data, recipe.data),
-            shard=shard, overwrite=overwrite,
-        )  # fmt: skip
-    return folder, result
+    tasks = {run.recipe.eval.task: data}
+    [done] = evaluate_tasks(run, step, tasks, progress=progress, shard=shard, overwrite=overwrite)
+    return done.folder, done.result
 
 
-def _file_source(path: str, data: DataSettings) -> DataSettings:
-    """A file of the user's with a task's problems; the column settings speak of it."""
-    columns = data.model_dump(include={"problem_column", "answer_column", "solution_column"})
-    return task_source(path, data).model_copy(update=columns)
+def evaluate_tasks(
+    run: Run,
+    step: int,
+    tasks: dict[str, str | None],
+    *,
+    progress: Progress,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+) -> Iterator[Evaluated]:
+    """Evaluate one task after the other with one model; the recipe's `eval` says how.
+
+    `tasks` gives for each the file of its problems, or None for its own. All problems are read
+    before the first is sampled. Raises `UserError` as `pose` and `evaluate` do.
+    """
+    source = policy_at(run, step)
+    tokenizer = load_tokenizer(source.folder, run.recipe.model)
+    recipes = [_about(run.recipe, task) for task in tasks]
+    posed = [
+        _posed(recipe, file, tokenizer, progress)
+        for recipe, file in zip(recipes, tasks.values(), strict=True)
+    ]
+    policy = source.load(run.recipe.model)
+    engine = TransformersEngine(policy)
+    with judging_pool(run.recipe.verifier) as pool:
+        for recipe, problems in zip(recipes, posed, strict=True):
+            folder = run.eval_folder(folder_name(run, recipe.eval.task), step)
+            result = evaluate(
+                folder, recipe, engine, policy.tokenizer, pool,
+                model_fingerprint=source.fingerprint, progress=progress, posed=problems,
+                shard=shard, overwrite=overwrite,
+            )  # fmt: skip
+            yield Evaluated(folder, result)
+
+
+def _posed(recipe: Recipe, file: str | None, tokenizer: Any, progress: Progress) -> Posed:
+    task = recipe.eval.task
+    try:
+        return pose(recipe, tokenizer, progress, task_source(task, recipe.data, file))
+    except UserError as error:  # one of several tasks is wrong: say which
+        raise error if task in str(error) else UserError(f"{task}: {error}") from None
+
+
+def folder_name(run: Run, task: str) -> str:
+    """The folder of a task below `eval/`: the task's name and, where `run.recipe` evaluates
+    otherwise than the run's own recipe does, what differs."""
+    differs = variant(load_recipe(run.path / "recipe.yaml"), run.recipe)
+    return f"{task_name(task)}-{differs}" if differs else task_name(task)
+
+
+def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
+    """Where the problems of each task come from: a file, or None for its own place.
+
+    `data` is one task's file, or a folder that holds a file TASK.jsonl (or .parquet, .json, .csv)
+    for each. Raises `UserError` for one file of several tasks, for a file that is missing, and
+    for two tasks of one name.
+    """
+    if twice := [task for task in tasks if [*map(task_name, tasks)].count(task_name(task)) > 1]:
+        raise UserError(
+            f"two tasks go by the name {task_name(twice[0])} and would share one folder; name each "
+            "once, or rename a file"
+        )
+    if data is None:
+        return dict.fromkeys(tasks)
+    if Path(data).is_dir():
+        return {task: _file_in(Path(data), task) for task in tasks}
+    if len(tasks) > 1:
+        raise UserError(
+            f"--data {data} holds the problems of one task, not of {', '.join(tasks)}; name one "
+            "task, or a folder with a file of each one's name"
+        )
+    return {tasks[0]: data}
+
+
+def _file_in(folder: Path, task: str) -> str:
+    names = [f"{task_name(task)}{suffix}" for suffix in SUFFIXES]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) != 1:
+        what = " and ".join(path.name for path in found) or f"none of {', '.join(names)}"
+        raise UserError(f"--data {folder} holds {what}; put one file there for {task}")
+    return str(found[0])
+
+
+def _about(recipe: Recipe, task: str) -> Recipe:
+    settings = recipe.eval.model_copy(update={"task": task})
+    return recipe.model_copy(update={"eval": settings})

@@ -5,11 +5,18 @@ is clustered by problem: more samples of the same problems never make it shrink 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+EXACT_PROBLEMS = 13
+"""Up to so many problems that differ, a permutation test counts every flip of signs."""
+
+FLIPS = 9_999
+"""Flips drawn where there are more."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,68 @@ def problem_mean(values_P: NDArray[np.float64], confidence: float = 0.95) -> Est
     return Estimate(mean, mean - half, mean + half)
 
 
+def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
+    """Mean of one share a problem (P), its interval within 0 and 1 as the mean itself is.
+
+    Where every value is 0 or 1, it is Wilson's score interval (Wilson, 1927): Student's has no
+    width where all problems have one value, and none of 30 solved does not say none ever will be.
+    Otherwise Student's, cut at 0 and 1. Values outside 0 to 1 are no shares, and get Student's.
+    """
+    student = problem_mean(values_P, confidence)
+    if student.low is None or student.high is None or ((values_P < 0) | (values_P > 1)).any():
+        return student
+    if not np.isin(values_P, (0.0, 1.0)).all():
+        return Estimate(student.mean, max(student.low, 0.0), min(student.high, 1.0))
+    from scipy import stats
+
+    hits = stats.binomtest(int(values_P.sum()), len(values_P))
+    low, high = hits.proportion_ci(confidence, method="wilson")
+    return Estimate(student.mean, float(low), float(high))
+
+
 def paired_difference(before_P: NDArray[np.float64], after_P: NDArray[np.float64]) -> Estimate:
     """Mean of after - before over the same problems (P), paired."""
     return problem_mean(after_P - before_P)
+
+
+def sign_flip_p_value(difference_P: NDArray[np.float64]) -> float:
+    """Two-sided p-value of a mean difference over problems (P), by flipping signs (Fisher, 1935).
+
+    Under the null the two sides of a problem may change places. Exact where at most
+    `EXACT_PROBLEMS` problems differ; else by `FLIPS` seeded draws, with (hits + 1) / (draws + 1).
+    """
+    from scipy import stats
+
+    # A problem without a difference keeps its sum under any flip, and would only cost time.
+    differs = difference_P[np.abs(difference_P) > np.finfo(np.float32).eps]
+    if len(differs) < 2:
+        return 1.0
+    found = stats.permutation_test(
+        (differs, np.zeros(len(differs))),
+        lambda one, other, axis: np.mean(one - other, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=math.inf if len(differs) <= EXACT_PROBLEMS else FLIPS,
+        batch=1000,
+        rng=0,
+    )
+    return float(found.pvalue)
+
+
+def detectable_difference(
+    difference_P: NDArray[np.float64], power: float = 0.8, level: float = 0.05
+) -> float | None:
+    """The smallest true mean difference that a two-sided paired t-test over this many problems
+    finds with this power: (t(1 - level / 2) + t(power)) * s / sqrt(P), with t the quantiles of
+    Student's distribution at P - 1 degrees of freedom and s the standard deviation of the
+    observed differences (P). None where they have no spread, which says nothing."""
+    from scipy import stats
+
+    count = len(difference_P)
+    if count < 2 or np.ptp(difference_P) == 0:
+        return None
+    quantiles = stats.t.ppf([1 - level / 2, power], count - 1)
+    return float(quantiles.sum() * np.std(difference_P, ddof=1) / math.sqrt(count))
 
 
 def pass_at_k(correct_P: NDArray[np.int64], samples: int, k: int) -> NDArray[np.float64]:
@@ -44,29 +110,33 @@ def pass_at_k(correct_P: NDArray[np.int64], samples: int, k: int) -> NDArray[np.
     equation 1), with n samples of which c are correct."""
     if not 1 <= k <= samples:
         raise ValueError(f"k must be 1 to {samples}, got {k}")
+    counts, places_P = np.unique(correct_P, return_inverse=True)
     # The product form stays exact where the binomials would overflow.
-    factors = [
+    missed = [
         np.prod(1 - k / np.arange(samples - c + 1, samples + 1)) if samples - c >= k else 0.0
-        for c in correct_P
+        for c in counts
     ]
-    return 1 - np.array(factors, np.float64)
+    return (1 - np.array(missed, np.float64))[places_P]
 
 
-def majority(answers: Sequence[str | None], equivalent: Callable[[str, str], bool]) -> int | None:
-    """Index of the first sample whose answer most samples share; None where none answers.
+def majority(answers: Sequence[str | None], equal: Iterable[tuple[str, str]]) -> list[int]:
+    """The samples whose answer most samples share, ascending; none where none answers.
 
-    Answers that are `equivalent` count as one; a tie goes to the answer given first.
+    `equal` are pairs of different answers that mean the same. Two that a chain of pairs links
+    count as one too, so that it does not matter which was given first. Of a tie the answer given
+    first wins: the samples of a problem are exchangeable, so that is a draw by lot.
     """
-    first: list[int] = []
-    votes: list[int] = []
+    leader = {answer: answer for answer in answers if answer is not None}
+
+    def find(answer: str) -> str:
+        while leader[answer] != answer:
+            answer = leader[answer]
+        return answer
+
+    for one, other in equal:
+        leader[find(other)] = find(one)
+    clusters: defaultdict[str, list[int]] = defaultdict(list)
     for index, answer in enumerate(answers):
-        if answer is None:
-            continue
-        for cluster, leader in enumerate(first):
-            if answer == answers[leader] or equivalent(answers[leader] or "", answer):
-                votes[cluster] += 1
-                break
-        else:
-            first.append(index)
-            votes.append(1)
-    return first[int(np.argmax(votes))] if votes else None
+        if answer is not None:
+            clusters[find(answer)].append(index)
+    return min(clusters.values(), key=lambda cluster: (-len(cluster), cluster[0]), default=[])

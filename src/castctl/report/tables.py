@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from castctl.evaluate.results import variant_of
 from castctl.evaluate.statistics import Estimate, paired_difference
 from castctl.measures import Measures
 from castctl.report.console import printable
@@ -38,28 +39,35 @@ def _cell(name: str, value: float | list[float]) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def eval_table(results: Iterable[tuple[str, dict[str, Any]]]) -> Table:
-    """One row an evaluation: avg@k with its interval over problems, pass@k, maj@k."""
+def eval_table(results: Iterable[tuple[str, dict[str, Any]]], heading: str | None = None) -> Table:
+    """One row an evaluation: avg@k with its interval over problems, pass@k, maj@k.
+
+    The first column is headed by the first one's task, unless `heading` names it.
+    """
     results = list(results)
-    k = results[0][1]["k"]
+    first = results[0][1]
+    k = str(first["k"]) if len({result["k"] for _, result in results}) == 1 else "k"
     table = Table()
-    for heading in (
-        results[0][1]["task"],
+    for title in (
+        first["task"] if heading is None else heading,
         f"avg@{k} (95 % interval)",
         f"pass@{k}",
         f"maj@{k}",
         "cut",
         "length",
     ):
-        table.add_column(Text(printable(heading)), justify="right" if table.columns else "left")
+        table.add_column(Text(printable(title)), justify="right" if table.columns else "left")
     for label, result in results:
+        cut, length = result["truncated_share"], result["length_mean"]
+        if heading is None and (differs := variant_of(result)):
+            label += f", {differs}"
         table.add_row(
             Text(printable(label)),
             interval(Estimate(**result["avg"])),
-            interval(Estimate(**result["pass"][str(k)]), with_bounds=False),
+            interval(Estimate(**result["pass"][str(result["k"])]), with_bounds=False),
             interval(Estimate(**result["maj"]), with_bounds=False),
-            f"{result['truncated_share']:.1%}",
-            f"{result['length_mean']:.0f}",
+            "" if cut is None else f"{cut:.1%}",
+            "" if length is None else f"{length:.0f}",
         )
     return table
 

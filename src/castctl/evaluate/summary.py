@@ -1,0 +1,103 @@
+"""What an evaluation found, from its judged samples alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from castctl.errors import UserError
+from castctl.evaluate.results import Result
+from castctl.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
+from castctl.shape import group_numbers
+from castctl.verify.judge import equivalent
+from castctl.verify.pool import CheckPool
+
+_INTEGER = re.compile(r"-?[1-9][0-9]*|0")
+
+Answers = Sequence[str | None]
+Pair = tuple[str, str]
+
+
+def summarise(
+    rewards: pa.Table,
+    lengths_R: NDArray[np.int64] | None,
+    truncated_R: NDArray[np.bool_] | None,
+    k: int,
+    pool: CheckPool,
+    task: str,
+) -> Result:
+    """avg@k, unbiased pass@1..k and maj@k with intervals over problems, truncation and length.
+
+    `rewards` holds `prompt_id`, `reward` (null: not judged) and `extracted` (null: no answer) of
+    R = P * k samples; a problem's samples stand together. `lengths_R` are completion lengths in
+    tokens and `truncated_R` says which were cut; what is not known comes back as None. A sample
+    is right where its reward is above 0, and avg@k the mean reward. Every interval is over
+    problems: more samples of the same ones tell nothing of others.
+
+    Raises `UserError` where a problem has more or fewer than `k` samples or one is not judged.
+    """
+    problems = group_numbers(rewards["prompt_id"])
+    samples = np.bincount(problems)
+    scores = rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    if not len(samples) or (samples != k).any() or np.isnan(scores).any():
+        raise UserError(
+            f"{task}: a problem has {samples.min(initial=k)} to {samples.max(initial=0)} samples "
+            f"and {int(np.isnan(scores).sum())} were not judged, so there is no avg@{k}; "
+            "run it again with --overwrite"
+        )
+    assert (np.diff(problems) >= 0).all(), "a problem's samples stand together"
+    scores_PK = scores.reshape(-1, k)
+    means_P = scores_PK.mean(1)
+    correct_P = (scores_PK > 0).sum(1)
+    prompt_ids = rewards["prompt_id"].to_pylist()[::k]
+    answers = rewards["extracted"].to_pylist()
+    answers_P = [answers[start : start + k] for start in range(0, len(answers), k)]
+    return {
+        "problems": len(samples),
+        "k": k,
+        "avg": asdict(problem_share(means_P)),
+        "pass": {
+            str(m): asdict(problem_share(pass_at_k(correct_P, k, m))) for m in range(1, k + 1)
+        },
+        "maj": asdict(_majority_accuracy(answers_P, scores_PK > 0, pool)),
+        "truncated_share": None if truncated_R is None else float(truncated_R.mean()),
+        "length_mean": None if lengths_R is None else float(lengths_R.mean()),
+        "by_problem": dict(zip(prompt_ids, means_P.tolist(), strict=True)),
+    }
+
+
+def _majority_accuracy(
+    answers_P: list[Answers], right_PK: NDArray[np.bool_], pool: CheckPool
+) -> Estimate:
+    """Share of problems whose majority is right.
+
+    Right answers all equal the gold, so only wrong ones are compared with one another.
+    """
+    alike_P: list[list[Pair]] = []
+    open_P: list[list[Pair]] = []
+    for answers, right in zip(answers_P, right_PK, strict=True):
+        given = [(a, ok) for a, ok in zip(answers, right, strict=True) if a is not None]
+        golds = dict.fromkeys(answer for answer, ok in given if ok)
+        wrong = dict.fromkeys(answer for answer, _ in given if answer not in golds)
+        alike_P.append(list(itertools.pairwise(golds)))
+        open_P.append(list(_undecided(wrong)))
+    pairs = list(dict.fromkeys(itertools.chain.from_iterable(open_P)))
+    equal = dict(zip(pairs, equivalent(pool, pairs), strict=True))
+    hits = []
+    for answers, right, alike, unsure in zip(answers_P, right_PK, alike_P, open_P, strict=True):
+        winners = majority(answers, [*alike, *(pair for pair in unsure if equal[pair])])
+        hits.append(float(right[winners].any()))
+    return problem_share(np.array(hits))
+
+
+def _undecided(texts: Iterable[str]) -> Iterator[Pair]:
+    """The pairs that need a grader: two different whole numbers do not."""
+    for pair in itertools.combinations(texts, 2):
+        if not all(map(_INTEGER.fullmatch, pair)):
+            yield pair
