@@ -8,17 +8,22 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from math_verify import parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 from sympy import And, Basic, Eq, Expr, Float, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
+from castctl.verify.claims import claims_otherwise
 from castctl.verify.spelling import spellings
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-RULES = 2
-"""Goes up where a rule here or in `spelling` changes: verdicts by other rules are others."""
+RULES = 3
+"""Goes up where a rule here, in `spelling`, `claims` or `visible` changes: verdicts by other rules
+are others."""
+
+# By default, of a box that does not parse, it takes the last number or fraction that it finds.
+_WHOLE_BOX = (LatexExtractionConfig(boxed_match_priority=0),)
 
 _INFINITIES = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)
 
@@ -42,6 +47,8 @@ def grade(answer: str, extracted: str) -> bool:
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
+    if any(claims_otherwise(spelling, answer) for spelling in spellings(extracted)):
+        return False
     read = _read(extracted)
     if not (_believable(read) and verify(gold, read, timeout_seconds=None)):
         return False
@@ -54,7 +61,10 @@ def grade(answer: str, extracted: str) -> bool:
 
 
 def _read(text: str) -> list[Any]:
-    readings = (parse(f"\\boxed{{{each}}}", parsing_timeout=None) for each in spellings(text))
+    readings = (
+        parse(f"\\boxed{{{each}}}", _WHOLE_BOX, extraction_mode="first_match", parsing_timeout=None)
+        for each in spellings(text)
+    )
     return [expression for reading in readings for expression in reading]
 
 

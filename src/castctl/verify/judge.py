@@ -13,6 +13,7 @@ from castctl.errors import UserError
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import RULES, grade
 from castctl.verify.pool import CheckPool
+from castctl.verify.visible import visible
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
@@ -74,12 +75,13 @@ def judge(
 
     A row is checked by `settings.function` where there is one, whatever its completion
     holds, and otherwise by math-verify: the content of the last box against the answer.
+    A box in thoughts, in a comment or in a quotation of the problem does not count (`visible`).
 
     Raises:
         UserError: `settings.function` cannot be used, or the workers cannot start.
     """
     custom = CustomVerifier(settings.function) if settings.function else None
-    boxes = [_final_answer(row.completion) for row in rows]
+    boxes = [_final_answer(row) for row in rows]
     judgements: dict[int, Judgement] = {}
     calls: dict[int, Call] = {}
     for index, (row, box) in enumerate(zip(rows, boxes, strict=True)):
@@ -120,8 +122,8 @@ def check_error_share(judgements: Sequence[Judgement], settings: VerifierSetting
         )
 
 
-def _final_answer(completion: str) -> Boxed | None:
-    box = last_boxed(completion)
+def _final_answer(row: Row) -> Boxed | None:
+    box = last_boxed(visible(row.completion, row.problem))
     return box if box and box.content.strip() else None
 
 

@@ -22,6 +22,7 @@ _SYMBOLS = str.maketrans({"°": r"^\circ ", "∞": r"\infty "})
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\A(?:\\approx(?![a-z])|≈|=) *(?=-?[0-9.]|\\)", ""),
         (r"(?<!\\right)\.\Z", ""),  # a full stop; `\right.` ends in none
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
         (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
@@ -32,6 +33,10 @@ _RULES = [
 _NEGATIVE_PERCENT = re.compile(rf"(-{_DIGITS}) ?\\?%")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
+_SCALED = re.compile(
+    rf"({_NUMBER})(?: ?\\text\{{)? ?(hundred|thousand|million|billion|trillion)(?: dollars?)?\}}?"
+)
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCIENTIFIC = re.compile(
     rf"({_NUMBER}) ?\\(?:times|cdot) ?10 ?\^ ?(?:\{{ ?(-?[0-9]{{1,2}}) ?\}}|([0-9]))"
 )
@@ -55,6 +60,8 @@ def _respelled(text: str) -> str:
         return re.sub("[^-0-9]", "", text)
     if match := _SCIENTIFIC.fullmatch(text):
         return _exact(Decimal(f"{match[1]}e{match[2] or match[3]}"))
+    if match := _SCALED.fullmatch(text):
+        return _exact(Decimal(f"{match[1]}e{_SCALES[match[2]]}"))
     if (match := _MIXED.fullmatch(text)) and int(match[2]) < int(match[3]):
         return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
     return text

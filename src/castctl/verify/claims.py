@@ -1,0 +1,92 @@
+"""Boxed texts that claim something else than the value that math-verify takes from them.
+
+It drops what it does not understand: of `\\neq 3`, of `7=3`, of `3 \\text{ or 4}` and of `10_2` it
+reads the number. Each rule here applies to what cannot be meant as that number, and to nothing
+that the answer itself says too. All take time linear in the text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from fractions import Fraction
+
+_DIGITS = "[0-9]{1,30}"
+_DENIAL = re.compile(
+    r"\s*(?:[A-Za-z](?:\([A-Za-z]\))?\s*)?(?:\\(?:neq?|neg|lnot|not|notin)(?![A-Za-z])|≠|¬)"
+)
+_EQUALS = re.compile(r"(?<![<>!\\:])=")
+_FRACTION = re.compile(
+    rf"(-?)\\[dt]?frac *(?:\{{({_DIGITS})\}}|([0-9])) *(?:\{{({_DIGITS})\}}|([0-9]))"
+)
+_RATIO = re.compile(rf"-?{_DIGITS}(?:\.{_DIGITS}|/{_DIGITS})?")
+_COMMENTED = re.compile(r"(?<!\\)%[^,;=%]*=")
+_TRAILING = re.compile(
+    r"\\(?:text|textbf|textrm|mathrm|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}[\s.]*\Z"
+)
+_HEDGES = {
+    "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "more", "less", "fewer",
+    "least", "most", "dozen", "hundred", "thousand", "million", "billion", "trillion",
+}  # fmt: skip
+_LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
+_BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
+
+NEAR = Fraction(1, 100)
+"""Sides of an equation that differ by a smaller share may be rounded: 1/3 = 0.333."""
+
+
+def claims_otherwise(extracted: str, answer: str) -> bool:
+    """Whether the extracted text denies its value, contradicts itself, hides an equation in a
+    comment, hedges, or is in a base other than the answer's."""
+    return (
+        (_denies(extracted) and not _denies(answer))
+        or _contradicts(extracted)
+        or bool(_COMMENTED.search(extracted) and not _COMMENTED.search(answer))
+        or bool(_hedges(extracted) - _hedges(answer))
+        or _in_another_base(extracted, answer)
+    )
+
+
+def _denies(text: str) -> bool:
+    return _DENIAL.match(text) is not None
+
+
+def _contradicts(text: str) -> bool:
+    """An equation of numbers that are not equal, as 7 = 3, or that says nothing, as 3 = 3."""
+    sides = (side.strip() for side in _EQUALS.split(text))
+    values = ((side, value) for side in sides if (value := _value(side)) is not None)
+    for (one, first), (other, second) in itertools.pairwise(values):
+        if one == other or abs(first - second) > NEAR * max(abs(first), abs(second)):
+            return True
+    return False
+
+
+def _value(text: str) -> Fraction | None:
+    if match := _FRACTION.fullmatch(text):
+        text = f"{match[1]}{match[2] or match[3]}/{match[4] or match[5]}"
+    if not _RATIO.fullmatch(text):
+        return None
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        return None
+
+
+def _hedges(text: str) -> set[str]:
+    """Words and loose numbers in text at the end, where a unit would stand."""
+    match = _TRAILING.search(text, max(len(text) - 200, 0))
+    if not match or not text[: match.start()].strip():
+        return set()
+    words = set(re.findall("[a-z]+", match[1].lower())) & _HEDGES
+    return words | set(_LOOSE_NUMBER.findall(match[1]))
+
+
+def _in_another_base(extracted: str, answer: str) -> bool:
+    """Numbers written in a base: 52_9 is neither 52_8 nor 52."""
+    ours, theirs = _BASED.fullmatch(extracted), _BASED.fullmatch(answer)
+    if ours is None:
+        return False
+    base = ours[2] or ours[3]
+    if theirs is not None:
+        return base != (theirs[2] or theirs[3])
+    return base != "10"
