@@ -1,0 +1,268 @@
+"""Judge completions again that are there already, and say what changed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from castctl.errors import UserError
+from castctl.evaluate.foreign import Completions, numbered, read_completions
+from castctl.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
+from castctl.evaluate.foreign_run import write_evaluation
+from castctl.evaluate.statistics import Estimate, paired_difference, problem_mean
+from castctl.evaluate.stored import Stored, read_stored, write_again
+from castctl.progress import Progress
+from castctl.recipe import Recipe
+from castctl.runs import Run, create_run, discarded_if_empty
+from castctl.shards.stage import StepFolder
+from castctl.verify.judge import (
+    Judgement,
+    Row,
+    check_error_share,
+    grader_name,
+    judge,
+    judging_pool,
+)
+from castctl.verify.pool import CheckPool
+
+UNBOXED = ("no_answer", "truncated")
+"""Verdicts on completions without a box."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """How many completions went from one verdict to another; `old` is None where none was known."""
+
+    old: str | None
+    new: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A completion that is worth something else now."""
+
+    prompt_id: str
+    sample: int
+    problem: str
+    answer: str | None
+    extracted: str | None
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Regraded:
+    """One set of completions, judged again. `before`, `after` and `difference` are means over
+    problems of their mean reward, over the completions that both graders judged."""
+
+    path: Path
+    problems: int
+    completions: int
+    samples: tuple[int, int]
+    """The least and the most completions of a problem."""
+    old_grader: str | None
+    """None where nobody had judged them, or nobody says who."""
+    new_grader: str
+    moves: list[Move]
+    before: Estimate | None
+    after: Estimate
+    difference: Estimate | None
+    changes: list[Change]
+    unboxed: int
+    """Completions without a box, which the grader does not read."""
+    written: bool
+    """Whether rewards and results are those of the new grader."""
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What judging again found; `run` is the new run of completions made elsewhere."""
+
+    source: Path
+    run: Path | None
+    parts: list[Regraded]
+
+
+def rescore(
+    source: Path,
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Rescored:
+    """Judge stored or foreign completions with `recipe.verifier`.
+
+    `source` is an evaluation's folder, a run's (all its evaluations) or a step's, in which nothing
+    changes without `overwrite`; or a file of problems, completions and answers, or sample files of
+    lm-evaluation-harness, which become evaluations of a new run called `name`.
+
+    Raises `UserError` where there is nothing to judge, and where too many checks fail.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; name a folder of an evaluation or a "
+                        "file of completions")  # fmt: skip
+    folders = _folders(source) if source.is_dir() else []
+    with judging_pool(recipe.verifier) as pool:
+        if not folders:
+            return _foreign(source, recipe, pool, progress, name)
+        if name is not None:
+            raise UserError(f"--run names the run that completions from elsewhere become, and "
+                            f"{source} is castctl's own; leave it out")  # fmt: skip
+        parts = []
+        for folder in folders:
+            stored = read_stored(folder)
+            judged = _judge(stored.rows, recipe, pool, progress)
+            if overwrite:
+                write_again(folder, recipe, pool, progress)
+            parts.append(_compared(folder.path, stored, judged, recipe, overwrite, []))
+        return Rescored(source, None, parts)
+
+
+def _folders(source: Path) -> list[StepFolder]:
+    """The folders with rollouts that a folder stands for; none where it is no folder of castctl."""
+    if (source / "rollouts").is_dir():
+        return [_step_folder(source)]
+    below = sorted(source.glob("step-*")) if not (source / "manifest.json").is_file() else []
+    found = below or sorted(source.glob("eval/*/step-*"))
+    return [_step_folder(path) for path in found if (path / "rollouts").is_dir()]
+
+
+def _step_folder(path: Path) -> StepFolder:
+    match = re.fullmatch(r"step-(\d+)", path.absolute().name)
+    return StepFolder(path, int(match[1]) if match else 0)
+
+
+def _foreign(
+    source: Path, recipe: Recipe, pool: CheckPool, progress: Progress, name: str | None
+) -> Rescored:
+    read = _read_foreign(source, recipe)
+    run = create_run(recipe, name, "rescore")
+    run.record(rescored=str(source))
+    with discarded_if_empty(run):
+        parts = [_graded(each, run, recipe, pool, progress) for each in read]
+    return Rescored(source, run.path, parts)
+
+
+def _graded(
+    completions: Completions, run: Run, recipe: Recipe, pool: CheckPool, progress: Progress
+) -> Regraded:
+    numbered_samples = list(numbered(completions.samples))
+    samples = [sample for _, _, sample in numbered_samples]
+    stored = Stored(
+        keys=[(key, number) for key, number, _ in numbered_samples],
+        rows=[Row(s.problem, s.completion, s.answer, s.finish_reason) for s in samples],
+        old=[_verdict(s.reward) for s in samples],
+        old_rewards=[s.reward for s in samples],
+        grader=completions.grader,
+        verdicts_differ=False,
+    )
+    judged = _judge(stored.rows, recipe, pool, progress)
+    folder = run.eval_folder(completions.name, 0)
+    notes = write_evaluation(folder, completions, stored, judged, recipe, pool)
+    return _compared(folder.path, stored, judged, recipe, True, [*completions.notes, *notes])
+
+
+def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
+    if not source.is_dir():
+        lm_eval = is_sample_file(source)
+        return [read_samples(source) if lm_eval else read_completions(source, recipe.data)]
+    files = sample_files(source)
+    if not files:
+        raise UserError(
+            f"{source} holds no rollouts, no eval/TASK/step-NNNNN and no samples_*.jsonl; name an "
+            "evaluation's folder, a run, or a file of completions"
+        )
+    return [read_samples(file) for file in files]
+
+
+def _judge(
+    rows: Sequence[Row], recipe: Recipe, pool: CheckPool, progress: Progress
+) -> list[Judgement]:
+    with progress.task("verify", len(rows), "completions") as advance:
+        judged = judge(pool, recipe.verifier, rows, lambda: advance(1))
+    check_error_share(judged, recipe.verifier)
+    return judged
+
+
+def _verdict(reward: float | None) -> str | None:
+    return None if reward is None else "correct" if reward > 0 else "wrong"
+
+
+def _compared(
+    path: Path,
+    stored: Stored,
+    judged: Sequence[Judgement],
+    recipe: Recipe,
+    written: bool,
+    notes: list[str],
+) -> Regraded:
+    of_problem = Counter(key for key, _ in stored.keys)
+    pairs = Counter((old, new.verdict) for old, new in zip(stored.old, judged, strict=True))
+    before, after, difference = _means(stored, judged)
+    return Regraded(
+        path=path,
+        problems=len(of_problem),
+        completions=len(judged),
+        samples=(min(of_problem.values()), max(of_problem.values())),
+        old_grader=stored.grader,
+        new_grader=grader_name(recipe.verifier),
+        moves=[Move(old, new, count) for (old, new), count in pairs.most_common()],
+        before=before,
+        after=after,
+        difference=difference,
+        changes=list(_changes(stored, judged)),
+        unboxed=sum(each.verdict in UNBOXED for each in judged),
+        written=written,
+        notes=notes,
+    )
+
+
+def _means(
+    stored: Stored, judged: Sequence[Judgement]
+) -> tuple[Estimate | None, Estimate, Estimate | None]:
+    new_R = np.array([_number(each.reward) for each in judged])
+    old_R = np.array([_number(reward) for reward in stored.old_rewards])
+    problems = {key: number for number, key in enumerate(dict.fromkeys(k for k, _ in stored.keys))}
+    of_R = np.array([problems[key] for key, _ in stored.keys])
+    both = ~np.isnan(new_R) & ~np.isnan(old_R)
+    if not both.any():
+        return None, problem_mean(_by_problem(new_R, of_R, ~np.isnan(new_R))), None
+    before_P, after_P = (_by_problem(values, of_R, both) for values in (old_R, new_R))
+    return problem_mean(before_P), problem_mean(after_P), paired_difference(before_P, after_P)
+
+
+def _by_problem(
+    values_R: NDArray[np.float64], of_R: NDArray[np.int64], which_R: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Mean of each problem that has any of the marked values (P)."""
+    counts = np.bincount(of_R[which_R])
+    sums = np.bincount(of_R[which_R], weights=values_R[which_R])
+    return sums[counts > 0] / counts[counts > 0]
+
+
+def _changes(stored: Stored, judged: Sequence[Judgement]) -> Iterator[Change]:
+    """Where the verdict is another; of a maker who knew right and wrong alone, where that is."""
+    for (key, number), row, old, was, new in zip(
+        stored.keys, stored.rows, stored.old, stored.old_rewards, judged, strict=True
+    ):
+        if old is None:
+            continue
+        right = (new.reward or 0.0) > 0
+        other = (was or 0.0) != (new.reward or 0.0)
+        if (stored.verdicts_differ and (old != new.verdict or other)) or right != (
+            (was or 0.0) > 0
+        ):
+            yield Change(key, number, row.problem, row.answer, new.extracted, old, new.verdict)
+
+
+def _number(reward: float | None) -> float:
+    return np.nan if reward is None else reward

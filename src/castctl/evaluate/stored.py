@@ -1,0 +1,89 @@
+"""Completions that castctl has stored with their verdicts, read and judged again in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from castctl.errors import UserError
+from castctl.evaluate.results import library_versions, read_result
+from castctl.evaluate.summary import summarise
+from castctl.progress import Progress
+from castctl.recipe import Recipe
+from castctl.score.rewards import score_rewards
+from castctl.shards.part import write_json
+from castctl.shards.stage import StepFolder, agreed
+from castctl.verify.judge import Row, grader_name
+from castctl.verify.pool import CheckPool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Completions (R) and what was thought of them; None where that is not known."""
+
+    keys: list[tuple[str, int]]
+    """Prompt id and sample."""
+    rows: list[Row]
+    old: list[str | None]
+    """Verdicts."""
+    old_rewards: list[float | None]
+    grader: str | None
+    verdicts_differ: bool
+    """Whether the old verdicts tell one way to be wrong from another."""
+
+
+def read_stored(folder: StepFolder) -> Stored:
+    """The rollouts of a folder with their rewards; `UserError` where there are no rollouts."""
+    folder.require_parts("rollouts", "there is nothing to judge again")
+    rollouts = folder.read_all("rollouts")
+    names = ("problem", "completion", "answer", "finish_reason")
+    columns = [rollouts[name].to_pylist() for name in names]
+    keys = list(zip(*(rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True))
+    known: dict[tuple[str, int], tuple[str, float | None]] = {}
+    graders = []
+    for number in folder.parts("rewards"):
+        part = folder.read("rewards", number)
+        graders.append(part.metadata)
+        known |= {
+            (row["prompt_id"], row["sample"]): (row["verdict"], row["reward"])
+            for row in part.table.select(["prompt_id", "sample", "verdict", "reward"]).to_pylist()
+        }
+    unjudged: tuple[str | None, float | None] = (None, None)
+    old = [known.get(key, unjudged) for key in keys]
+    return Stored(
+        keys=keys,
+        rows=[Row(*values) for values in zip(*columns, strict=True)],
+        old=[verdict for verdict, _ in old],
+        old_rewards=[reward for _, reward in old],
+        grader=agreed(graders, "grader", None),
+        verdicts_differ=True,
+    )
+
+
+def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: Progress) -> None:
+    """Make `rewards/` again and, of an evaluation, the numbers in `results.json`.
+
+    The pool remembers what it has judged before. Raises `UserError` for completions without
+    tokens: those came from a file, which is to be judged into another run.
+    """
+    from castctl.models.loading import load_tokenizer, locate_model
+
+    rollouts = folder.read_all("rollouts")
+    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
+    if not lengths.any():
+        raise UserError(f"{folder.path} came from a file; judge that file again with another --run")
+    first = folder.read("rollouts", folder.parts("rollouts")[0]).metadata or {}
+    folder = StepFolder(folder.path, first.get("step", folder.step), first.get("total_steps"))
+    model = recipe.model
+    tokenizer = load_tokenizer(locate_model(model.path, model.revision), model)
+    result = read_result(folder)
+    (folder.path / "results.json").unlink(missing_ok=True)  # it speaks of other rewards
+    score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
+    if result is None:
+        return
+    truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
+    rewards = folder.read_all("rewards")
+    numbers = summarise(rewards, lengths, truncated, result["k"], pool, result["task"])
+    made = {"grader": grader_name(recipe.verifier), "libraries": library_versions()}
+    write_json(folder.path / "results.json", {**result, **made, **numbers})
