@@ -1,5 +1,6 @@
 """`castctl train`."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,11 +8,15 @@ import typer
 
 from castctl.cli import options as opt
 from castctl.errors import UserError
-from castctl.report.console import progress, say, tell
+from castctl.report.console import live_console, progress, say, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from castctl.cli.context import Asked
+    from castctl.progress import Progress
     from castctl.runs import Run
+    from castctl.train.metrics import Row
 
 
 def register(app: typer.Typer) -> None:
@@ -102,13 +107,9 @@ def _train(run: "Run") -> None:
     from castctl.train.loop import train as train_run
 
     steps = run.recipe.train.steps
-
-    def on_row(row: dict[str, Any]) -> None:
-        say(step_line(row, steps))
-
     try:
-        with discarded_if_empty(run):
-            trained = train_run(run, progress(), on_row)
+        with discarded_if_empty(run), _watched(run) as (watcher, on_row):
+            trained = train_run(run, watcher, on_row)
     except KeyboardInterrupt:
         if run.path.exists():
             say(f"stopped; go on with: castctl train --resume --run {run.path}")
@@ -124,6 +125,19 @@ def _train(run: "Run") -> None:
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")
     tell(f"run: {run.path} (best checkpoint: step {trained.best_step})")
     next_command("castctl eval")
+
+
+@contextlib.contextmanager
+def _watched(run: "Run") -> "Iterator[tuple[Progress, Callable[[Row], None]]]":
+    """Who watches the loop, and is told each step: a live panel on a terminal, lines elsewhere."""
+    console = live_console()
+    if console is None:
+        yield progress(), lambda row: say(step_line(row, run.recipe.train.steps))
+        return
+    from castctl.report.panel import TrainingPanel
+
+    with TrainingPanel(run, console) as panel:
+        yield panel, panel.add
 
 
 def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -> None:

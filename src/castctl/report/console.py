@@ -54,16 +54,24 @@ def progress() -> Progress:
     return Silent() if _said_to_be_quiet else TerminalProgress()
 
 
+def live_console() -> Console | None:
+    """Standard error where something that moves may be drawn on it; None where it is no terminal
+    or a dumb one, or people asked for quiet."""
+    console = Console(stderr=True)
+    moves = console.is_terminal and console.is_interactive and sys.stderr.isatty()
+    return console if moves and not _said_to_be_quiet else None
+
+
 class TerminalProgress:
     """Bars with rate and time left on a terminal; elsewhere a line now and then."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = live_console()
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Watch one task; see `castctl.progress.Progress`."""
-        watch = self._bar if self._console.is_terminal else self._lines
+        watch = self._lines if self._console is None else self._bar
         with watch(description, total, unit) as advance:
             yield advance
 
@@ -128,9 +136,19 @@ class _OneLine(logging.Formatter):
         return printable(f"castctl: {record.levelname.lower()}: {record.getMessage()}")
 
 
+class _Terminal(logging.Handler):
+    """Prints to standard error as it is now: a live panel takes it over and prints above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def send_warnings_to_terminal() -> None:
     """Show castctl's warnings, each once, a line each."""
-    handler = logging.StreamHandler()
+    handler = _Terminal()
     handler.setFormatter(_OneLine())
     handler.addFilter(_Once())
     log = logging.getLogger("castctl")
