@@ -22,6 +22,8 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "coverage": ("share.200 problems.two modes", "share.30 problems.a tenth solved"),
     "decoding": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                       *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
+    "diagnose": tuple(f"diagnostics.{name}.{what}" for name in ("opsd-gaps", "flips", "engine")
+                      for what in ("seconds", "extra_gb", "plots_seconds")),
     "distillation": (*(f"reverse_kl.{name}" for name in (
                          *RATIO, "memory_ratio", "naive_seconds", "naive_extra_gb")),
                      *(f"{form}.fused_{what}" for form in ("reverse_kl", "jsd", "jsd_top_100")
@@ -34,6 +36,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
              "share.verify", "share.shards", "share.shape", "share.measure"),
     "packing": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                      *RATIO, "packed_seconds", "padded_seconds")),
+    "report": ("seconds", "extra_gb", "page_mb"),
     "rewritings": ("golds", "kinds.as it is.pairs", "kinds.percent.pairs"),
     "shaping": tuple(f"tokens_per_second.{what}_{method}"
                      for what in ("mathematics", "stage") for method in ("cast", "grpo")),

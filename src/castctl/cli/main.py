@@ -13,11 +13,13 @@ import typer
 import castctl
 from castctl.cli import (
     compare,
+    diagnose,
     evaluate,
     explain,
     inspect,
     methods,
     recipes,
+    report,
     rollout,
     runs,
     score,
@@ -44,7 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    rollout, score, shape, train, evaluate, compare, explain, inspect, runs, methods, recipes,
+    rollout, score, shape, train, evaluate, compare, diagnose, report, explain, inspect, runs,
+    methods, recipes,
 ):  # fmt: skip
     command.register(app)
 

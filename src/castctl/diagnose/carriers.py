@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from castctl.diagnose.pool import CELLS, Pool
+from castctl.diagnose.spelled import surroundings
 from castctl.inspection.tokens import TokenTexts
 from castctl.ragged import sums
 
 MOST = 12
 """Tokens of the vocabulary, and places, told of each cell."""
-
-BEFORE, AFTER = 24, 8
-"""Tokens of context shown on either side."""
 
 
 def carrying_tokens(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str, Any]]]:
@@ -50,8 +47,7 @@ def carrying_tokens(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str, A
 
 def carrying_contexts(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str, Any]]]:
     """For each cell the places with the largest |g|, at most one of a prompt: `step`, `prompt_id`,
-    `sample`, `position` (from 0), `gap`, and the texts `before`, `token` and `after` (None without
-    a tokenizer)."""
+    `sample`, `gap`, and what `surroundings` tells."""
     cell_N = pool.cell_N()
     row_N = pool.row_N
     found = {}
@@ -72,16 +68,10 @@ def carrying_contexts(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str,
 def _context(pool: Pool, texts: TokenTexts, place: int, row: int) -> dict[str, Any]:
     start, stop = int(pool.offsets[row]), int(pool.offsets[row + 1])
 
-    def together(ids: NDArray[np.int32]) -> str | None:
-        return texts.together(ids.tolist()) if len(ids) else ""
-
     return {
         "step": int(pool.step_R[row]),
         "prompt_id": pool.prompt_ids[row],
         "sample": int(pool.samples_R[row]),
-        "position": place - start,
         "gap": float(pool.gap_N[place]),
-        "before": together(pool.ids_N[max(start, place - BEFORE) : place]),
-        "token": texts.text(int(pool.ids_N[place])),
-        "after": together(pool.ids_N[place + 1 : min(stop, place + 1 + AFTER)]),
+        **surroundings(pool.ids_N, start, stop, place, texts),
     }

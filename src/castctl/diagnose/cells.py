@@ -165,9 +165,10 @@ def describe_decay(
 ) -> dict[str, Any]:
     """How each cell's signal-to-noise changes with a value of the token, cut at `edges` (B + 1).
 
-    `centers` are the bins' mean values; for each cell `tokens`, `mean_size` = mean |g| and `snr` by
-    bin, and `rate`, with an interval over prompts: minus the slope of ln(snr) over the centers by
-    least squares over bins of `ENOUGH` tokens, so that snr falls by the factor e over 1 / rate.
+    `centers` are the bins' mean values; for each cell `tokens`, `mean_size` = mean |g| and `snr`
+    (None below `ENOUGH` tokens) by bin, and `rate`, with an interval over prompts: minus the slope
+    of ln(snr) over the centers by least squares over bins of `ENOUGH` tokens, so that snr falls by
+    the factor e over 1 / rate.
     """
     cell_N = pool.cell_N()
     bins = len(edges) - 1
@@ -187,7 +188,8 @@ def describe_decay(
 
     values, lows, highs = interval_of_sums(sums_PK, rates, seed)
     n, g, g2 = np.moveaxis(sums_PK.sum(0).reshape(len(CELLS), bins, 3), -1, 0)
-    snr, mean_size = signal_to_noise(n, g, g2), _ratio(np.abs(g), n)
+    snr = np.where(n >= ENOUGH, signal_to_noise(n, g, g2), np.nan)
+    mean_size = _ratio(np.abs(g), n)
     return {
         "centers": centers,
         "cells": {

@@ -87,8 +87,11 @@ def _numbers(pool: Pool, context: Context) -> Numbers:
 
 
 def _by_step(pool: Pool, scores: dict[str, Floats], seed: int) -> list[dict[str, Any]]:
-    """The cells' tokens, shares and means, and the AUC of the mean gap, of each step."""
-    rows = []
+    """The cells' tokens, shares and means, and the AUC of the mean gap, of each of several
+    steps."""
+    rows: list[dict[str, Any]] = []
+    if len(np.unique(pool.step_R)) < 2:
+        return rows
     gap_score = {"mean_gap": scores["mean_gap"]}
     for step in np.unique(pool.step_R):
         here_R = pool.step_R == step

@@ -74,16 +74,17 @@ def _notes(facts: list[dict], subject: Subject, diagnostic: Diagnostic) -> list[
     if computed:
         steps = _listed([fact["step"] for fact in computed])
         models = sorted({str(fact["computed_with"]) for fact in computed})
+        alike = ", policy and teacher alike" if diagnostic.need.teacher else ""
         notes.append(
-            f"What {diagnostic.name} reads was not there at {steps} and was computed under "
-            f"diagnose/, policy and teacher alike, with the weights {', '.join(models)}."
+            f"What {diagnostic.name} reads was not there at {steps}: it was computed under "
+            f"diagnose/{alike}, with the weights {', '.join(models)}."
         )
     other = [f for f in computed if f["sampler"] not in (None, f["computed_with"])]
     if other:
         notes.append(
             f"The rollouts of {_listed([f['step'] for f in other])} were sampled by other weights "
             f"({', '.join(sorted({str(f['sampler']) for f in other}))}): the policy here did not "
-            "write these completions, so gaps are those of a reader, not of their author."
+            "write these completions, so its log-probs are a reader's, not their author's."
         )
     partial = [fact for fact in facts if fact["parts"] < fact["of_parts"]]
     if partial:

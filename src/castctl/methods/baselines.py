@@ -63,14 +63,14 @@ class RccBaseline(Section):
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
-        baseline_G, _ = self._baselines(groups, signals)
+        baseline_G, _ = self.baselines_G(groups, signals)
         advantages = groups.rewards_R - baseline_G[groups.of_row]
         return _in_mixed_groups(advantages / _deviations_R(groups, self.std, self.eps), groups)
 
     def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
         """Over mixed groups: mean Cov(r, d), and the share whose baseline was clipped."""
         mixed = groups.kind_G == "mixed"
-        clipped_G, raw_G = self._baselines(groups, signals)
+        clipped_G, raw_G = self.baselines_G(groups, signals)
         if not mixed.any():
             return {"reward_confidence_cov": float("nan"), "baseline_clipped_share": 0.0}
         covariance_G = (raw_G - groups.mean_G) / 2
@@ -79,7 +79,7 @@ class RccBaseline(Section):
             "baseline_clipped_share": float((clipped_G != raw_G)[mixed].mean()),
         }
 
-    def _baselines(self, groups: Groups, signals: TokenSignals) -> tuple[Floats, Floats]:
+    def baselines_G(self, groups: Groups, signals: TokenSignals) -> tuple[Floats, Floats]:
         """b* of each group (G) as it is used, and before its bounds."""
         confidence_R = completion_drifts(signals, self.reduction)
         raw_G = groups.mean_G + 2 * reward_covariances(groups, confidence_R)

@@ -84,6 +84,18 @@ def bounds(told: Sequence[Told | None], scale: float = 1.0) -> np.ndarray:
     return scale * np.array(rows, np.float64).reshape(-1, 3).T
 
 
+def legend_below(axes: Axes, columns: int) -> None:
+    """The legend under the panel, where it hides nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, fontsize=8,
+                frameon=False)  # fmt: skip
+
+
+def from_zero(axes: Axes) -> None:
+    """A y axis that begins at 0, with room for marks that stand there."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(-0.03 * top, top)
+
+
 def whole_steps(axes: Axes) -> None:
     """An x axis of whole numbers."""
     from matplotlib.ticker import MaxNLocator

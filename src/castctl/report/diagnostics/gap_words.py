@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from castctl.diagnose.diagnosis import Diagnosis
+from castctl.report.diagnostics.words import few
 from castctl.report.marks import number
-
-FEW_PROMPTS = 30
-"""Below so many prompts a percentile interval is too narrow to lean on."""
 
 NOISE = 1e-4
 """Nats: a median gap below is what float32 passes leave of equal log-probs."""
@@ -198,6 +196,4 @@ def _limits(diagnosis: Diagnosis) -> list[str]:
         "correctness. Intervals are over prompts: other prompts would move the numbers by about as "
         "much; another model or another seed may move them more."
     )
-    if prompts < FEW_PROMPTS:
-        words += f" With {prompts} prompts the intervals are too narrow to lean on; take more."
-    return [words]
+    return [words, *few(prompts)]

@@ -8,8 +8,9 @@ from castctl.diagnose.diagnosis import Diagnosis
 from castctl.diagnose.pool import CELLS
 from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
 from castctl.report.diagnostics.gap_words import gap_words
+from castctl.report.diagnostics.words import around, cell, spelled
 from castctl.report.document import Section, Sheet
-from castctl.report.marks import line, number, percent
+from castctl.report.marks import number, percent
 
 SCORES = {
     "mean_gap": "mean gap",
@@ -23,8 +24,6 @@ TOLD = 6
 """Carrying tokens told of each cell; NAME.json has more."""
 
 CONTEXTS = 3
-AROUND = 40
-"""Characters of context shown before a token."""
 
 
 def section(diagnosis: Diagnosis) -> Section:
@@ -51,27 +50,17 @@ def section(diagnosis: Diagnosis) -> Section:
     return Section(diagnosis.name, title, blocks)
 
 
-def with_interval(estimate: dict[str, Any] | None, digits: int = 3) -> str:
-    """A value and, in brackets, its interval where there is one."""
-    if estimate is None or estimate["mean"] is None:
-        return ""
-    mean = number(estimate["mean"], digits)
-    if estimate["low"] is None:
-        return mean
-    return f"{mean} [{number(estimate['low'], digits)}, {number(estimate['high'], digits)}]"
-
-
 def _cells(title: str, found: dict[str, Any]) -> Sheet:
     rows = []
     for name in CELLS:
-        cell = found["cells"][name]
+        own = found["cells"][name]
         quantiles = [
-            number(cell["quantiles"].get(q)) for q in ("0.01", "0.05", "0.5", "0.95", "0.99")
+            number(own["quantiles"].get(q)) for q in ("0.01", "0.05", "0.5", "0.95", "0.99")
         ]
         rows.append(
-            [NAMES[name], f"{cell['tokens']:,}", _percent(cell["share"]),
-             number(cell["mean"]["mean"]), number(cell["std"]), *quantiles,
-             _share(cell["tail_mass"])]
+            [NAMES[name], f"{own['tokens']:,}", _percent(own["share"]),
+             number(own["mean"]["mean"]), number(own["std"]), *quantiles,
+             _share(own["tail_mass"])]
         )  # fmt: skip
     note = (
         "Positive: the teacher finds the token likelier than the policy did. "
@@ -100,11 +89,11 @@ def _noise(numbers: dict[str, Any]) -> Sheet:
     decay = numbers["decay"]
     rows = []
     for name in CELLS:
-        cell = numbers["all"]["cells"][name]
+        own = numbers["all"]["cells"][name]
         rows.append(
-            [NAMES[name], percent(cell["agrees"]), percent(cell["disagrees"]),
-             percent(cell["undirected"]), "yes" if cell["misleads"] else "no",
-             _percent(cell["mass_share"]), with_interval(cell["snr"], 2),
+            [NAMES[name], percent(own["agrees"]), percent(own["disagrees"]),
+             percent(own["undirected"]), "yes" if own["misleads"] else "no",
+             _percent(own["mass_share"]), cell(own["snr"], 2),
              _rate(decay["entropy"], name), _rate(decay["position"], name)]
         )  # fmt: skip
     headings = (
@@ -123,13 +112,13 @@ def _noise(numbers: dict[str, Any]) -> Sheet:
 
 
 def _rate(decay: dict[str, Any] | None, name: str) -> str:
-    return "" if decay is None else with_interval(decay["cells"][name]["rate"], 2)
+    return "" if decay is None else cell(decay["cells"][name]["rate"], 2)
 
 
 def _separation(found: dict[str, Any]) -> Sheet:
     rows = [
-        [label, with_interval(found["all"][score]), with_interval(found["mixed"][score]),
-         with_interval(found["within_prompt"][score]["auc"])]
+        [label, cell(found["all"][score]), cell(found["mixed"][score]),
+         cell(found["within_prompt"][score]["auc"])]
         for score, label in SCORES.items()
     ]  # fmt: skip
     note = (
@@ -144,7 +133,7 @@ def _separation(found: dict[str, Any]) -> Sheet:
 
 def _tokens(found: dict[str, list[dict[str, Any]]]) -> Sheet:
     rows = [
-        [NAMES[name] if place == 0 else "", _text(token), f"{token['count']:,}",
+        [NAMES[name] if place == 0 else "", spelled(token), f"{token['count']:,}",
          percent(token["mass_share"]), number(token["mean"]), percent(token["share"])]
         for name in CELLS
         for place, token in enumerate(found[name][:TOLD])
@@ -156,7 +145,7 @@ def _tokens(found: dict[str, list[dict[str, Any]]]) -> Sheet:
 def _contexts(found: dict[str, list[dict[str, Any]]]) -> Sheet:
     rows = [
         [NAMES[name] if place == 0 else "", number(context["gap"]),
-         f"{context['step']}: {context['prompt_id'][:8]}/{context['sample']}", _around(context)]
+         f"{context['step']}: {context['prompt_id'][:8]}/{context['sample']}", around(context)]
         for name in CELLS
         for place, context in enumerate(found[name][:CONTEXTS])
     ]  # fmt: skip
@@ -164,23 +153,11 @@ def _contexts(found: dict[str, list[dict[str, Any]]]) -> Sheet:
     return Sheet("Places with the largest gaps, one a prompt", headings, rows, right=False)
 
 
-def _around(context: dict[str, Any]) -> str:
-    if context["token"] is None:
-        return f"token {context['position']}"
-    before = context["before"] or ""
-    cut = "…" if len(before) > AROUND else ""
-    return line(f"{cut}{before[-AROUND:]}«{context['token']}»{(context['after'] or '')[:AROUND]}")
-
-
-def _text(token: dict[str, Any]) -> str:
-    return f"id {token['id']}" if token["text"] is None else line(repr(token["text"]), 40)
-
-
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
         [str(step["step"]), f"{step['tokens']:,}", number(step["rms"]),
          *(number(step["cells"][name]["mean"]["mean"]) for name in CELLS),
-         percent(step["misleading_share"]), with_interval(step["auc"])]
+         percent(step["misleading_share"]), cell(step["auc"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "tokens", "RMS", "+ correct", "- correct", "+ incorrect", "- incorrect",

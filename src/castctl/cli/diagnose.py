@@ -1,0 +1,175 @@
+"""`castctl diagnose`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from castctl.cli import options as opt
+from castctl.errors import UserError
+from castctl.report.console import progress, say, tell
+
+if TYPE_CHECKING:
+    from castctl.cli.context import Asked
+    from castctl.diagnose.diagnosis import Diagnosis
+    from castctl.diagnose.subject import ChosenStep, Subject
+    from castctl.runs import Run
+
+PROMPTS = 64
+"""Prompts of the embedded default that are rolled out where there is no run at all."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("diagnose")(diagnose)
+
+
+def diagnose(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="opsd-gaps, self-gaps, groups, flips, credit, confidence or engine; without a "
+            "name they are explained.",
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|SHARDS]",
+            help="A run, RUN/step-00012, or a folder of steps made elsewhere; else the newest run, "
+            "or rollouts of the embedded model where there is none.",
+        ),
+    ] = None,
+    step: Annotated[
+        list[int] | None,
+        typer.Option("--step", min=0, help="Step to read; may be repeated. All that serve, else."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Weights that score policy and teacher anew, such as RUN/checkpoints/step-00010.",
+        ),
+    ] = None,
+    recipe: opt.RecipeOption = None,
+    set_: opt.SetOption = None,
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Compute again what an earlier diagnosis computed.")
+    ] = False,
+    as_json: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """See what a run's numbers mean: tables, plots, NAME.json and an HTML page.
+
+    Signals that are missing are computed into diagnose/, never over the run's own.
+    """
+    if name is None:
+        _explain()
+        return
+
+    from castctl.diagnose.catalog import find_diagnostic
+
+    diagnostic = find_diagnostic(name)
+
+    from castctl.cli.context import Asked
+    from castctl.diagnose.runner import diagnose as run_diagnostic
+    from castctl.diagnose.runner import output_folder
+
+    asked = Asked(recipe, set_, model={"path": model, "device": device, "dtype": dtype})
+    found = _subject(subject, asked, model is not None)
+    say(f"{diagnostic.name} of {found.path}")
+    diagnosis, steps = run_diagnostic(
+        diagnostic, found, asked=list(step or ()), progress=progress(), overwrite=overwrite
+    )
+    out = output_folder(found, diagnostic)
+    page = _write(diagnosis, found, steps, out)
+    _show(diagnosis, out, page, as_json)
+
+
+def _explain() -> None:
+    from castctl.diagnose.catalog import DIAGNOSTICS
+    from castctl.report.page import plain_table
+    from castctl.report.tables import show
+
+    table = plain_table("diagnostic", "the question it answers", "reads", right=False)
+    for each in DIAGNOSTICS.values():
+        reads = sorted(each.need.signals) or ["rewards"]
+        table.add_row(each.name, each.question, ", ".join(reads))
+    show(table)
+    say("Next: castctl diagnose opsd-gaps")
+
+
+def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
+    """What is to be diagnosed: what the name stands for, the newest run, or one made now."""
+    from castctl.diagnose.subject import Subject
+    from castctl.inspection.target import find_target
+    from castctl.policies import named_policy
+    from castctl.runs import Run, newest_run
+
+    if name is None and newest_run() is None:
+        made = _embedded_rollouts(asked)
+        return Subject(made.path, [made.step(0)], made)
+    target = find_target(name)
+    if target.part is not None:
+        raise UserError(f"{name} is one part; name its step, {target.path.parent.parent}")
+    run = target.run
+    if run is not None and asked.changes:
+        run = asked.changed(run)
+    elif run is None and asked.changes:
+        run = Run(target.path, asked.new_recipe()[0])
+    weights = named_policy(run.recipe.model) if run is not None and named else None
+    return Subject(target.path, target.steps, run, weights)
+
+
+def _embedded_rollouts(asked: "Asked") -> "Run":
+    """A run with the first step's rollouts, judged and scored, and nothing trained."""
+    from castctl.policies import policy_at
+    from castctl.runs import create_run, discarded_if_empty
+    from castctl.stages import rollout_stage, score_stage
+
+    recipe, origins = asked.new_recipe()
+    if asked.recipe is None:
+        train = recipe.train.model_copy(update={"prompts_per_step": PROMPTS})
+        recipe = recipe.model_copy(update={"train": train})
+    run = create_run(recipe, None, "diagnose", origins)
+    say(
+        f"There is no run here: rolling out {recipe.train.prompts_per_step} prompts into {run.path}"
+    )
+    with discarded_if_empty(run):
+        source = policy_at(run, 0)
+        rollout_stage(run, 0, source, progress=progress())
+        score_stage(run, 0, source, {"entropies"}, progress=progress())
+    return run
+
+
+def _write(
+    diagnosis: "Diagnosis", subject: "Subject", steps: "list[ChosenStep]", out: Path
+) -> Path:
+    """The plots and the HTML page of a diagnosis."""
+    from castctl.report.diagnosis_page import write_diagnosis_page
+    from castctl.report.diagnostics import section_of, write_pictures
+
+    section = section_of(diagnosis)
+    write_pictures(section, out)
+    page = out / "report.html"
+    folders = [step.folder for step in steps]
+    write_diagnosis_page(page, diagnosis, section, subject.run, folders, progress())
+    return page
+
+
+def _show(diagnosis: "Diagnosis", out: Path, page: Path, as_json: bool) -> None:
+    from castctl.report.diagnostics import section_of
+    from castctl.report.marks import print_json
+    from castctl.report.section_page import section_page
+    from castctl.report.tables import show
+
+    if as_json:
+        print_json(diagnosis)
+        return
+    show(section_page(section_of(diagnosis)))
+    plots = sum(1 for _ in out.glob("*.png"))
+    tell(f"{out}: {diagnosis.name}.json, {plots} plots, report.html")
+    say(f"Open {page} in a browser to see completions token by token.")

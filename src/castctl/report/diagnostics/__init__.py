@@ -1,0 +1,59 @@
+"""What diagnoses found, as sections of a report: made from their numbers alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from castctl.diagnose.diagnosis import Diagnosis, read_diagnosis
+from castctl.errors import UserError
+from castctl.report.diagnostics import confidence, credit, engine, flips, gaps, groups
+from castctl.report.document import Picture, Section
+from castctl.shards.part import atomic_file
+
+log = logging.getLogger(__name__)
+
+SECTIONS: dict[str, Callable[[Diagnosis], Section]] = {
+    "opsd-gaps": gaps.section,
+    "self-gaps": gaps.section,
+    "groups": groups.section,
+    "flips": flips.section,
+    "credit": credit.section,
+    "confidence": confidence.section,
+    "engine": engine.section,
+}
+
+
+def section_of(diagnosis: Diagnosis) -> Section:
+    """A diagnosis with what must be known of its making before its numbers."""
+    section = SECTIONS[diagnosis.name](diagnosis)
+    return Section(section.id, section.title, [*diagnosis.notes, *section.blocks])
+
+
+def diagnosis_sections(folder: Path) -> list[Section]:
+    """A section for every diagnosis below a run's `diagnose/`; one that cannot be read is left out
+    with a warning."""
+    sections = []
+    for name in SECTIONS:
+        file = folder / "diagnose" / name / f"{name}.json"
+        if not file.is_file():
+            continue
+        try:
+            sections.append(section_of(read_diagnosis(file)))
+        except (UserError, KeyError, TypeError) as error:
+            log.warning("%s is left out of the report: %s", file, error)
+    return sections
+
+
+def write_pictures(section: Section, folder: Path) -> list[Path]:
+    """Draw the section's plots as PNG files in a folder; their paths."""
+    paths = []
+    for block in section.blocks:
+        if isinstance(block, Picture):
+            path = folder / f"{block.name}.png"
+            figure = block.draw()
+            with atomic_file(path) as stream:
+                figure.savefig(stream, format="png")
+            paths.append(path)
+    return paths

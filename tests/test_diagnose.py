@@ -1,0 +1,168 @@
+"""`castctl diagnose` as it is typed: what it reads, what it computes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from castctl.diagnose.catalog import DIAGNOSTICS
+from castctl.runs import Run
+from castctl.shards.part import content_hash, read_metadata
+from castctl.shards.stage import StepFolder
+from conftest import Cli
+from runs import small_recipe, train_small
+from steps import write_step
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three steps of CAST with every checkpoint, and a gap that flips."""
+    recipe = small_recipe("cast", "method.shaping.tau_nats=0")
+    return train_small(tmp_path_factory.mktemp("runs") / "cast", recipe)[0]
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Path:
+    """A copy of the run, to be written into."""
+    return Path(shutil.copytree(trained.path, tmp_path / "cast"))
+
+
+def _found(run: Path, name: str) -> dict[str, Any]:
+    return json.loads((run / "diagnose" / name / f"{name}.json").read_text())
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(run)): content_hash(StepFolder(path.parent.parent).read(
+            path.parent.name, int(path.stem[-5:])).table)
+        for path in sorted(run.glob("step-*/*/part-*.parquet"))
+    }  # fmt: skip
+
+
+def test_bare_it_makes_rollouts_and_a_privileged_teacher(castctl: Cli, tmp_path: Path) -> None:
+    done = castctl("diagnose", "opsd-gaps")
+    (run,) = (tmp_path / "runs").glob("diagnose-*")
+    numbers = _found(run, "opsd-gaps")["numbers"]
+    assert numbers["correct"] + numbers["incorrect"] == 512
+    assert numbers["separation"]["all"]["mean_gap"]["low"] > 0.5
+    (step,) = _found(run, "opsd-gaps")["steps"]
+    assert step["teacher_context"] == "solution_or_answer" and step["computed_with"]
+    for words in ("Gap in the four cells", "does not show", "AUC"):
+        assert words in done.stdout
+    out = run / "diagnose" / "opsd-gaps"
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+    assert len(list(out.glob("*.png"))) == 3
+    assert "<html" in (out / "report.html").read_text()
+    again = castctl("diagnose", "opsd-gaps", "--json")
+    assert json.loads(again.stdout)["numbers"] == numbers
+
+
+@pytest.mark.parametrize("name", sorted(DIAGNOSTICS))
+def test_each_one_writes_numbers_plots_and_a_page(castctl: Cli, run: Path, name: str) -> None:
+    before = _hashes(run)
+    castctl("diagnose", name, str(run), "--quiet")
+    out = run / "diagnose" / name
+    assert _found(run, name)["numbers"]
+    assert (out / "report.html").stat().st_size > 10_000 and list(out.glob("*.png"))
+    assert _hashes(run) == before
+
+
+def test_what_is_missing_is_computed_with_the_checkpoint_of_its_step(
+    castctl: Cli, run: Path
+) -> None:
+    castctl("diagnose", "opsd-gaps", str(run), "--quiet")
+    found = _found(run, "opsd-gaps")
+    assert [step["step"] for step in found["steps"]] == [0, 1, 2]
+    assert "computed under diagnose/" in found["notes"][0]
+    own = StepFolder(run / "step-00001", 1)
+    made = StepFolder(run / "diagnose" / "opsd-gaps" / "step-00001", 1)
+    for part in own.parts("signals"):
+        first, second = (folder.read("signals", part).table for folder in (own, made))
+        assert first["policy_logprobs"].equals(second["policy_logprobs"])
+        assert not first["teacher_logprobs"].equals(second["teacher_logprobs"])
+    metadata = read_metadata(made.part_path("signals", 0), "signals")
+    assert metadata is not None
+    assert metadata["signals"]["teacher_logprobs"]["teacher"]["kind"] == "current"
+
+
+def test_with_other_weights_policy_and_teacher_are_both_scored_anew(
+    castctl: Cli, run: Path
+) -> None:
+    weights = run / "checkpoints" / "step-00003"
+    castctl("diagnose", "opsd-gaps", f"{run}/step-00001", "--model", str(weights), "--quiet")
+    found = _found(run, "opsd-gaps")
+    (step,) = found["steps"]
+    assert step["step"] == 1 and step["policy"] == step["teacher"] == step["computed_with"]
+    assert step["sampler"] != step["policy"]
+    assert any("sampled by other weights" in note for note in found["notes"])
+    made = StepFolder(run / "diagnose" / "opsd-gaps" / "step-00001", 1).read("signals", 0).table
+    own = StepFolder(run / "step-00001", 1).read("signals", 0).table
+    assert not made["policy_logprobs"].equals(own["policy_logprobs"])
+
+
+def test_the_runs_own_answer_free_teacher_is_taken_as_it_is(castctl: Cli, run: Path) -> None:
+    castctl("diagnose", "self-gaps", str(run), "--quiet")
+    found = _found(run, "self-gaps")
+    assert all(step["computed_with"] is None for step in found["steps"])
+    assert not (run / "diagnose" / "self-gaps" / "step-00001").exists()
+    assert [life["age"] for life in found["numbers"]["alive"]] == [0, 1, 0]
+    castctl("diagnose", "flips", str(run), "--step", "1", "--quiet")
+    assert [step["step"] for step in _found(run, "flips")["steps"]] == [1]
+
+
+def test_a_run_still_being_written_is_read_as_far_as_it_is_whole(castctl: Cli, run: Path) -> None:
+    for stage in ("rewards", "signals", "advantages"):
+        (run / "step-00002" / stage / "part-00001.parquet").unlink()
+    castctl("diagnose", "self-gaps", str(run), "--quiet")
+    found = _found(run, "self-gaps")
+    last = found["steps"][-1]
+    assert (last["step"], last["parts"], last["of_parts"]) == (2, 1, 2)
+    assert any("1 of 2 parts" in note for note in found["notes"])
+
+
+def test_shards_made_elsewhere_need_no_run(castctl: Cli, tmp_path: Path) -> None:
+    write_step(tmp_path / "made" / "step-00000", np.random.default_rng(0))
+    castctl("diagnose", "self-gaps", "made/step-00000", "--quiet")
+    assert _found(tmp_path / "made" / "step-00000", "self-gaps")["numbers"]["all"]["tokens"]
+    for path in tmp_path.glob("made/*/signals/*"):
+        path.unlink()
+    done = castctl("diagnose", "self-gaps", "made/step-00000", code=2)
+    assert "--model" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("opsd-gap",), "the nearest is opsd-gaps"),
+        (("groups", "nowhere"), "no run at"),
+        (("groups", "RUN", "--step", "7"), "steps that have: 0, 1, 2"),
+        (("groups", "RUN/step-00000/rewards/part-00000.parquet"), "is one part"),
+        (
+            ("opsd-gaps", "RUN", "--set", "method.teacher.context=nonsense"),
+            "method.teacher.context",
+        ),
+        (("opsd-gaps", "RUN", "--recipe", "tiny"), "has its recipe already"),
+    ],
+)
+def test_wrong_input_gets_one_line(
+    castctl: Cli, trained: Run, arguments: tuple[str, ...], told: str
+) -> None:
+    typed = [each.replace("RUN", str(trained.path)) for each in arguments]
+    done = castctl("diagnose", *typed, "--quiet", code=2)
+    assert told in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_step_without_checkpoint_is_named_with_its_remedy(castctl: Cli, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-00001")
+    done = castctl("diagnose", "opsd-gaps", str(run), "--step", "1", code=2)
+    assert "--model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_name_they_are_explained(castctl: Cli) -> None:
+    done = castctl("diagnose")
+    assert all(name in done.stdout for name in DIAGNOSTICS)
