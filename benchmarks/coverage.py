@@ -8,7 +8,7 @@ from __future__ import annotations
 import measure
 import numpy as np
 
-from castctl.evaluate.statistics import problem_mean
+from castctl.evaluate.statistics import problem_share
 
 SAMPLES = 8
 DIFFICULTIES = {"a third solved": (1.0, 2.0), "two modes": (0.3, 0.7), "a tenth solved": (0.2, 1.8)}
@@ -34,7 +34,7 @@ def coverage(problems: int, difficulty: tuple[float, float], draws: int) -> floa
     truth = difficulty[0] / sum(difficulty)
     hits = 0
     for _ in range(draws):
-        estimate = problem_mean(rng.binomial(SAMPLES, rng.beta(*difficulty, problems)) / SAMPLES)
+        estimate = problem_share(rng.binomial(SAMPLES, rng.beta(*difficulty, problems)) / SAMPLES)
         assert estimate.low is not None and estimate.high is not None
         hits += estimate.low <= truth <= estimate.high
     return hits / draws

@@ -134,8 +134,7 @@ def evaluate(
         say(f"shard {share.index}/{share.count} is done; run it without --shard when all are")
         return
     _show(target, step, done, as_markdown, as_json)
-    other = "grpo" if target.recipe.method.name == "cast" else "cast"
-    next_command(f"castctl train --method {other}")
+    next_command(f"castctl report {target.path}")
 
 
 def _first_task(tasks: list[str] | None, data: str | None) -> str | None:

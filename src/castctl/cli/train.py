@@ -124,7 +124,7 @@ def _train(run: "Run") -> None:
     show(eval_table([("before", trained.before), (f"after {steps} steps", trained.after)]))
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")
     tell(f"run: {run.path} (best checkpoint: step {trained.best_step})")
-    next_command("castctl eval")
+    next_command(f"castctl report {run.path}")
 
 
 @contextlib.contextmanager

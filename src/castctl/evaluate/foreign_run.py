@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from castctl.errors import UserError
 from castctl.evaluate.foreign import Completions
 from castctl.evaluate.results import Result, library_versions
-from castctl.evaluate.statistics import pass_at_k, problem_mean
+from castctl.evaluate.statistics import pass_at_k, problem_share
 from castctl.evaluate.stored import Stored
 from castctl.evaluate.summary import summarise
 from castctl.ragged import offsets_of
@@ -105,8 +105,8 @@ def _numbers(rewards: pa.Table, task: str, pool: CheckPool) -> Result:
         )
 
     return result | {
-        "avg": asdict(problem_mean(means_P)),
-        "pass": {str(m): asdict(problem_mean(pass_P(m))) for m in range(1, k + 1)},
+        "avg": asdict(problem_share(means_P)),
+        "pass": {str(m): asdict(problem_share(pass_P(m))) for m in range(1, k + 1)},
         "by_problem": dict(zip(result["by_problem"], means_P.tolist(), strict=True)),
     }
 

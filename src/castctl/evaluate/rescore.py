@@ -15,7 +15,7 @@ from castctl.errors import UserError
 from castctl.evaluate.foreign import Completions, numbered, read_completions
 from castctl.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
 from castctl.evaluate.foreign_run import write_evaluation
-from castctl.evaluate.statistics import Estimate, paired_difference, problem_mean
+from castctl.evaluate.statistics import Estimate, paired_difference, problem_share
 from castctl.evaluate.stored import Stored, read_stored, write_again
 from castctl.progress import Progress
 from castctl.recipe import Recipe
@@ -235,9 +235,9 @@ def _means(
     of_R = np.array([problems[key] for key, _ in stored.keys])
     both = ~np.isnan(new_R) & ~np.isnan(old_R)
     if not both.any():
-        return None, problem_mean(_by_problem(new_R, of_R, ~np.isnan(new_R))), None
+        return None, problem_share(_by_problem(new_R, of_R, ~np.isnan(new_R))), None
     before_P, after_P = (_by_problem(values, of_R, both) for values in (old_R, new_R))
-    return problem_mean(before_P), problem_mean(after_P), paired_difference(before_P, after_P)
+    return problem_share(before_P), problem_share(after_P), paired_difference(before_P, after_P)
 
 
 def _by_problem(

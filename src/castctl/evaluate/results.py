@@ -41,6 +41,12 @@ def variant_of(result: Result) -> str:
     return str(result.get("name", task)).removeprefix(task).removeprefix("-")
 
 
+def kind_of(result: Result) -> tuple[str, int]:
+    """What results of one run have in common that differ in the step alone: the name of their
+    folder, and k for those that do not say it."""
+    return str(result.get("name", result["task"])), result["k"]
+
+
 def _choices(recipe: Recipe) -> dict[str, str]:
     settings, data = recipe.eval, recipe.data
     return {

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from castctl.evaluate.results import Result
+from castctl.evaluate.results import Result, kind_of
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
 from castctl.report.marks import line, number, percent, size, sparkline
@@ -30,7 +30,7 @@ def run_page(view: RunView) -> Group:
     pages: list[RenderableType] = [headline(view.name, view.state), *_facts(view)]
     pages += [Text(f"note: {line(note)}", "yellow") for note in view.notes]
     pages += _curves(view.steps)
-    for _, results in groupby(view.evaluations, lambda result: (result["task"], result["k"])):
+    for _, results in groupby(view.evaluations, kind_of):
         pages += ["", _evaluations(list(results))]
     if view.steps:
         pages += [title("Steps"), *_steps(view.steps)]

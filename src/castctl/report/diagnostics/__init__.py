@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,12 +49,16 @@ def diagnosis_sections(folder: Path) -> list[Section]:
 
 def write_pictures(section: Section, folder: Path) -> list[Path]:
     """Draw the section's plots as PNG files in a folder; their paths."""
+    from matplotlib import rc_context
+
     paths = []
-    for block in section.blocks:
-        if isinstance(block, Picture):
-            path = folder / f"{block.name}.png"
-            figure = block.draw()
+    for picture in (block for block in section.blocks if isinstance(block, Picture)):
+        path = folder / f"{picture.name}.png"
+        # A label is text, not mathematics, whatever signs it has; some have no glyph.
+        with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            figure = picture.draw()
             with atomic_file(path) as stream:
                 figure.savefig(stream, format="png")
-            paths.append(path)
+        paths.append(path)
     return paths

@@ -15,6 +15,7 @@ from castctl.report.diagnostics.figures import (
     ORANGE,
     curve,
     from_zero,
+    logarithmic,
     name,
     panels,
     points,
@@ -238,13 +239,13 @@ def _draw(numbers: dict[str, Any]) -> Figure:
     name(logprob, "By the sampler's log-prob", "sampler's log-prob, nats",
          "mean |difference|, nats")  # fmt: skip
     if any(told and told["mean"] for told in sizes):
-        logprob.set_yscale("log")
+        logarithmic(logprob.yaxis)
     found = numbers["tail"]
     shares = [100 * share if share else None for share in found["shares"]]
     tail.plot(found["sizes"], np.array(shares, np.float64), color=BLACK, marker="o", markersize=3)
     tail.axvline(math.log(numbers["cap"]), color=BLACK, linewidth=0.8, linestyle=":")
-    tail.set_xscale("log")
-    tail.set_yscale("log")
+    for axis in (tail.xaxis, tail.yaxis):
+        logarithmic(axis)
     name(tail, f"Tail (dotted: a weight of {numbers['cap']:g})", "|difference|, nats",
          "tokens that differ by more, %")  # fmt: skip
     for axes in (steps, position):

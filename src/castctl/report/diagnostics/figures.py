@@ -12,6 +12,7 @@ from castctl.report.plots import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, WINE = COLORS
@@ -51,8 +52,8 @@ def name(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def label(text: object, limit: int = 24) -> str:
-    """Untrusted text for a figure: short, on one line, and never read as mathematics."""
-    return line(text, limit).replace("$", r"\$")
+    """Untrusted text for a figure: short and on one line."""
+    return line(text, limit)
 
 
 def curve(
@@ -82,6 +83,13 @@ def bounds(told: Sequence[Told | None], scale: float = 1.0) -> np.ndarray:
     """Rows of means, lows and highs (3, X); NaN where a number is not known."""
     rows = [[(each or {}).get(key) for key in ("mean", "low", "high")] for each in told]
     return scale * np.array(rows, np.float64).reshape(-1, 3).T
+
+
+def logarithmic(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers: figures are drawn without mathematical type."""
+    axes = axis.axes
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+    axis.set_major_formatter("{x:g}")
 
 
 def legend_below(axes: Axes, columns: int) -> None:

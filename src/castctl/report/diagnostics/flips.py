@@ -152,7 +152,11 @@ def _still(steps: list[dict[str, Any]]) -> list[str]:
     dead = [str(step["step"]) for step in steps if step["rms"] == 0]
     if not dead:
         return []
-    several = f"{len(dead)} steps read" if len(dead) > 6 else f"step {', '.join(dead)}"
+    several = (
+        f"{len(dead)} steps read"
+        if len(dead) > 6
+        else f"step{'s' * (len(dead) > 1)} {', '.join(dead)}"
+    )
     return [
         f"At {several} the gap is zero everywhere, as where the teacher is the policy itself: "
         "nothing could flip there, and those tokens are in the shares."

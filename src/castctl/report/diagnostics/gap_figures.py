@@ -16,6 +16,7 @@ from castctl.report.diagnostics.figures import (
     RED,
     SKY,
     curve,
+    logarithmic,
     name,
     panels,
     points,
@@ -92,7 +93,7 @@ def gap_pictures(diagnosis: Diagnosis) -> list[Picture]:
 def _histograms(found: dict[str, Any]) -> Figure:
     figure, (tokens, completions) = panels(1, 2)
     _histogram(tokens, found["token"])
-    _logarithmic(tokens)
+    logarithmic(tokens.yaxis)
     name(tokens, "Tokens (end bins hold the rest)", "gap, nats", "share of the tokens")
     _histogram(completions, found["completion"])
     name(completions, "Completions", "mean gap, nats", "share of the completions")
@@ -140,16 +141,10 @@ def _noise(decay: dict[str, Any]) -> Figure:
                 each.set_xscale("symlog", linthresh=0.01)
                 each.xaxis.set_major_formatter("{x:g}")
         name(sizes, "Mean size of the gap", title, "mean |g|, nats")
-        _logarithmic(sizes)
+        logarithmic(sizes.yaxis)
         name(noise, "Signal to noise", title, "|mean g| / std g")
     axes[0].legend(fontsize=7)
     return figure
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis whose numbers need no mathematical type."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _separation(found: dict[str, Any]) -> Figure:

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from castctl.evaluate.results import Result, task_name
+from castctl.evaluate.results import Result, kind_of, task_name
 from castctl.evaluate.statistics import Estimate
 from castctl.inspection.run import DEFAULT, RunView, SettingView, view_run
 from castctl.inspection.target import Target
@@ -108,13 +108,13 @@ def _measure(value: object) -> str:
 
 def _evaluation(view: RunView) -> list[Section]:
     sheets: list[str | Sheet | Any] = [
-        _results(task, k, list(results))
-        for (task, k), results in groupby(view.evaluations, lambda r: (r["task"], r["k"]))
+        _results(list(results)) for _, results in groupby(view.evaluations, kind_of)
     ]
     return [Section("evaluation", "Evaluation", sheets)] if sheets else []
 
 
-def _results(task: str, k: int, results: list[Result]) -> Sheet:
+def _results(results: list[Result]) -> Sheet:
+    name, k = kind_of(results[0])
     rows = [
         [
             f"step {result['step']}",
@@ -127,7 +127,7 @@ def _results(task: str, k: int, results: list[Result]) -> Sheet:
         for result in results
     ]
     return Sheet(
-        title=f"{task}, in per cent",
+        title=f"{name}, in per cent",
         headings=["", f"avg@{k} (95 % interval)", f"pass@{k}", f"maj@{k}", "cut off", "tokens"],
         rows=rows,
         note="Intervals are over problems.",
