@@ -153,10 +153,17 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
 
 def _preload() -> None:
     """What the stages import late; nothing here computes, so forking is safe."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg  # noqa: F401
+    import scipy.stats  # noqa: F401
     import transformers.models.auto.modeling_auto
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
+    import castctl.diagnose.runner
     import castctl.evaluate.stage
+    import castctl.report.diagnosis_page
+    import castctl.report.diagnostics
+    import castctl.report.html.run_page
     import castctl.report.tables
     import castctl.stages
     import castctl.train.estimate

@@ -60,6 +60,12 @@ def test_one_kind_has_no_area_and_one_prompt_no_interval() -> None:
     assert found is not None and (found.mean, found.low, found.high) == (1.0, None, None)
 
 
+def test_perfect_separation_of_few_prompts_has_no_bounds() -> None:
+    scores, correct = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0, 0, 1, 1], bool)
+    found = auc_interval(scores, correct, np.arange(4), 0)
+    assert found is not None and (found.mean, found.low, found.high) == (1.0, None, None)
+
+
 def test_scores_that_are_not_known_do_not_count() -> None:
     scores = np.array([0.0, np.nan, 1.0, np.nan])
     found = auc_interval(scores, np.array([0, 1, 1, 0], bool), np.array([0, 5, 7, 9]), 0)

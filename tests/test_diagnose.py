@@ -51,7 +51,7 @@ def test_bare_it_makes_rollouts_and_a_privileged_teacher(castctl: Cli, tmp_path:
     assert numbers["correct"] + numbers["incorrect"] == 512
     assert numbers["separation"]["all"]["mean_gap"]["low"] > 0.5
     (step,) = _found(run, "opsd-gaps")["steps"]
-    assert step["teacher_context"] == "solution_or_answer" and step["computed_with"]
+    assert step["teacher_context"] == "solution_or_answer" and step["computed"] == ["signals"]
     for words in ("Gap in the four cells", "does not show", "AUC"):
         assert words in done.stdout
     out = run / "diagnose" / "opsd-gaps"
@@ -78,7 +78,8 @@ def test_what_is_missing_is_computed_with_the_checkpoint_of_its_step(
     castctl("diagnose", "opsd-gaps", str(run), "--quiet")
     found = _found(run, "opsd-gaps")
     assert [step["step"] for step in found["steps"]] == [0, 1, 2]
-    assert "computed under diagnose/" in found["notes"][0]
+    assert "Signals of step 0 were computed under diagnose/" in found["notes"][0]
+    assert not any("sampled by" in note for note in found["notes"])
     own = StepFolder(run / "step-00001", 1)
     made = StepFolder(run / "diagnose" / "opsd-gaps" / "step-00001", 1)
     for part in own.parts("signals"):
@@ -97,9 +98,8 @@ def test_with_other_weights_policy_and_teacher_are_both_scored_anew(
     castctl("diagnose", "opsd-gaps", f"{run}/step-00001", "--model", str(weights), "--quiet")
     found = _found(run, "opsd-gaps")
     (step,) = found["steps"]
-    assert step["step"] == 1 and step["policy"] == step["teacher"] == step["computed_with"]
-    assert step["sampler"] != step["policy"]
-    assert any("sampled by other weights" in note for note in found["notes"])
+    assert step["step"] == 1 and step["policy"] == step["teacher"] == "cast@step-00003"
+    assert any("were sampled by cast@step-00001" in note for note in found["notes"])
     made = StepFolder(run / "diagnose" / "opsd-gaps" / "step-00001", 1).read("signals", 0).table
     own = StepFolder(run / "step-00001", 1).read("signals", 0).table
     assert not made["policy_logprobs"].equals(own["policy_logprobs"])
@@ -108,11 +108,53 @@ def test_with_other_weights_policy_and_teacher_are_both_scored_anew(
 def test_the_runs_own_answer_free_teacher_is_taken_as_it_is(castctl: Cli, run: Path) -> None:
     castctl("diagnose", "self-gaps", str(run), "--quiet")
     found = _found(run, "self-gaps")
-    assert all(step["computed_with"] is None for step in found["steps"])
+    assert not any(step["computed"] for step in found["steps"])
     assert not (run / "diagnose" / "self-gaps" / "step-00001").exists()
     assert [life["age"] for life in found["numbers"]["alive"]] == [0, 1, 0]
     castctl("diagnose", "flips", str(run), "--step", "1", "--quiet")
     assert [step["step"] for step in _found(run, "flips")["steps"]] == [1]
+
+
+def test_an_answer_free_teacher_of_named_weights_is_the_initial_policy(
+    castctl: Cli, run: Path
+) -> None:
+    weights = str(run / "checkpoints" / "step-00003")
+    castctl("diagnose", "self-gaps", str(run), "--model", weights, "--quiet")
+    found = _found(run, "self-gaps")
+    assert found["steps"][0]["policy"] == "cast@step-00003" != found["steps"][0]["teacher"]
+    assert found["numbers"]["all"]["zero_share"] < 0.5
+
+
+def test_a_teacher_that_is_asked_for_is_the_one_that_is_read(castctl: Cli, run: Path) -> None:
+    asked = ("--step", "2", "--set", "method.teacher.kind=current")
+    castctl("diagnose", "self-gaps", str(run), *asked, "--quiet")
+    found = _found(run, "self-gaps")
+    assert found["steps"][0]["teacher_settings"]["kind"] == "current"
+    assert found["steps"][0]["computed"] == ["signals"]
+    assert found["numbers"]["all"]["zero_share"] == 1.0
+
+
+def test_what_is_there_is_read_and_only_the_rest_is_computed(castctl: Cli, run: Path) -> None:
+    shutil.rmtree(run / "step-00001" / "advantages")
+    shutil.rmtree(run / "checkpoints")
+    castctl("diagnose", "flips", str(run), "--step", "1", "--step", "2", "--quiet")
+    found = _found(run, "flips")
+    assert [step["computed"] for step in found["steps"]] == [["advantages"], []]
+
+
+def test_an_evaluation_is_diagnosed_beside_its_own_shards(castctl: Cli, run: Path) -> None:
+    folder = run / "eval" / "embedded" / "step-00003"
+    castctl("diagnose", "opsd-gaps", str(folder), "--quiet")
+    found = _found(folder, "opsd-gaps")
+    assert found["numbers"]["correct"] + found["numbers"]["incorrect"] == 8
+    assert not (run / "diagnose").exists()
+
+
+def test_plots_of_an_earlier_diagnosis_do_not_stay(castctl: Cli, run: Path) -> None:
+    castctl("diagnose", "self-gaps", str(run), "--quiet")
+    castctl("diagnose", "self-gaps", str(run), "--step", "1", "--quiet")
+    names = {path.name for path in (run / "diagnose" / "self-gaps").glob("*.png")}
+    assert names and "self-gaps-steps.png" not in names
 
 
 def test_a_run_still_being_written_is_read_as_far_as_it_is_whole(castctl: Cli, run: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from castctl.diagnose.cells import ENOUGH, ENTROPIES, describe_cells, describe_decay
-from castctl.diagnose.data import StepData
+from castctl.diagnose.data import StepData, read_step
 from castctl.diagnose.diagnosis import Context, Diagnosis
 from castctl.diagnose.gaps import measure, measure_with_life
 from castctl.diagnose.pool import CELLS, Pool, pool_steps
@@ -20,7 +20,7 @@ from castctl.methods import MethodSettings
 from castctl.report.diagnostics.gaps import section
 from castctl.report.document import Picture, Section, Sheet
 from castctl.shards.part import plain
-from steps import random_step
+from steps import random_step, write_step
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,24 @@ def test_a_dead_gap_is_said_to_be_dead(tmp_path: Path) -> None:
     numbers = plain(measure(iter([data]), Context(TokenTexts(None))))
     assert numbers["all"]["zero_share"] == 1.0
     assert "gap is zero everywhere" in " ".join(_words(_section("opsd-gaps", numbers)))
+
+
+def test_nothing_that_is_known_is_no_number(tmp_path: Path) -> None:
+    data = random_step(tmp_path / "step-00000", 0, kinds=("unknown",))
+    numbers = plain(measure(iter([data]), Context(TokenTexts(None))))
+    assert numbers["all"]["tokens"] == 0
+    assert "no correct completion" in " ".join(_words(_section("self-gaps", numbers)))
+
+
+def test_first_tokens_that_are_not_heard_are_in_no_cell(tmp_path: Path) -> None:
+    folder = write_step(tmp_path / "step-00000", np.random.default_rng(0))
+    parts = folder.parts("rollouts")
+    heard = [
+        int((~np.isnan(pool_steps([read_step(folder, ["signals"], parts, skip)]).gap_N)).sum())
+        for skip in (0, 2)
+    ]
+    data = read_step(folder, ["signals"], parts)
+    assert heard[0] - heard[1] == np.minimum(data.lengths_R[data.known_R], 2).sum()
 
 
 def test_completions_of_one_kind_are_not_compared(tmp_path: Path) -> None:

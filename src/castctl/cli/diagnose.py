@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from castctl.cli.context import Asked
     from castctl.diagnose.diagnosis import Diagnosis
     from castctl.diagnose.subject import ChosenStep, Subject
+    from castctl.policies import PolicySource
     from castctl.runs import Run
 
 PROMPTS = 64
@@ -106,7 +107,6 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     """What is to be diagnosed: what the name stands for, the newest run, or one made now."""
     from castctl.diagnose.subject import Subject
     from castctl.inspection.target import find_target
-    from castctl.policies import named_policy
     from castctl.runs import Run, newest_run
 
     if name is None and newest_run() is None:
@@ -120,8 +120,20 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
         run = asked.changed(run)
     elif run is None and asked.changes:
         run = Run(target.path, asked.new_recipe()[0])
-    weights = named_policy(run.recipe.model) if run is not None and named else None
-    return Subject(target.path, target.steps, run, weights)
+    weights = _weights(run) if run is not None and named else None
+    retaught = any(each.strip().startswith("method.teacher") for each in asked.overrides)
+    return Subject(target.path, target.steps, run, weights, retaught)
+
+
+def _weights(run: "Run") -> "PolicySource":
+    """The weights named by hand; a checkpoint of the run by the name it has there."""
+    from castctl.policies import named_policy, policy_at
+
+    named = Path(run.recipe.model.path).absolute()
+    for step in run.checkpoints():
+        if run.checkpoint(step).absolute() == named:
+            return policy_at(run, step)
+    return named_policy(run.recipe.model)
 
 
 def _embedded_rollouts(asked: "Asked") -> "Run":

@@ -16,6 +16,9 @@ CHUNK = 50
 """Replicates computed at once."""
 
 LEVELS = (0.025, 0.975)
+ENOUGH = 0.95
+"""Share of the replicates that must be defined: an interval of the others alone would be of those
+draws that happened to work."""
 
 
 def cluster_numbers(names: list[str]) -> NDArray[np.int64]:
@@ -42,8 +45,8 @@ def interval_of_sums(
     """A statistic of K sums over clusters (P, K), and its 95 % percentile interval.
 
     `statistic` maps sums (B, K) to values (B, ...), NaN where it is not defined. Returns values,
-    lows and highs; the bounds are NaN with fewer than two clusters, or where fewer than half of
-    the replicates are defined.
+    lows and highs; the bounds are NaN with fewer than two clusters, or where fewer than
+    `ENOUGH` of the replicates are defined.
     """
     value = statistic(sums_PK.sum(0, keepdims=True))[0]
     if len(sums_PK) < 2:
@@ -54,11 +57,11 @@ def interval_of_sums(
 
 
 def percentiles(values_B: Floats) -> tuple[Floats, Floats]:
-    """The bounds of a 95 % percentile interval over replicates (B, ...); NaN where fewer than half
-    of them are defined."""
+    """The bounds of a 95 % percentile interval over replicates (B, ...); NaN where fewer than
+    `ENOUGH` of them are defined."""
     defined = np.isfinite(values_B)
     filled = np.where(defined, values_B, np.nan)
-    enough = defined.mean(0) >= 0.5
+    enough = defined.mean(0) >= ENOUGH
     safe = np.where(enough, filled, 0.0)
     low, high = np.nanquantile(safe, LEVELS, axis=0)
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
@@ -81,7 +84,9 @@ def auc_interval(
     higher, ties counting half (the Mann-Whitney form of the area under the ROC curve), with a
     95 % percentile interval over prompts (`cluster_R`, numbers from 0).
 
-    None where all scored completions are correct or none is; NaN scores are left out.
+    None where all scored completions are correct or none is; NaN scores are left out. Without
+    bounds where every replicate gives one value, as with perfect separation: no resampling of these
+    prompts can tell how far others would be from it.
     """
     scored = np.isfinite(scores_R)
     scores, correct, cluster = scores_R[scored], correct_R[scored], cluster_R[scored]
@@ -98,7 +103,10 @@ def auc_interval(
         _weighted_auc(weights[:, cluster], correct, ties)
         for weights in resamples(len(present), seed, replicates)
     ]
-    low, high = percentiles(np.concatenate(drawn))
+    values = np.concatenate(drawn)
+    if len(np.unique(values[np.isfinite(values)])) < 2:
+        return Estimate(float(value), None, None)
+    low, high = percentiles(values)
     return estimate(float(value), float(low), float(high))
 
 

@@ -20,27 +20,27 @@ def carrying_tokens(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str, A
     without a tokenizer), `count` in the cell, `mass_share` of the cell's sum, `mean` gap in nats,
     and `share` of all its occurrences that fall in the cell."""
     cell_N = pool.cell_N()
-    vocabulary = int(pool.ids_N.max(initial=0)) + 1
-    everywhere = np.bincount(pool.ids_N, minlength=vocabulary)
+    known, place_N = np.unique(pool.ids_N, return_inverse=True)  # ids made elsewhere may be any
+    everywhere = np.bincount(place_N, minlength=len(known))
     found = {}
     for number, name in enumerate(CELLS):
         inside = cell_N == number
-        ids, gap = pool.ids_N[inside], pool.gap_N[inside].astype(np.float64)
-        count = np.bincount(ids, minlength=vocabulary)
-        total = sums(gap, ids, vocabulary)
+        places, gap = place_N[inside], pool.gap_N[inside].astype(np.float64)
+        count = np.bincount(places, minlength=len(known))
+        total = sums(gap, places, len(known))
         mass = np.abs(total)
         first = np.argsort(-mass, kind="stable")[:MOST]
         found[name] = [
             {
-                "id": int(id),
-                "text": texts.text(int(id)),
-                "count": int(count[id]),
-                "mass_share": float(mass[id] / mass.sum()),
-                "mean": float(total[id] / count[id]),
-                "share": float(count[id] / everywhere[id]),
+                "id": int(known[place]),
+                "text": texts.text(int(known[place])),
+                "count": int(count[place]),
+                "mass_share": float(mass[place] / mass.sum()),
+                "mean": float(total[place] / count[place]),
+                "share": float(count[place] / everywhere[place]),
             }
-            for id in first
-            if count[id]
+            for place in first
+            if count[place]
         ]
     return found
 
@@ -54,7 +54,7 @@ def carrying_contexts(pool: Pool, texts: TokenTexts) -> dict[str, list[dict[str,
     for number, name in enumerate(CELLS):
         places = np.flatnonzero(cell_N == number)
         size = np.abs(pool.gap_N[places])
-        # Enough of the largest that twelve prompts are among them, without sorting millions.
+        # Some of the largest, of many prompts as a rule, without sorting millions.
         some = min(len(places), MOST * 64)
         largest = places[np.argpartition(-size, some - 1)[:some]] if some else places
         largest = largest[np.lexsort((largest, -np.abs(pool.gap_N[largest])))]

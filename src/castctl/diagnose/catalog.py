@@ -8,14 +8,14 @@ from castctl.diagnose.needs import Need
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
-from castctl.recipe import Recipe
+from castctl.recipe import ModelSettings, Recipe
 
 
-def _as_it_is(recipe: Recipe, named: bool) -> MethodSettings:
+def _as_it_is(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:
     return recipe.method
 
 
-def _with_privileged_teacher(recipe: Recipe, named: bool) -> MethodSettings:
+def _with_privileged_teacher(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:
     """The method's own privileged teacher, else the policy itself, told the solution or answer."""
     teacher = recipe.method.teacher
     if not teacher.privileged:
@@ -25,19 +25,18 @@ def _with_privileged_teacher(recipe: Recipe, named: bool) -> MethodSettings:
     return recipe.method.model_copy(update={"teacher": teacher})
 
 
-def _with_answer_free_teacher(recipe: Recipe, named: bool) -> MethodSettings:
+def _with_answer_free_teacher(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:
     """The method's own answer-free teacher, else the initial policy under the student's prompt."""
     teacher = recipe.method.teacher
     of_a_run = teacher.is_copy and not named
     if teacher.privileged or not (of_a_run or teacher.kind in ("current", "model")):
-        began = recipe.model
         teacher = Teacher(kind="model", path=began.path, revision=began.revision)
     return recipe.method.model_copy(update={"teacher": teacher})
 
 
-def _with_cast(recipe: Recipe, named: bool) -> MethodSettings:
+def _with_cast(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:
     """CAST, as the run has it or with its preset."""
-    teacher = _with_answer_free_teacher(recipe, named).teacher
+    teacher = _with_answer_free_teacher(recipe, began, named).teacher
     own = recipe.method.shaping.kind == "cast"
     method = recipe.method if own else MethodSettings(name="cast")
     return method.model_copy(update={"teacher": teacher})

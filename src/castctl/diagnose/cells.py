@@ -13,7 +13,7 @@ from castctl.ragged import sums
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 TAIL = 0.01
-"""The share of all tokens, those of the largest gaps, that are called the tail."""
+"""The share of the tokens with a gap, those of the largest, that are called the tail."""
 
 PLACES = np.linspace(0, 1, 11)
 """Edges of the places in a completion."""
@@ -68,7 +68,7 @@ def describe_cells(pool: Pool, seed: int) -> dict[str, Any]:
     heard = ~np.isnan(pool.gap_N)
     return {
         "completions": len(np.unique(pool.row_N[heard])),
-        "prompts": int(there.sum()),
+        "prompts": len(np.unique(pool.prompt_R[np.unique(pool.row_N[heard])])),
         "tokens": int(heard.sum()),
         "zero_share": float((pool.gap_N[heard] == 0).mean()) if heard.any() else None,
         "tail_edge": edge,
@@ -179,7 +179,7 @@ def describe_decay(
     key = (pool.prompt_R[pool.row_N[kept]] * len(CELLS) + cell_N[kept]) * bins + bin_n
     size = pool.prompts * len(CELLS) * bins
     columns = (np.ones(len(gap)), gap, gap**2)
-    sums_PK = np.stack([sums(c, key, size) for c in columns], -1).reshape(pool.prompts, -1)
+    sums_PK = np.stack([sums(c, key, size) for c in columns], -1).reshape(-1, len(CELLS) * bins * 3)
     sums_PK = sums_PK[sums_PK.any(1)]
 
     def rates(sums_BK: Floats) -> Floats:

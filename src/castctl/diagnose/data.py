@@ -84,8 +84,11 @@ class StepData:
         return (index + 0.5) / lengths
 
 
-def read_step(folder: StepFolder, stages: Iterable[str], parts: Iterable[int]) -> StepData:
-    """These parts of a step: `rollouts/`, `rewards/` and those other `stages` that are asked for.
+def read_step(
+    folder: StepFolder, stages: Iterable[str], parts: Iterable[int], skip_tokens: int = 0
+) -> StepData:
+    """These parts of a step: `rollouts/`, `rewards/` and those other `stages` that are asked for;
+    the gap of each completion's first `skip_tokens` is not heard.
 
     Raises `UserError` where parts are broken, contradict one another, or hold lists of other
     lengths than the completions.
@@ -96,7 +99,7 @@ def read_step(folder: StepFolder, stages: Iterable[str], parts: Iterable[int]) -
     rollouts, rewards = tables["rollouts"], tables["rewards"]
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     try:
-        signals = _signals(folder, tables.get("signals"), offsets)
+        signals = _signals(folder, tables.get("signals"), offsets, skip_tokens)
         return StepData(
             step=folder.step,
             prompt_ids=rollouts["prompt_id"].to_pylist(),
@@ -131,11 +134,11 @@ def _read_part(folder: StepFolder, stages: list[str], number: int) -> dict[str, 
 
 
 def _signals(
-    folder: StepFolder, table: pa.Table | None, offsets: NDArray[np.int64]
+    folder: StepFolder, table: pa.Table | None, offsets: NDArray[np.int64], skip_tokens: int
 ) -> StepSignals | None:
     if table is None:
         return None
-    read = read_signals(Part(folder.stage_path("signals"), table, None))
+    read = read_signals(Part(folder.stage_path("signals"), table, None), skip_tokens)
     if (read.tokens.offsets != offsets).any():
         raise ValueError("policy_logprobs does not have one value a completion token")
     return read

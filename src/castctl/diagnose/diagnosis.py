@@ -14,7 +14,7 @@ from castctl.errors import UserError
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
-from castctl.recipe import Recipe
+from castctl.recipe import ModelSettings, Recipe
 from castctl.shards.part import read_json, write_json
 
 Numbers = dict[str, Any]
@@ -37,13 +37,13 @@ class Diagnostic:
     """A question, what is read to answer it, the method to compute that with where it is missing,
     and the function that turns steps into numbers.
 
-    `method` takes the recipe and whether the weights are named by hand, apart from the run's.
+    `method` takes the recipe, the run's initial model, and whether the weights are named by hand.
     """
 
     name: str
     question: str
     need: Need
-    method: Callable[[Recipe, bool], MethodSettings]
+    method: Callable[[Recipe, ModelSettings, bool], MethodSettings]
     measure: Callable[[Iterator[StepData], Context], Numbers]
 
 

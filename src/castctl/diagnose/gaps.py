@@ -59,7 +59,6 @@ def _numbers(pool: Pool, context: Context) -> Numbers:
     seed = context.seed
     scores = completion_scores(pool)
     every_R = np.ones(len(pool.correct_R), np.bool_)
-    entropy = pool.entropy_N
     return {
         "correct": int(pool.correct_R.sum()),
         "incorrect": int((~pool.correct_R).sum()),
@@ -68,8 +67,8 @@ def _numbers(pool: Pool, context: Context) -> Numbers:
         "decay": {
             "position": describe_decay(pool, pool.position_N, PLACES, seed),
             "entropy": None
-            if entropy is None or not np.isfinite(entropy).any()
-            else describe_decay(pool, entropy, ENTROPIES, seed),
+            if not np.isfinite(pool.entropy_N).any()
+            else describe_decay(pool, pool.entropy_N, ENTROPIES, seed),
         },
         "separation": {
             "all": describe_separation(pool, scores, every_R, seed),

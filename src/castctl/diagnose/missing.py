@@ -6,26 +6,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from castctl.diagnose.needs import Need
+from castctl.errors import UserError
+from castctl.inspection.tokens import run_tokenizer
 from castctl.methods import MethodSettings
+from castctl.models.loading import load_tokenizer, locate_model
 from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, policy_at
 from castctl.progress import Progress
+from castctl.recipe import Recipe
 from castctl.runs import Run
 from castctl.score.rewards import score_rewards
+from castctl.score.scorers import Scorer
 from castctl.score.signals import score_signals
 from castctl.shape import shape_step
-from castctl.shards.part import read_json, write_json
-from castctl.shards.stage import StepFolder
-from castctl.stages import sampled_temperature, teacher_at
+from castctl.shards.part import read_json, read_metadata, write_json
+from castctl.shards.stage import StepFolder, agreed
+from castctl.stages import teacher_at
 from castctl.verify.judge import judging_pool
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A step whose missing stages lie under `diagnose/`; the weights that scored them, and the
-    seconds of each pass."""
+    """A step whose missing stages lie under `diagnose/`, and the seconds of its scoring passes,
+    where one call made them whole."""
 
     folder: StepFolder
-    source: PolicySource
     seconds: dict[str, float]
 
 
@@ -37,10 +41,12 @@ def compute_missing(
     *,
     method: MethodSettings,
     source: PolicySource | None,
+    rescore: bool,
     progress: Progress,
     overwrite: bool = False,
 ) -> Computed:
-    """Judge, score and shape a step for `method` into `out`, where the run's own do not serve.
+    """Judge, score and shape a step for `method` into `out`, where the run's own do not serve;
+    `rescore` says that its signals do not, whatever they are.
 
     Policy and teacher are both scored with the same weights: `source`, or the checkpoint at the
     step's start. Old log-probs of the policy beside newer weights of its teacher would put the
@@ -48,36 +54,67 @@ def compute_missing(
     """
     recipe = run.recipe.model_copy(update={"method": method})
     own = Run(run.path, recipe)
-    view = replace(folder, elsewhere=_elsewhere(folder, need, out, rescore=source is not None))
-    source = source or policy_at(own, folder.step)
-    policy = source.load(recipe.model)
+    view = replace(folder, elsewhere=_elsewhere(folder, need, out, rescore))
     if "rewards" in view.elsewhere:
-        with judging_pool(recipe.verifier) as pool:
-            score_rewards(
-                view, recipe.verifier, pool, policy.tokenizer,
-                progress=progress, overwrite=overwrite,
-            )  # fmt: skip
+        _judge(own, view, progress, overwrite)
     seconds: dict[str, float] = {}
     if "signals" in view.elsewhere:
+        source = source or policy_at(own, folder.step)
+        policy = source.load(recipe.model)
         signals = need.signals | need.welcome
-        teacher = (
-            teacher_at(own, folder.step, source, policy) if "teacher_logprobs" in signals else None
-        )
-        reference = load_reference(own) if "ref_logprobs" in signals else None
-        seconds = score_signals(
-            view, signals, make_scorers(recipe, source.fingerprint, policy, teacher, reference),
-            temperature=sampled_temperature(own, folder.step), budget=budget_of(recipe),
-            progress=progress, overwrite=overwrite,
+        taught, anchored = "teacher_logprobs" in signals, "ref_logprobs" in signals
+        scorers = make_scorers(
+            recipe, source.fingerprint, policy,
+            teacher_at(own, folder.step, source, policy) if taught else None,
+            _reference(own) if anchored else None,
         )  # fmt: skip
-        seconds = _remembered(out / "seconds.json", seconds)
+        whole = overwrite or not view.parts("signals")
+        spent = score_signals(
+            view, signals, scorers, temperature=_temperature(folder, recipe),
+            budget=budget_of(recipe), progress=progress, overwrite=overwrite,
+        )  # fmt: skip
+        if whole:
+            write_json(out / "seconds.json", spent)
+        seconds = read_json(out / "seconds.json") if (out / "seconds.json").is_file() else {}
     if "advantages" in view.elsewhere:
         shape_step(view, method, progress=progress, overwrite=overwrite)
-    return Computed(view, source, seconds)
+    return Computed(view, seconds)
+
+
+def _judge(run: Run, view: StepFolder, progress: Progress, overwrite: bool) -> None:
+    settings = run.recipe.model
+    tokenizer = run_tokenizer(run) or load_tokenizer(
+        locate_model(settings.path, settings.revision), settings
+    )
+    with judging_pool(run.recipe.verifier) as pool:
+        score_rewards(
+            view, run.recipe.verifier, pool, tokenizer, progress=progress, overwrite=overwrite
+        )
+
+
+def _reference(run: Run) -> Scorer:
+    if not (run.path / "recipe.yaml").is_file():
+        raise UserError(
+            f"{run.path} is no run, so nothing says which model is the reference; score the step "
+            f"with castctl score --run {run.path} --signals ref_logprobs --model MODEL"
+        )
+    return load_reference(run)
+
+
+def _temperature(folder: StepFolder, recipe: Recipe) -> float:
+    """The temperature that the rollouts were sampled at; the recipe's where they do not say."""
+    paths = [folder.part_path("rollouts", part) for part in folder.parts("rollouts")]
+    made = (read_metadata(path, "rollouts") for path in paths)
+    found = float(agreed(made, "temperature", recipe.sampling.temperature))
+    if found == 0:
+        raise UserError(
+            f"{folder.path} was decoded greedily; there is no distribution to score it by"
+        )
+    return found
 
 
 def _elsewhere(folder: StepFolder, need: Need, out: Path, rescore: bool) -> dict[str, Path]:
-    """Where the stages lie that the run's own step does not have whole for this diagnostic;
-    `rescore` asks for signals of other weights than the run's."""
+    """Where the stages lie that the run's own step does not have whole for this diagnostic."""
     rollouts = folder.require_parts("rollouts", "run `castctl rollout` first")
     missing = {}
     if folder.parts("rewards") != rollouts:
@@ -88,11 +125,3 @@ def _elsewhere(folder: StepFolder, need: Need, out: Path, rescore: bool) -> dict
     if need.flips:
         missing["advantages"] = out
     return missing
-
-
-def _remembered(file: Path, seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds of passes, with those of an earlier call whose numbers were kept."""
-    known = {**(read_json(file) if file.is_file() else {}), **seconds}
-    if seconds:
-        write_json(file, known)
-    return known

@@ -46,14 +46,14 @@ class Need:
         return flipped.null_count < len(flipped)
 
     def _has_signals(self, folder: StepFolder, part: int) -> bool:
-        metadata = read_metadata(folder.part_path("signals", part), "signals")
-        if metadata is None or "signals" not in metadata:
-            table = folder.read("signals", part).table
-            return all(table[name].null_count < len(table) for name in self.signals)
+        metadata = read_metadata(folder.part_path("signals", part), "signals") or {}
         told = teacher_context(metadata)
         # Whoever made the log-probs elsewhere knows what the teacher was told; we do not.
         fits = self.teacher is None or told is None or TOLD[told != "none"] == self.teacher
-        return fits and self.signals <= metadata["signals"].keys()
+        if not fits or ("signals" in metadata and not self.signals <= metadata["signals"].keys()):
+            return False
+        table = folder.read("signals", part).table
+        return all(table[name].null_count < len(table) for name in self.signals)
 
 
 TOLD: dict[bool, Told] = {True: "privileged", False: "answer_free"}

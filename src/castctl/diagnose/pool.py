@@ -27,7 +27,7 @@ class Pool:
 
     `gap_N` is l_T - l_old in nats, NaN where the teacher was not heard; `direction_R` the sign of
     the group-relative advantage, 0 in groups whose rewards are equal; `prompt_R` the number of
-    the prompt, from 0, the same in every step.
+    the prompt, from 0, the same in every step. An entropy that is not there is NaN.
     """
 
     prompt_ids: list[str]
@@ -42,7 +42,7 @@ class Pool:
     gap_N: NDArray[np.float32]
     policy_N: NDArray[np.float32]
     position_N: NDArray[np.float32]
-    entropy_N: NDArray[np.float32] | None
+    entropy_N: NDArray[np.float32]
 
     @property
     def prompts(self) -> int:
@@ -67,7 +67,7 @@ class Pool:
         kept = {
             each.name: getattr(self, each.name)[keep_N if each.name.endswith("_N") else keep_R]
             for each in fields(self)
-            if each.name.endswith(("_N", "_R")) and getattr(self, each.name) is not None
+            if each.name.endswith(("_N", "_R"))
         }
         kept["prompt_R"] = np.unique(kept["prompt_R"], return_inverse=True)[1].astype(np.int64)
         names = [name for name, keep in zip(self.prompt_ids, keep_R, strict=True) if keep]
@@ -78,18 +78,12 @@ class Pool:
 def pool_steps(steps: Iterable[StepData]) -> Pool:
     """The known completions of these steps as one pool."""
     pieces = [_piece(data) for data in steps]
-    columns = {
-        name: np.concatenate([piece[name] for piece in pieces])
-        for name in pieces[0]
-        if all(piece[name] is not None for piece in pieces)
-    }
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths, ids = columns.pop("lengths_R"), columns.pop("prompt_ids").tolist()
-    entropy = columns.pop("entropy_N", None)
     return Pool(
         prompt_ids=ids,
         prompt_R=cluster_numbers(ids),
         offsets=offsets_of(lengths),
-        entropy_N=entropy,
         **columns,
     )
 
@@ -113,6 +107,8 @@ def _piece(data: StepData) -> dict[str, NDArray]:
         "gap_N": data.signals.tokens.gap_N[known_N].astype(np.float32),
         "policy_N": data.signals.policy_N[known_N].astype(np.float32),
         "position_N": data.position_N[known_N].astype(np.float32),
-        "entropy_N": None if entropies is None else entropies[known_N].astype(np.float32),
+        "entropy_N": (np.full(len(known_N), np.nan) if entropies is None else entropies)[
+            known_N
+        ].astype(np.float32),
     }
     return piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from castctl.diagnose.diagnosis import Context, Diagnosis, Diagnostic
 from castctl.diagnose.subject import ChosenStep, Subject, choose_steps, read_chosen
@@ -12,11 +13,12 @@ from castctl.progress import Progress
 from castctl.recipe import Recipe
 from castctl.shards.part import plain
 
+Facts = dict[str, Any]
+
 
 def output_folder(subject: Subject, diagnostic: Diagnostic) -> Path:
-    """Where everything of a diagnosis lies: `diagnose/NAME` in the run, or beside the shards."""
-    home = subject.path if subject.run is None else subject.run.path
-    return home / "diagnose" / diagnostic.name
+    """Where everything of a diagnosis lies."""
+    return subject.home / "diagnose" / diagnostic.name
 
 
 def diagnose(
@@ -46,7 +48,7 @@ def diagnose(
         subject=_describe(subject),
         steps=facts,
         numbers=numbers,
-        notes=_notes(facts, subject, diagnostic),
+        notes=_notes(facts, subject),
         seed=recipe.seed,
     )
     diagnosis.write(out / f"{diagnostic.name}.json")
@@ -67,35 +69,49 @@ def _describe(subject: Subject) -> dict[str, object]:
     }
 
 
-def _notes(facts: list[dict], subject: Subject, diagnostic: Diagnostic) -> list[str]:
+def _notes(facts: list[Facts], subject: Subject) -> list[str]:
     """What a reader must know of where the numbers come from."""
     notes = []
-    computed = [fact for fact in facts if fact["computed_with"]]
-    if computed:
-        steps = _listed([fact["step"] for fact in computed])
-        models = sorted({str(fact["computed_with"]) for fact in computed})
-        alike = ", policy and teacher alike" if diagnostic.need.teacher else ""
-        notes.append(
-            f"What {diagnostic.name} reads was not there at {steps}: it was computed under "
-            f"diagnose/{alike}, with the weights {', '.join(models)}."
+    for (stages, policy, teacher), steps in _grouped(facts, "computed", "policy", "teacher"):
+        if not stages:
+            continue
+        words = (
+            f"{' and '.join(stages).capitalize()} of {_listed(steps)} were computed under diagnose/"
         )
-    other = [f for f in computed if f["sampler"] not in (None, f["computed_with"])]
-    if other:
-        notes.append(
-            f"The rollouts of {_listed([f['step'] for f in other])} were sampled by other weights "
-            f"({', '.join(sorted({str(f['sampler']) for f in other}))}): the policy here did not "
-            "write these completions, so its log-probs are a reader's, not their author's."
-        )
+        if "signals" in stages:
+            words += f", the policy's log-probs with {policy}"
+            words += f" and the teacher's with {teacher}" if teacher else ""
+        notes.append(f"{words}.")
+    for (sampler, policy), steps in _grouped(facts, "sampler", "policy"):
+        if sampler and policy and sampler != policy:
+            notes.append(
+                f"The rollouts of {_listed(steps)} were sampled by {sampler} and are scored by "
+                f"{policy}: where those are other weights, the log-probs are a reader's, not the "
+                "author's."
+            )
     partial = [fact for fact in facts if fact["parts"] < fact["of_parts"]]
     if partial:
         notes.append(
             f"{_listed([f['step'] for f in partial]).capitalize()} is read as far as it is whole: "
             f"{sum(f['parts'] for f in partial)} of {sum(f['of_parts'] for f in partial)} parts."
         )
-    steps_there = [step for step in subject.steps if diagnostic.need.stages and step.path.is_dir()]
-    if len(facts) < len(steps_there):
-        notes.append(f"Read: {len(facts)} of the {len(steps_there)} steps there.")
+    if len(facts) < len(subject.steps):
+        notes.append(f"Read: {len(facts)} of the {len(subject.steps)} steps there.")
     return notes
+
+
+def _grouped(facts: list[Facts], *keys: str) -> list[tuple[list[Any], list[int]]]:
+    """The different values of some facts, each with the steps that have them."""
+    found: list[tuple[list[Any], list[int]]] = []
+    for fact in facts:
+        values = [fact[key] for key in keys]
+        for known, steps in found:
+            if known == values:
+                steps.append(fact["step"])
+                break
+        else:
+            found.append((values, [fact["step"]]))
+    return found
 
 
 def _listed(steps: list[int]) -> str:

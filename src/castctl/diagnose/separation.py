@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from castctl.diagnose.bootstrap import REPLICATES, Floats, auc_interval
 from castctl.diagnose.pool import Pool
-from castctl.evaluate.statistics import Estimate, problem_mean
+from castctl.evaluate.statistics import Estimate, problem_share
 from castctl.ragged import sums
 
 HISTOGRAM_BINS = 40
@@ -76,7 +76,7 @@ def within_prompt(pool: Pool, values_R: Floats) -> dict[str, Any]:
             wins = (right[:, None] > wrong).mean() + (right[:, None] == wrong).mean() / 2
             found.setdefault(int(pool.prompt_R[rows[0]]), []).append(float(wins))
     values = np.array([np.mean(each) for each in found.values()])
-    return {"prompts": len(values), "auc": problem_mean(values) if len(values) else None}
+    return {"prompts": len(values), "auc": problem_share(values) if len(values) else None}
 
 
 def histograms(values: NDArray[np.floating], correct: NDArray[np.bool_]) -> dict[str, Any]:

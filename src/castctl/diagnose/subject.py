@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -15,6 +16,8 @@ from castctl.diagnose.needs import Need, teacher_context
 from castctl.errors import UserError
 from castctl.policies import PolicySource
 from castctl.progress import Progress
+from castctl.recipe import ModelSettings
+from castctl.recipe_reader import load_recipe
 from castctl.runs import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
@@ -27,28 +30,47 @@ TOKENS_AT_ONCE = 30_000_000
 
 @dataclass(frozen=True)
 class Subject:
-    """What a name stands for: the step folders below `path`, and the run that they are of, if any.
+    """What a name stands for: the step folders of `path`, and the run that they are of, if any.
 
-    `weights` are those named by hand, to score policy and teacher with.
+    `weights` are those named by hand, to score policy and teacher with; `retaught` says that
+    another teacher than the run's own was asked for.
     """
 
     path: Path
     steps: list[StepFolder]
     run: Run | None
     weights: PolicySource | None = None
+    retaught: bool = False
+
+    @property
+    def home(self) -> Path:
+        """Where `diagnose/` belongs: the run, for its own steps; else beside the shards."""
+        run = self.run
+        own = run is not None and all(
+            step.path.absolute() == run.step(step.step).path.absolute() for step in self.steps
+        )
+        return run.path if run is not None and own else self.path
+
+    @property
+    def began(self) -> ModelSettings:
+        """The initial model of the run, whatever model was named for this diagnosis."""
+        assert self.run is not None, "nothing is computed without a run"
+        recipe = self.run.path / "recipe.yaml"
+        return (load_recipe(recipe) if recipe.is_file() else self.run.recipe).model
 
 
 @dataclass(frozen=True)
 class ChosenStep:
-    """A step to read: its folder, with what was computed for it, its whole parts, the seconds of
-    its scoring passes, and the weights that computed what it lacked."""
+    """A step to read: its folder, with what was computed for it, its whole parts, the tokens at
+    the start of each completion that its teacher is not heard at, and the seconds of its scoring
+    passes, where they are known."""
 
     folder: StepFolder
     parts: list[int]
+    skip_tokens: int
     seconds: dict[str, float]
-    computed_with: str | None = None
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What is recorded of the step in a diagnosis."""
         made = {
             stage: read_metadata(self.folder.part_path(stage, self.parts[0]), stage) or {}
@@ -66,7 +88,8 @@ class ChosenStep:
             "teacher": _model(teacher),
             "teacher_settings": teacher.get("teacher") if isinstance(teacher, dict) else None,
             "teacher_context": teacher_context(made.get("signals", {})),
-            "computed_with": self.computed_with,
+            "skip_tokens": self.skip_tokens,
+            "computed": sorted(self.folder.elsewhere),
         }
 
 
@@ -86,26 +109,42 @@ def choose_steps(
     """The steps `asked` for; else those that have what is needed; else, computing it into `out`,
     those with a checkpoint at their start.
 
-    With weights named by hand it is computed whatever is there, for the last step unless others
-    are asked for. Raises `UserError` where there is nothing to read or to compute with.
+    With weights or a teacher named by hand signals are computed whatever is there, with weights for
+    the last step unless others are asked for. Raises `UserError` where there is nothing to read or
+    to compute with.
     """
-    need, named = diagnostic.need, subject.weights is not None and bool(diagnostic.need.signals)
+    scores = bool(diagnostic.need.signals)
+    named = scores and subject.weights is not None
+    retaught = scores and subject.retaught and diagnostic.need.teacher is not None
     folders = _asked(subject, asked)
-    if not named:
-        seconds = _seconds(subject.run)
-        ready = [
-            ChosenStep(folder, parts, seconds.get(folder.step, {}))
-            for folder in folders
-            if (parts := need.parts_of(folder))
-        ]
-        if ready and (not asked or len(ready) == len(folders)):
-            return _thinned(ready)
+    ready = {} if named or retaught else _ready(diagnostic, subject, folders)
     if not asked:
-        folders = folders[-1:] if named else _with_checkpoint(diagnostic, subject, folders)
+        if ready:
+            folders = [folder for folder in folders if folder.step in ready]
+        elif named:
+            folders = folders[-1:]
+        elif scores:
+            folders = _with_checkpoint(diagnostic, subject, folders)
+        folders = _thinned(folders)
     return [
-        _computed(diagnostic, subject, folder, out, progress, overwrite, named)
+        ready.get(folder.step)
+        or _computed(diagnostic, subject, folder, out, progress, overwrite, named or retaught)
         for folder in folders
     ]
+
+
+def _ready(
+    diagnostic: Diagnostic, subject: Subject, folders: list[StepFolder]
+) -> dict[int, ChosenStep]:
+    """The steps that have what is needed, in some of their parts at least."""
+    seconds = _seconds(subject.run)
+    skip = 0 if subject.run is None else subject.run.recipe.method.teacher.skip_tokens
+    found = {folder.step: (folder, diagnostic.need.parts_of(folder)) for folder in folders}
+    return {
+        step: ChosenStep(folder, parts, skip, seconds.get(step, {}))
+        for step, (folder, parts) in found.items()
+        if parts
+    }
 
 
 def _asked(subject: Subject, asked: list[int]) -> list[StepFolder]:
@@ -143,7 +182,7 @@ def _computed(
     out: Path,
     progress: Progress,
     overwrite: bool,
-    named: bool,
+    rescore: bool,
 ) -> ChosenStep:
     run = subject.run
     if run is None:
@@ -151,13 +190,20 @@ def _computed(
             f"{folder.path} lacks what {diagnostic.name} reads, and no run says which model made "
             "it; name one with --model"
         )
+    named = subject.weights is not None
+    method = diagnostic.method(run.recipe, subject.began, named)
     done = compute_missing(
         run, folder, diagnostic.need, out / f"step-{folder.step:05d}",
-        method=diagnostic.method(run.recipe, named), source=subject.weights if named else None,
+        method=method, source=subject.weights, rescore=rescore,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
     parts = diagnostic.need.parts_of(done.folder)
-    return ChosenStep(done.folder, parts, done.seconds, done.source.fingerprint)
+    if not parts:
+        raise UserError(
+            f"{folder.path} still lacks what {diagnostic.name} reads; look at it with "
+            f"castctl inspect {folder.path} --verify"
+        )
+    return ChosenStep(done.folder, parts, method.teacher.skip_tokens, done.seconds)
 
 
 def _seconds(run: Run | None) -> dict[int, dict[str, float]]:
@@ -174,19 +220,19 @@ def _seconds(run: Run | None) -> dict[int, dict[str, float]]:
     }
 
 
-def _thinned(steps: list[ChosenStep]) -> list[ChosenStep]:
+def _thinned(folders: list[StepFolder]) -> list[StepFolder]:
     """As many steps, evenly over the run and with its last, as memory holds."""
-    tokens = sum(_tokens(step) for step in steps)
-    keep = max(1, min(len(steps), len(steps) * TOKENS_AT_ONCE // max(tokens, 1)))
-    places = {len(steps) - 1 - round(n * len(steps) / keep) for n in range(keep)}
-    return [steps[place] for place in sorted(places)]
+    tokens = sum(map(_tokens, folders))
+    keep = max(1, min(len(folders), len(folders) * TOKENS_AT_ONCE // max(tokens, 1)))
+    places = {len(folders) - 1 - round(n * len(folders) / keep) for n in range(keep)}
+    return [folders[place] for place in sorted(places)]
 
 
-def _tokens(step: ChosenStep) -> int:
+def _tokens(folder: StepFolder) -> int:
     """Completion tokens of a step, by its files' headers."""
     total = 0
-    for part in step.parts:
-        metadata = pq.read_metadata(step.folder.part_path("rollouts", part))
+    for part in folder.parts("rollouts"):
+        metadata = pq.read_metadata(folder.part_path("rollouts", part))
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
             columns = (row_group.column(n) for n in range(row_group.num_columns))
@@ -202,5 +248,6 @@ def read_chosen(steps: list[ChosenStep], need: Need, progress: Progress) -> Iter
     """The chosen steps one after the other, so that only one need be in memory."""
     with progress.task("diagnose", len(steps), "steps") as advance:
         for step in steps:
-            yield read_step(step.folder, need.stages, step.parts)
+            skip = step.skip_tokens if need.teacher else 0
+            yield read_step(step.folder, need.stages, step.parts, skip)
             advance(1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from castctl.diagnose.diagnosis import Diagnosis, read_diagnosis
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.report.diagnostics import confidence, credit, engine, flips, gaps, groups
 from castctl.report.document import Picture, Section
 from castctl.shards.part import atomic_file
@@ -42,15 +42,19 @@ def diagnosis_sections(folder: Path) -> list[Section]:
             continue
         try:
             sections.append(section_of(read_diagnosis(file)))
-        except (UserError, KeyError, TypeError) as error:
-            log.warning("%s is left out of the report: %s", file, error)
+        except Exception as error:  # a file of another version, or made elsewhere
+            said = one_line(error, named=not isinstance(error, UserError))
+            log.warning("%s is left out of the report (%s); diagnose again", file, said)
     return sections
 
 
 def write_pictures(section: Section, folder: Path) -> list[Path]:
-    """Draw the section's plots as PNG files in a folder; their paths."""
+    """Draw the section's plots as PNG files in a folder, in place of those that are there; their
+    paths."""
     from matplotlib import rc_context
 
+    for old in folder.glob("*.png"):
+        old.unlink()
     paths = []
     for picture in (block for block in section.blocks if isinstance(block, Picture)):
         path = folder / f"{picture.name}.png"

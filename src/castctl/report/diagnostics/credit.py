@@ -163,7 +163,7 @@ def _sit(numbers: dict[str, Any]) -> str:
     return (
         f"A completion's largest 10 % of scored tokens hold, by {'; by '.join(told)}. The "
         "logarithm and the cap of the gain make the weights much more even than the scores; equal "
-        "weights would give about 10 %."
+        "weights would give about 10 %, more in short completions, whose tenth is rounded up."
     )
 
 

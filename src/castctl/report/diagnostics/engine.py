@@ -171,7 +171,7 @@ def _size(numbers: dict[str, Any]) -> str:
     size, beyond = numbers["size"], numbers["beyond"]["0.1"]
     if size["mean"] < ROUNDING and numbers["largest"] < NOTABLE:
         verdict = "as much as rounding leaves: the engines compute the same distribution"
-    elif size["mean"] < NOTABLE:
+    elif size["mean"] < NOTABLE and numbers["largest"] < 1:
         verdict = "more than rounding in float32, within what half precision leaves"
     else:
         verdict = (
@@ -244,8 +244,9 @@ def _draw(numbers: dict[str, Any]) -> Figure:
     shares = [100 * share if share else None for share in found["shares"]]
     tail.plot(found["sizes"], np.array(shares, np.float64), color=BLACK, marker="o", markersize=3)
     tail.axvline(math.log(numbers["cap"]), color=BLACK, linewidth=0.8, linestyle=":")
-    for axis in (tail.xaxis, tail.yaxis):
-        logarithmic(axis)
+    if any(found["shares"]):
+        for axis in (tail.xaxis, tail.yaxis):
+            logarithmic(axis)
     name(tail, f"Tail (dotted: a weight of {numbers['cap']:g})", "|difference|, nats",
          "tokens that differ by more, %")  # fmt: skip
     for axes in (steps, position):

@@ -181,6 +181,8 @@ def _threshold(settings: dict[str, Any] | None) -> str:
 
 
 def _why_none(numbers: dict[str, Any]) -> str:
+    if not numbers["settings"].get("flip", True):
+        return "No token is flipped: the method was shaped with flipping off."
     sizes = [step["rms"] for step in numbers["by_step"] if step["rms"] is not None]
     if not any(sizes):
         return (

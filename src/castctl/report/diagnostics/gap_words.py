@@ -19,7 +19,7 @@ def gap_words(diagnosis: Diagnosis) -> list[str]:
         kind = "incorrect" if numbers["correct"] else "correct"
         one_sided = [f"There is no {kind} completion here, so nothing can be compared."]
         return [*_teacher(diagnosis), *one_sided, *_limits(diagnosis)]
-    if not numbers["all"]["prompts"]:
+    if not any(cell["tokens"] for cell in numbers["all"]["cells"].values()):
         return [*_teacher(diagnosis), _dead(diagnosis)]
     return [
         *_teacher(diagnosis),
@@ -37,11 +37,11 @@ def _teacher(diagnosis: Diagnosis) -> list[str]:
     if kinds == {None}:
         return ["Nothing says who the teacher was: its log-probs were made elsewhere."]
     who = {
-        "current": "the policy's own weights",
+        "current": "the policy itself",
         "initial": "the initial policy",
         "snapshot": "an earlier policy, renewed every few steps",
         "ema": "an average of past policies",
-        "model": "another model",
+        "model": "a model of its own",
     }
     names = " and ".join(sorted(who.get(str(kind), "weights nobody named") for kind in kinds))
     saw = {"none": "the student's own prompt", "answer": "the answer", "solution": "the solution",
@@ -51,7 +51,7 @@ def _teacher(diagnosis: Diagnosis) -> list[str]:
     if kinds & {"initial", "snapshot", "ema", "model"} and diagnosis.name == "opsd-gaps":
         words += (
             " Its weights are not the policy's, so the gap holds what the answer tells and how the "
-            "two models differ; with method.teacher.kind=current only the first is left."
+            "two models differ; with --set method.teacher.kind=current only the first is left."
         )
     return [words]
 
@@ -66,8 +66,8 @@ def _sides(cells: dict[str, Any]) -> str:
             return f"{verdict} completions have no token with a gap"
         return (
             f"in {verdict} completions the teacher prefers {positive['tokens'] / total:.0%} of "
-            f"the tokens by {number(positive['mean']['mean'])} nats on average and doubts the "
-            f"others by {number(_size(negative))}"
+            f"the tokens with a gap, by {number(_size(positive)) or 0} nats on average, and doubts "
+            f"the others by {number(_size(negative)) or 0}"
         )
 
     words = f"{side('correct', right)}; {side('incorrect', wrong)}."
@@ -89,7 +89,7 @@ def _misleading(found: dict[str, Any]) -> str:
     share, mass = found["misleading_share"], found["misleading_mass"]
     words = (
         f"An update that followed the sign alone, knowing nothing of correctness, would go the "
-        f"wrong way on {_range(share)} of the tokens and {_range(mass)} of the gap's size."
+        f"wrong way on {_range(share)} of the tokens with a gap and {_range(mass)} of its size."
     )
     excess = found["agreement_excess"]
     if excess["mean"] is None or excess["low"] is None:
@@ -122,8 +122,8 @@ def _separates(found: dict[str, Any]) -> str:
     rival = found["all"]["mean_logprob"]
     if rival is not None and abs(rival["mean"] - 0.5) >= abs(auc["mean"] - 0.5):
         words += (
-            f" The policy's own mean log-prob, for which no teacher is needed, does as well or "
-            f"better: {_auc(rival)}."
+            f" The policy's own mean log-prob, for which no teacher is needed, has an AUC of "
+            f"{_auc(rival)}, at least as far from chance."
         )
     return words
 
@@ -136,7 +136,7 @@ def _auc(estimate: dict[str, Any]) -> str:
 
 def _verdict(estimate: dict[str, Any]) -> str:
     if estimate["low"] is None:
-        return "of one prompt, so nothing follows for others"
+        return "without an interval, so nothing follows for other prompts"
     if estimate["low"] > 0.5:
         return "correct ones have the higher gap"
     if estimate["high"] < 0.5:
@@ -180,6 +180,8 @@ def _range(estimate: dict[str, Any]) -> str:
 
 
 def _dead(diagnosis: Diagnosis) -> str:
+    if not diagnosis.numbers["all"]["tokens"]:
+        return "No token of a completion with a reward has a gap: its teacher was not heard."
     return (
         "The gap is zero everywhere: teacher and policy are the same model under the same prompt, "
         "as at step 0 and right after a refresh. Diagnose a later step, or a teacher of other "
