@@ -30,6 +30,7 @@ def main() -> None:
     options = measure.parse(parser)
     if options.quick:
         options.completions, options.tokens = 64, 100
+    names = NAMES[:1] if options.quick else NAMES
     with tempfile.TemporaryDirectory() as folder:
         step = report.shaped_step(Path(folder) / "run" / "step-00000", options)
         figures = {
@@ -41,7 +42,7 @@ def main() -> None:
                 ),
                 "plots_seconds": measure.timed(drawn(step, name))(),
             }
-            for name in NAMES
+            for name in names
         }  # fmt: skip
         measure.report(
             "diagnose", options.repeats, completions=options.completions, n=options.n,

@@ -22,7 +22,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "coverage": ("share.200 problems.two modes", "share.30 problems.a tenth solved"),
     "decoding": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                       *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
-    "diagnose": tuple(f"diagnostics.{name}.{what}" for name in ("opsd-gaps", "flips", "engine")
+    "diagnose": tuple(f"diagnostics.opsd-gaps.{what}"
                       for what in ("seconds", "extra_gb", "plots_seconds")),
     "distillation": (*(f"reverse_kl.{name}" for name in (
                          *RATIO, "memory_ratio", "naive_seconds", "naive_extra_gb")),
