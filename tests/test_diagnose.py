@@ -208,3 +208,33 @@ def test_a_step_without_checkpoint_is_named_with_its_remedy(castctl: Cli, run: P
 def test_without_a_name_they_are_explained(castctl: Cli) -> None:
     done = castctl("diagnose")
     assert all(name in done.stdout for name in DIAGNOSTICS)
+
+
+def test_a_run_named_in_the_place_of_the_diagnostic_is_told(castctl: Cli, trained: Run) -> None:
+    done = castctl("diagnose", str(trained.path), "groups", code=2)
+    assert "name the diagnostic first" in done.stderr
+
+
+def test_a_checkpoint_that_a_training_run_removes_is_passed_over(
+    castctl: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if step 1's checkpoint went between the listing and the reading."""
+    from castctl.diagnose import subject as room
+    from castctl.diagnose.runner import diagnose
+    from castctl.progress import Silent
+    from castctl.runs import open_run
+
+    found = open_run(str(run))
+    listed = room._with_checkpoint
+
+    def pruned(*given: Any) -> list[StepFolder]:
+        folders = listed(*given)
+        shutil.rmtree(run / "checkpoints" / "step-00001")
+        return folders
+
+    monkeypatch.setattr(room, "_with_checkpoint", pruned)
+    steps = [found.step(step) for step in found.steps()]
+    diagnosis, _ = diagnose(
+        DIAGNOSTICS["opsd-gaps"], room.Subject(run, steps, found), asked=[], progress=Silent()
+    )
+    assert [step["step"] for step in diagnosis.steps] == [0, 2]

@@ -101,6 +101,8 @@ def main() -> None:
                 f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
                 "report the lines above and your command in castctl's issue tracker",
             )
+        if not message():  # the help has been printed in its place
+            sys.exit(2)
         _end(2, f"{one_line(message(), 1000)}; see castctl --help")
 
 

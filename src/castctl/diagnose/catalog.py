@@ -9,6 +9,7 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
 from castctl.recipe import ModelSettings, Recipe
+from castctl.runs import is_run
 
 
 def _as_it_is(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:
@@ -107,6 +108,10 @@ def find_diagnostic(name: str) -> Diagnostic:
 
     if name in DIAGNOSTICS:
         return DIAGNOSTICS[name]
+    if is_run(name):
+        raise UserError(
+            f"{name} is a run; name the diagnostic first: castctl diagnose groups {name}"
+        )
     near = difflib.get_close_matches(name, DIAGNOSTICS, n=1, cutoff=0.5)
     hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(DIAGNOSTICS)}"
     raise UserError(f"no diagnostic {name!r}; {hint}")

@@ -64,7 +64,7 @@ def _describe(subject: Subject) -> dict[str, object]:
         "path": str(subject.path),
         "run": str(run.path),
         "method": recipe.method.name,
-        "model": recipe.model.path,
+        "model": subject.began.path,
         "data": recipe.data.path,
     }
 
@@ -96,7 +96,13 @@ def _notes(facts: list[Facts], subject: Subject) -> list[str]:
             f"{sum(f['parts'] for f in partial)} of {sum(f['of_parts'] for f in partial)} parts."
         )
     if len(facts) < len(subject.steps):
-        notes.append(f"Read: {len(facts)} of the {len(subject.steps)} steps there.")
+        words = f"Read: {len(facts)} of the {len(subject.steps)} steps there."
+        if any("signals" in fact["computed"] for fact in facts):
+            words += (
+                " What is missing is computed for steps with a checkpoint at their start; --model "
+                "names weights for others."
+            )
+        notes.append(words)
     return notes
 
 

@@ -126,11 +126,25 @@ def choose_steps(
         elif scores:
             folders = _with_checkpoint(diagnostic, subject, folders)
         folders = _thinned(folders)
-    return [
-        ready.get(folder.step)
-        or _computed(diagnostic, subject, folder, out, progress, overwrite, named or retaught)
-        for folder in folders
-    ]
+    chosen = []
+    for folder in folders:
+        try:
+            chosen.append(
+                ready.get(folder.step)
+                or _computed(
+                    diagnostic, subject, folder, out, progress, overwrite, named or retaught
+                )
+            )
+        except UserError:
+            if asked or not _vanished(subject, folder) or (folder is folders[-1] and not chosen):
+                raise
+    return chosen
+
+
+def _vanished(subject: Subject, folder: StepFolder) -> bool:
+    """Whether a step's checkpoint is gone: a run that trains removes those it does not keep."""
+    run = subject.run
+    return run is not None and folder.step > 0 and not run.checkpoint(folder.step).is_dir()
 
 
 def _ready(
@@ -155,7 +169,10 @@ def _asked(subject: Subject, asked: list[int]) -> list[StepFolder]:
             f"{subject.path} has no rollouts at step {missing[0]}; steps that have: {there}"
         )
     if not folders:
-        raise UserError(f"{subject.path} has no rollouts; run `castctl rollout` first")
+        raise UserError(
+            f"{subject.path} has no step with rollouts; name another run, or make some with "
+            "castctl rollout"
+        )
     return [folder for folder in folders if not asked or folder.step in asked]
 
 
