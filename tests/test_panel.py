@@ -144,6 +144,41 @@ def test_the_panel_tells_evaluations_from_steps(tmp_path: Path) -> None:
     assert len(panel.course.pauses) == 2 and panel.course.over
 
 
+@pytest.mark.parametrize("odd", [float("nan"), None, "text", float("inf")])
+def test_odd_rows_are_drawn(odd: Any) -> None:
+    """Whatever a row holds in place of a number is left out, and the rest is there."""
+    names = [name for name in row(0) if name not in ("step", "length_mean")]
+    broken = row(1) | dict.fromkeys(names, odd)
+    for rows in ([broken], [row(0), broken], [row(0), {"step": 1, "length_mean": 40.0}]):
+        lines = drawn(course(rows, told=0.0))
+        assert f"step {rows[-1]['step'] + 1}/50" in lines[0]
+        assert "40.0 tokens" in line_of(lines, "length")
+    assert "2 s a step" in line_of(lines, "time")
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    [said] = drawn(course([row(0)], evaluation={"step": 3}))
+    assert "the panel cannot be drawn" in said
+
+
+def test_a_resumed_run_shows_its_newest_evaluation(tmp_path: Path) -> None:
+    run = create_run(small_recipe("cast"), str(tmp_path / "run"), "test")
+    run.checkpoint(2).mkdir(parents=True)
+    task = run.recipe.eval.task
+    for step in (0, 2, 3):
+        folder = run.eval_folder(task, step).path
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"step": step}))
+    assert run.checkpoints() == [2]
+
+    def shown() -> Any:
+        return TrainingPanel(run, Console(quiet=True)).course.evaluation
+
+    assert shown() == {"step": 2}
+    (run.eval_folder(task, 2).path / "results.json").write_text("{")
+    assert shown() == {"step": 0}
+
+
 class Terminal(Command):
     """A command whose output goes to a pseudo terminal of 80 by 40, and all that it wrote there."""
 

@@ -425,3 +425,35 @@ def test_an_evaluation_is_no_step_of_the_run_around_it(run: Run) -> None:
     write_run_page(folder / "report.html", target, collect_completions(target.steps, None))
     page = Page(folder / "report.html")
     assert "loss" not in page.text and len(page.index["step"]) == 8
+
+
+def test_completions_from_a_file_have_a_page_with_their_texts(
+    castctl: Cli, tmp_path: Path, shared: Run
+) -> None:
+    rows = [{"problem": f"{n} =", "completion": f"It is \\boxed{{{n}}}", "answer": str(n)}
+            for n in range(3)]  # fmt: skip
+    file = tmp_path / "made.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    castctl("eval", "--rescore", "made.jsonl", "--run", "judged")
+    castctl("report", "judged")
+    assert "made, in per cent" in Page(tmp_path / "runs/judged/report.html").text
+    folder = next((tmp_path / "runs/judged/eval").glob("*/step-*"))
+    found = collect_completions(find_target(str(folder)).steps, run_tokenizer(shared))
+    write_run_page(tmp_path / "p.html", find_target(str(folder)), found)
+    content = zlib.decompress(base64.b64decode(Page(tmp_path / "p.html").scripts["block-0"]))
+    header = json.loads(content[4 : 4 + struct.unpack("<I", content[:4])[0]])
+    assert header["completions"] == [row["completion"] for row in rows]
+    assert [asked["prompt"] for asked in header["groups"].values()] == [None] * 3
+
+
+def test_the_curve_holds_evaluations_by_the_runs_own_settings(run: Run) -> None:
+    file = next((run.path / "eval").glob("*/step-00000")) / "results.json"
+    own = json.loads(file.read_text())
+    other = run.eval_folder(f"{own['name']}-t0.5", 1).path
+    other.mkdir(parents=True)
+    other_result = own | {"name": other.parent.name, "step": 1}
+    other_result["avg"] = own["avg"] | {"mean": 0.987}
+    (other / "results.json").write_text(json.dumps(other_result))
+    [words] = {value for tag, name, value in page_of(run.path).attributes
+               if (tag, name) == ("svg", "aria-label") and "Accuracy" in value}  # fmt: skip
+    assert "98.7" not in words and f"from {100 * own['avg']['mean']:.1f} to" in words

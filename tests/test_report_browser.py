@@ -273,6 +273,9 @@ def test_a_long_completion_is_drawn_in_slices(browser: Any) -> None:
     assert "98,000 tokens" in text(browser, "#more")
     browser.execute_script("document.querySelector('#more button').click()")
     assert browser.execute_script(count) == 4000
+    assert browser.execute_script("return document.activeElement.textContent").endswith(
+        "96,000 tokens"
+    )
 
 
 def test_links_lead_to_a_completion_and_to_its_group(browser: Any, page: Path) -> None:
@@ -285,6 +288,53 @@ def test_links_lead_to_a_completion_and_to_its_group(browser: Any, page: Path) -
     assert browser.current_url.endswith("#completion=4")
     browser.get("about:blank")
     browser.get(page.as_uri() + "#completion=102")
+    heading(browser, "step 3, 000001/0")
+
+
+def test_the_focus_stays_where_it_was(browser: Any) -> None:
+    browser.execute_script(
+        "const other = document.querySelector('.sibling:not([aria-current])');"
+        "other.focus(); other.click()"
+    )
+    heading(browser, "step 0, 000000/1")
+    assert browser.execute_script("return document.activeElement.ariaCurrent") == "true"
+    browser.execute_script(
+        "const scale = document.querySelector('#legend input'); scale.focus(); scale.value = 8;"
+        "scale.dispatchEvent(new Event('change'))"
+    )
+    assert browser.execute_script("return document.activeElement.value") == "8"
+    assert "8" in text(browser, "#legend")
+
+
+def test_the_next_flipped_token_follows_the_focused_one(browser: Any) -> None:
+    browser.execute_script("location.hash = 'completion=3'")
+    heading(browser, "step 0, 000001/1")
+    flipped = browser.execute_script(
+        "return [...document.querySelectorAll('.token.flipped')].map((t) => Number(t.dataset.at))"
+    )
+    step = (
+        "[...document.querySelectorAll('.toolbar button')].at(-1).click();"
+        "return Number(document.activeElement.dataset.at)"
+    )
+    assert [browser.execute_script(step) for _ in range(2)] == flipped[:2]
+    browser.execute_script(
+        "document.querySelector(`.token[data-at='${arguments[0]}']`).focus()", flipped[5]
+    )
+    assert browser.execute_script(step) == flipped[6]
+
+
+def test_a_block_that_cannot_be_unpacked_is_said_and_tried_again(browser: Any) -> None:
+    kept = browser.execute_script(
+        "const block = [...document.querySelectorAll('script[id^=block-]')].at(-1);"
+        "const kept = block.textContent; block.textContent = kept.slice(0, 400);"
+        "location.hash = 'completion=103'; return kept"
+    )
+    wait(browser, "return detail.textContent.startsWith('This completion cannot be shown')")
+    browser.execute_script(
+        "[...document.querySelectorAll('script[id^=block-]')].at(-1).textContent = arguments[0];"
+        "location.hash = 'completion=102'",
+        kept,
+    )
     heading(browser, "step 3, 000001/0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from castctl.report.tables import interval
 from castctl.train.metrics import Row
 from castctl.train.schedule import evaluates_after
 
+log = logging.getLogger(__name__)
+
 RECENT = 10
 """Steps that a trend compares and the time of a step is taken from."""
 FOLLOWED = 200
@@ -38,6 +41,16 @@ KINDS = {
 """Letter, colour and name of a group's kind."""
 
 STAGES = ("rollout", "verify", "score", "shape", "train")
+
+
+def measure(row: Row, name: str) -> float | None:
+    """A measure of a step; None where the row has no finite number."""
+    value = row.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _measured(rows: Sequence[Row], name: str) -> list[float]:
+    return [value for row in rows if (value := measure(row, name)) is not None]
 
 
 @dataclass
@@ -78,10 +91,10 @@ class Course:
     def seconds_left(self, now: float) -> float | None:
         """Until the last step is done, by the mean of recent steps and of the evaluations; None
         before the first step."""
-        if not self.rows:
+        recent = _measured(self.rows[-RECENT:], "seconds")
+        if not recent:
             return None
         steps = range(self.done + 1, self.recipe.train.steps + 1)
-        recent = [row["seconds"] for row in self.rows[-RECENT:]]
         evaluations = sum(evaluates_after(self.recipe, step) for step in steps)
         left = len(steps) * statistics.mean(recent)
         if self.pauses:
@@ -99,11 +112,18 @@ class CoursePanel:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # A ^C is echoed behind the panel and must not begin another line.
         width = max(min(options.max_width - 2, WIDEST), 8)
+        try:
+            yield self._panel(width)
+        except Exception as error:  # training goes on without the drawing
+            log.debug("the panel cannot be drawn", exc_info=True)
+            yield Text(line(f"the panel cannot be drawn: {error}", width), "dim")
+
+    def _panel(self, width: int) -> Panel:
         inside = max(width - 4, 1)
         course = self.course
         steps = _grid(1)  # a bar ends no line of its own
         steps.add_row(ProgressBar(course.recipe.train.steps, course.done, width=inside))
-        yield Panel(
+        return Panel(
             Group(steps, _measures(course, inside), _foot(course, self.now, inside)),
             title=_heading(course),
             title_align="left",
@@ -148,8 +168,7 @@ def _followed(rows: Sequence[Row]) -> Iterator[tuple[str, Values, str, str]]:
     """The measures that the panel follows: name, value at each step, its format and unit."""
 
     def of(name: str) -> Values:
-        values = (row.get(name) for row in rows)
-        return [None if value is None or math.isnan(value) else value for value in values]
+        return [measure(row, name) for row in rows]
 
     flips: Values = [
         None if down is None or up is None else down + up
@@ -182,10 +201,11 @@ def _foot(course: Course, now: float, width: int) -> Table:
     grid = _grid(2)
     if course.rows:
         row = course.rows[-1]
-        shares = {kind: float(row.get(f"groups_{kind}") or 0.0) for kind in KINDS}
+        shares = {kind: measure(row, f"groups_{kind}") or 0.0 for kind in KINDS}
         grid.add_row("groups", _bar(shares, max(width - LABEL - 1, 1)))
         grid.add_row("", _legend(shares))
-        grid.add_row("time", _time_by_stage(course.rows[-RECENT:]))
+        if _measured(course.rows[-RECENT:], "seconds"):
+            grid.add_row("time", _time_by_stage(course.rows[-RECENT:]))
     if course.evaluation is not None:
         grid.add_row("eval", _evaluation(course.evaluation))
     if not course.over:
@@ -209,9 +229,9 @@ def _legend(shares: dict[str, float]) -> str:
 
 
 def _time_by_stage(rows: Sequence[Row]) -> str:
-    whole = statistics.mean(row["seconds"] for row in rows)
+    whole = statistics.mean(_measured(rows, "seconds"))
     spent = (
-        statistics.mean(row.get(f"seconds_{stage}") or 0.0 for row in rows) for stage in STAGES
+        statistics.mean(measure(row, f"seconds_{stage}") or 0.0 for row in rows) for stage in STAGES
     )
     shares = (
         f"{stage} {percent(share / whole)}" for stage, share in zip(STAGES, spent, strict=True)

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.live import Live
 
+from castctl.errors import UserError
 from castctl.evaluate.results import read_result, task_name
+from castctl.inspection.target import step_folders
 from castctl.progress import Advance
-from castctl.report.course import Course, CoursePanel, Stage
+from castctl.report.course import Course, CoursePanel, Stage, measure
 from castctl.runs import Run
 from castctl.train.metrics import Metrics, Row
 from castctl.train.schedule import evaluates_after
@@ -37,6 +39,9 @@ class TrainingPanel:
         """Whether the evaluation before the first step is still to come."""
         self._mark: float | None = None  # when the work on the coming row began
         self._seen: list[str] = []  # its tasks so far
+        folder = run.path / "eval" / task_name(run.recipe.eval.task)
+        for step in sorted(each.step for each in step_folders(folder) if each.step <= start):
+            self._read_evaluation(step)
         self._live = Live(
             get_renderable=lambda: CoursePanel(self.course, time.monotonic()),
             console=console,
@@ -76,7 +81,7 @@ class TrainingPanel:
         now = time.monotonic()
         evaluations = int(self._fresh) + int(row.get("eval_mean") is not None)
         if evaluations and self._mark is not None:
-            beside = max(now - self._mark - row["seconds"], 0.0)
+            beside = max(now - self._mark - (measure(row, "seconds") or 0.0), 0.0)
             self.course.pauses += evaluations * [beside / evaluations]
         self._fresh, self._seen = False, []
         self._mark = self.course.told = now
@@ -97,6 +102,7 @@ class TrainingPanel:
 
     def _read_evaluation(self, step: int) -> None:
         task = task_name(self.course.recipe.eval.task)
-        self.course.evaluation = (
-            read_result(self._run.eval_folder(task, step)) or self.course.evaluation
-        )
+        with contextlib.suppress(UserError):  # a broken result is not shown
+            self.course.evaluation = (
+                read_result(self._run.eval_folder(task, step)) or self.course.evaluation
+            )

@@ -7,7 +7,7 @@
   const BLOCKS_KEPT = 6;
   const OVERSCAN = 6; // rows drawn beyond what is seen
   const STRENGTH = 0.62; // opacity at full colour
-  const MARKS = { correct: "✓", wrong: "✗", no_answer: "?", truncated: "~", timeout: "t", error: "!" };
+  const MARKS = new Map(Object.entries({ correct: "✓", wrong: "✗", no_answer: "?", truncated: "~", timeout: "t", error: "!" }));
 
   const $ = (id) => document.getElementById(id);
   const words = (name) => (name ?? "not known").replaceAll("_", " ");
@@ -46,6 +46,7 @@
       if (script && (script.nextElementSibling || document.readyState !== "loading")) {
         return script.textContent;
       }
+      if (!script && document.readyState !== "loading") throw new Error("the file is cut short");
       await new Promise((resume) => setTimeout(resume, 30));
     }
   }
@@ -65,6 +66,7 @@
     const block = blocks.get(number) ?? unpack(number);
     blocks.delete(number); // the oldest goes first
     blocks.set(number, block);
+    block.catch(() => { if (blocks.get(number) === block) blocks.delete(number); });
     if (blocks.size > BLOCKS_KEPT) blocks.delete(blocks.keys().next().value);
     return block;
   }
@@ -93,6 +95,7 @@
     const flags = start + 4 * rows * (header.columns.length + 1) + from;
     return {
       row, length, values,
+      at: -1, // the token that was focused last
       places: new Uint32Array(column(0)),
       flipped: header.flipped ? bytes.subarray(flags, flags + length) : null,
       span: header.spans[row - first],
@@ -114,7 +117,7 @@
 
   function verdictMark(row) {
     const verdict = index.verdict[row];
-    return make("span", { class: `mark ${verdict ?? ""}`, "aria-hidden": "true", text: MARKS[verdict] ?? "·" });
+    return make("span", { class: `mark ${verdict ?? ""}`, "aria-hidden": "true", text: MARKS.get(verdict) ?? "·" });
   }
 
   const nameOf = (row) => `step ${index.step[row]}, ${index.groups[index.group[row]].id.slice(0, 6)}/${index.sample[row]}`;
@@ -199,7 +202,7 @@
     $("count").textContent = `${count(found.length)} of ${count(total)} completions`;
     if (found.length && !found.includes(selected)) select(found[0], false);
     else { reveal(Math.max(0, found.indexOf(selected))); drawList(); }
-    if (!found.length) { selected = -1; current = null; $("detail").replaceChildren(make("p", { class: "note", text: "No completion fits the filters." })); }
+    if (!found.length) { selected = -1; showNote("No completion fits the filters."); }
   }
 
   // The completion
@@ -208,13 +211,24 @@
   const scales = Object.fromEntries(index.quantities.map((each) => [each.name, each.scale]));
   const described = (name) => index.quantities.find((each) => each.name === name);
 
+  /** A note in place of a completion. */
+  function showNote(text) {
+    hideTip();
+    current = null;
+    $("detail").replaceChildren(make("p", { class: "note", role: "status", text }));
+  }
+
   async function select(row, linked = true) {
     selected = row;
     reveal(found.indexOf(row));
     drawList();
     if (linked) link(row);
-    const completion = await completionOf(row);
-    if (selected === row) showCompletion(completion);
+    try {
+      const completion = await completionOf(row);
+      if (selected === row) showCompletion(completion);
+    } catch (error) {
+      if (selected === row) showNote(`This completion cannot be shown: ${error.message}.`);
+    }
   }
 
   function link(row) {
@@ -261,7 +275,9 @@
     hideTip();
     current = completion;
     const { row, asked } = completion;
+    const fromSibling = document.activeElement?.closest(".siblings");
     const flips = completion.flipped ? `, ${count(index.flips[row])} flipped` : "";
+    const ended = completion.finish === null ? "" : `, ended by ${completion.finish}`;
     const tokens = make("div", {
       id: "tokens", class: "tokens", role: "group",
       "aria-label": "Tokens. Arrow keys move from one to the next.",
@@ -276,16 +292,17 @@
         fact("Reference", asked.answer ?? "not known"),
         fact("Group", words(index.kind[row])),
         fact("Base advantage", numberText(index.base[row])),
-        fact("Tokens", `${count(completion.length)}${flips}, ended by ${completion.finish}`)),
+        fact("Tokens", `${count(completion.length)}${flips}${ended}`)),
       make("pre", { class: "problem", dir: "auto", text: asked.problem }),
       ...[folded("Prompt", asked.prompt), folded("Teacher’s prompt", asked.teacher),
         folded("Reference solution", asked.solution)].filter(Boolean),
       toolbar(completion),
-      ...(completion.text === undefined ? [] : [textInSlices(completion.text)]),
+      ...(completion.text == null ? [] : [textInSlices(completion.text)]),
       tokens,
       make("p", { id: "more" }));
     drawTokens(0);
     drawLegend();
+    if (fromSibling) $("detail").querySelector(".sibling[aria-current]").focus();
   }
 
   function toolbar(completion) {
@@ -318,19 +335,26 @@
     const scale = make("input", { type: "number", min: "0", step: "any", value: scales[shown.name] });
     scale.addEventListener("change", () => {
       scales[shown.name] = Number(scale.value) > 0 ? Number(scale.value) : shown.scale;
-      drawLegend();
+      scale.value = scales[shown.name];
+      nameEnds();
       recolour();
     });
     const bar = make("span", { class: "bar", "aria-hidden": "true" });
     for (let part = shown.signed ? -5 : 0; part <= 5; part++) {
       paint(bar.appendChild(make("i")), part / 5);
     }
-    const end = (sign) => numberText(shown.centre + sign * scales[shown.name], false);
+    const [low, high] = [make("span"), make("span")];
+    const nameEnds = () => {
+      const end = (sign) => numberText(shown.centre + sign * scales[shown.name], false);
+      low.textContent = shown.signed ? end(-1) : "0";
+      high.textContent = end(1);
+    };
+    nameEnds();
     const values = current.values[shown.name];
     const keys = [["flipped", current.flipped], ["answer first last", current.span], ["absent", values.some(Number.isNaN)]];
     const names = { flipped: "flipped", absent: "no value" };
     $("legend").replaceChildren(
-      make("span", { text: shown.signed ? end(-1) : "0" }), bar, make("span", { text: end(1) }),
+      low, bar, high,
       make("label", { text: shown.signed ? "full colour at ± " : "full colour at " }, scale),
       ...keys.filter(([, there]) => there).map(([look]) =>
         make("span", { class: `key ${look}`, text: names[look] ?? "extracted" })));
@@ -375,7 +399,11 @@
     const button = make("button", {
       type: "button", text: `Show ${count(Math.min(slice, whole - end))} more of ${count(whole - end)} ${unit}`,
     });
-    button.addEventListener("click", () => draw(end));
+    button.addEventListener("click", () => {
+      draw(end);
+      place.tabIndex = -1; // the keyboard goes on from here when nothing is left
+      (place.firstElementChild ?? place).focus();
+    });
     place.replaceChildren(button);
   }
 
@@ -464,14 +492,11 @@
   }
 
   function nextFlipped() {
-    const focused = $("tokens").querySelector('[tabindex="0"].visited');
-    const from = focused ? Number(focused.dataset.at) + 1 : 0;
-    let at = current.flipped.indexOf(1, from);
+    let at = current.flipped.indexOf(1, current.at + 1);
     if (at < 0) at = current.flipped.indexOf(1);
+    if (at < 0) return;
     while (!tokenAt(at)) drawTokens($("tokens").children.length);
     focusToken(at);
-    focused?.classList.remove("visited");
-    tokenAt(at).classList.add("visited");
   }
 
   function start() {
@@ -488,7 +513,7 @@
     const detail = $("detail");
     detail.addEventListener("pointerover", (event) => { const on = tokenUnder(event); on ? showTip(on) : leave(); });
     detail.addEventListener("pointerleave", leave);
-    detail.addEventListener("focusin", (event) => { const on = tokenUnder(event); dismissed = null; if (on) showTip(on); });
+    detail.addEventListener("focusin", (event) => { const on = tokenUnder(event); dismissed = null; if (on) { current.at = Number(on.dataset.at); showTip(on); } });
     detail.addEventListener("focusout", hideTip);
     addEventListener("scroll", placeTip, { passive: true, capture: true });
     addEventListener("keydown", moveInTokens);

@@ -125,12 +125,13 @@ class _Collector:
         if flipped_N is not None:
             flips_R = sums(flipped_N == 1, row_of_value(offsets), len(flips_R)).astype(np.int64)
         self._first.append(len(self._rows.step))
-        groups = self._add_rows(chosen.folder.step, tables, np.diff(offsets), flips_R)
+        lengths_R = np.diff(offsets)
+        groups = self._add_rows(chosen.folder.step, tables, lengths_R, flips_R)
         columns: list[NDArray] = [self._table.places_of(ids_N)]
         columns += [v.astype(np.float32) if self._exact else rounded(v) for v in values.values()]
         if flipped_N is not None:
             columns.append((flipped_N == 1).astype(np.uint8))
-        header = self._header(tables, groups)
+        header = self._header(tables, groups, lengths_R)
         header |= {"columns": list(values), "flipped": flipped_N is not None}
         self._blocks.add(header, columns)
 
@@ -156,7 +157,9 @@ class _Collector:
         index.base += map(_float, _column(tables, "advantages", "base"))
         return {id: self._numbers[step, id] for id in ids}
 
-    def _header(self, tables: dict[str, pa.Table], numbers: dict[str, int]) -> dict[str, Any]:
+    def _header(
+        self, tables: dict[str, pa.Table], numbers: dict[str, int], lengths_R: NDArray[np.int64]
+    ) -> dict[str, Any]:
         """What a block says of its completions beside their tokens."""
         rollouts = tables["rollouts"]
         first: dict[str, int] = {}
@@ -166,13 +169,17 @@ class _Collector:
             _column(tables, "rewards", "answer_start"), _column(tables, "rewards", "answer_end"),
             strict=True,
         )  # fmt: skip
-        completions = rollouts["completion"].to_pylist() if self._texts is None else []
+        # Their tokens tell the texts of the others.
+        untold = [
+            text if self._texts is None or not length else None
+            for text, length in zip(rollouts["completion"].to_pylist(), lengths_R, strict=True)
+        ]
         return {
             "groups": {numbers[id]: self._asked(tables, row) for id, row in first.items()},
             "finish": [_shown(reason) for reason in rollouts["finish_reason"].to_pylist()],
             "extracted": [_shown(t) for t in _column(tables, "rewards", "extracted")],
             "spans": [None if None in span else span for span in spans],
-            "completions": [_shown(text) for text in completions],
+            "completions": [_shown(text) for text in untold],
         }
 
     def _asked(self, tables: dict[str, pa.Table], row: int) -> dict[str, str | None]:
@@ -187,7 +194,7 @@ class _Collector:
         return {**asked, "prompt": self._together(prompt), "teacher": self._together(teacher)}
 
     def _together(self, ids: list[int] | None) -> str | None:
-        if ids is None:
+        if not ids:  # completions made elsewhere have no tokens
             return None
         text = None
         if self._texts is not None and all(id >= 0 for id in ids):

@@ -94,9 +94,9 @@ def _course(view: RunView, target: Target) -> list[Section]:
         return [Section("course", "Measures", [Sheet("Measures of the step", ["", "value"],
                                                      measures)])]  # fmt: skip
     own = None if target.run is None else task_name(target.run.recipe.eval.task)
-    held_out = [result for result in view.evaluations if result["task"] == own]
-    same_k = [result for result in held_out if result["k"] == held_out[-1]["k"]]
-    pictures = curve_pictures(rows, same_k)
+    # Evaluations with other settings have another name.
+    held_out = [r for r in view.evaluations if r.get("name", task_name(r["task"])) == own]
+    pictures = curve_pictures(rows, held_out)
     return [Section("course", "Course", [*pictures, measures_sheet(rows)])]
 
 
@@ -121,8 +121,8 @@ def _results(results: list[Result]) -> Sheet:
             interval(Estimate(**result["avg"])),
             interval(Estimate(**result["pass"][str(k)]), with_bounds=False),
             interval(Estimate(**result["maj"]), with_bounds=False),
-            f"{100 * result['truncated_share']:.1f}",
-            f"{result['length_mean']:.0f}",
+            "" if (cut := result["truncated_share"]) is None else f"{100 * cut:.1f}",
+            "" if (length := result["length_mean"]) is None else f"{length:.0f}",
         ]
         for result in results
     ]
