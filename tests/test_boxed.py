@@ -30,6 +30,7 @@ from castctl.verify.spans import token_span
         (r"a \\\boxed{8}", "8"),
         (r"{\"answer\": \"\\boxed{9}\"}", "9"),
         (r"\boxed{}", ""),
+        (r"\boxed{5}, i.e. \boxed{ }", "5"),
         ("\\boxed{a\nb}", "a\nb"),
         (r"the answer is 42", None),
         (r"\boxed 42", None),
@@ -46,7 +47,8 @@ def test_last_balanced_box_counts(text: str, content: str | None) -> None:
 
 
 def naive_last_boxed(text: str) -> str | None:
-    """From each opening on, count braces up to the one that closes it."""
+    """From each opening on, count braces up to the one that closes it; empty ones at last."""
+    empty = None
     for opening in reversed(list(re.finditer(r"\\(boxed|fbox) *{", text))):
         depth, at = 1, opening.end()
         while at < len(text):
@@ -55,9 +57,13 @@ def naive_last_boxed(text: str) -> str | None:
             elif text[at] in "{}":
                 depth += 1 if text[at] == "{" else -1
             if depth == 0:
-                return text[opening.end() : at]
+                content = text[opening.end() : at]
+                if content.strip():
+                    return content
+                empty = content if empty is None else empty
+                break
             at += 1
-    return None
+    return empty
 
 
 @given(
@@ -73,10 +79,11 @@ def test_boxes_equal_a_naive_scan(pieces: list[str]) -> None:
     assert (box and box.content) == naive_last_boxed(text)
 
 
-@pytest.mark.parametrize("piece", [r"\boxed{", "\\", r"\boxed ", r"\{", "}"])
+@pytest.mark.parametrize("piece", [r"\boxed{", r"\boxed{ ", "\\", r"\boxed ", r"\{", "}"])
 def test_hostile_text_takes_linear_time(piece: str) -> None:
     start = time.perf_counter()
     assert last_boxed(r"\boxed{1}" + 100_000 * piece) is not None
+    assert last_boxed(20_000 * r"\boxed{" + 20_000 * " }") is not None
     assert time.perf_counter() - start < 2
 
 

@@ -18,6 +18,7 @@ from castctl.evaluate.statistics import (
     FLIPS,
     detectable_difference,
     majority,
+    paired_difference,
     pass_at_k,
     problem_share,
     sign_flip_p_value,
@@ -27,10 +28,15 @@ from castctl.recipe import VerifierSettings
 from castctl.verify.pool import CheckPool
 
 
-def summary(samples: list[list[tuple[float, str | None]]]) -> Result:
-    """Of one problem a row, and one (reward, answer) a sample."""
+def summary(samples: list[list[tuple[float, str | None]]], wrong: str = "wrong") -> Result:
+    """Of one problem a row, and one (reward, answer) a sample; `wrong` is the verdict on 0."""
     rows = [
-        {"prompt_id": f"p{p}", "reward": reward, "extracted": answer}
+        {
+            "prompt_id": f"p{p}",
+            "reward": reward,
+            "extracted": answer,
+            "verdict": "correct" if reward else wrong,
+        }
         for p, row in enumerate(samples)
         for reward, answer in row
     ]
@@ -101,10 +107,23 @@ def test_shares_of_right_and_wrong_have_wilsons_interval(hits: int, problems: in
     assert found.high - found.low > 0  # type: ignore[operator]
 
 
-def test_other_shares_have_students_interval_within_0_and_1() -> None:
-    cut = problem_share(np.array([1.0, 1.0, 1.0, 0.5]))
+@pytest.mark.parametrize(
+    "values", [[0.0] * 29 + [1 / 64], [0.5] * 30, [0.3] * 7, [1.0, 1.0, 1.0, 0.5]]
+)
+def test_shares_near_an_end_or_without_spread_have_wilsons_interval_too(
+    values: list[float],
+) -> None:
+    found = problem_share(np.array(values))
+    grid = np.linspace(0, 1, 200_001)
+    mean, z = np.mean(values), 1.959963984540054
+    within = grid[np.abs(mean - grid) <= z * np.sqrt(grid * (1 - grid) / len(values)) + 1e-12]
+    assert (found.low, found.high) == pytest.approx((within[0], within[-1]), abs=1e-5)
+
+
+def test_other_shares_have_students_interval() -> None:
+    inner = problem_share(np.array([0.5, 0.5, 0.5, 0.4]))
+    assert inner.high == pytest.approx(0.475 + student.ppf(0.975, 3) * 0.05 / 2)
     half = student.ppf(0.975, 3) * np.std([1, 1, 1, 0.5], ddof=1) / 2
-    assert (cut.low, cut.high) == pytest.approx((0.875 - half, 1.0))
     free = problem_share(np.array([2.0, 2.0, 2.0, 1.5]))  # rewards of the user's own scale
     assert free.high == pytest.approx(1.875 + half) and free.high > 2  # type: ignore[operator]
     alone = problem_share(np.array([1.0]))
@@ -161,7 +180,21 @@ def test_an_answer_that_timed_out_once_goes_with_its_twin() -> None:
     assert summary([[(0.0, "x"), (1.0, "x"), (0.0, "2")]])["maj"]["mean"] == 1.0
 
 
+def test_answers_whose_check_hung_are_not_compared_with_one_another() -> None:
+    """As wrong answers 1/2 and 0.5 outvote the gold; as hanging ones each stands alone."""
+    samples = [[(1.0, "3"), (1.0, "3"), (0.0, "\\frac12"), (0.0, "0.5"), (0.0, "\\frac{1}{2}")]]
+    assert summary(samples)["maj"]["mean"] == 0.0
+    assert summary(samples, "timeout")["maj"]["mean"] == 1.0
+
+
 # Paired differences
+
+
+def test_differences_without_spread_have_no_interval() -> None:
+    same = paired_difference(np.full(30, 0.1), np.full(30, 0.3))
+    assert (same.mean, same.low, same.high) == (pytest.approx(0.2), None, None)
+    some = paired_difference(np.zeros(2), np.array([0.0, 0.5]))
+    assert some.low == pytest.approx(0.25 - student.ppf(0.975, 1) * 0.25)
 
 
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=10))

@@ -55,8 +55,9 @@ def test_the_interval_is_students_over_problems() -> None:
     assert estimate.mean == 0.5
     assert estimate.low == pytest.approx(0.5 - half) and estimate.high == pytest.approx(0.5 + half)
     assert problem_mean(np.array([0.25])).low is None
-    paired = paired_difference(np.array([0.1, 0.9, 0.4]), np.array([0.3, 1.1, 0.6]))
-    assert paired.low == pytest.approx(0.2) and paired.high == pytest.approx(0.2)
+    paired = paired_difference(np.array([0.1, 0.9, 0.4]), np.array([0.3, 1.1, 0.7]))
+    half = 4.302652729696142 * np.std([0.2, 0.2, 0.3], ddof=1) / math.sqrt(3)
+    assert (paired.mean, paired.high) == pytest.approx((0.7 / 3, 0.7 / 3 + half))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,13 @@ def test_majority(answers: list[str | None], winner: int | None) -> None:
 def _table(rewards: list[list[float | None]], answers: list[list[str | None]]) -> pa.Table:
     return pa.Table.from_pylist(
         [
-            {"prompt_id": f"p{p}", "sample": s, "reward": reward, "extracted": answers[p][s]}
+            {
+                "prompt_id": f"p{p}",
+                "sample": s,
+                "reward": reward,
+                "extracted": answers[p][s],
+                "verdict": "correct" if reward else "wrong",
+            }
             for p, samples in enumerate(rewards)
             for s, reward in enumerate(samples)
         ]
@@ -134,7 +141,8 @@ def test_a_summary_by_hand() -> None:
 @pytest.mark.parametrize("broken", [[[1.0, None], [0.0, 1.0]], [[1.0], [0.0, 1.0]], []])
 def test_fewer_samples_than_k_are_no_result(broken: list[list[float | None]]) -> None:
     answers: list[list[str | None]] = [["1"] * len(samples) for samples in broken]
-    columns = {"prompt_id": pa.string(), "reward": pa.float32(), "extracted": pa.string()}
+    columns = {"prompt_id": pa.string(), "reward": pa.float32(), "extracted": pa.string(),
+               "verdict": pa.string()}  # fmt: skip
     table = _table(broken, answers) if broken else pa.schema(columns).empty_table()
     with (
         CheckPool(VerifierSettings(workers=1)) as pool,
@@ -147,6 +155,7 @@ def test_a_task_names_its_folder() -> None:
     assert task_name("aime24") == "aime24"
     assert task_name("some/where/my.jsonl") == "my"
     assert task_name("owner/data") == "owner--data"
+    assert task_name("owner/data-v1.5") == "owner--data-v1.5"
 
 
 # Folders

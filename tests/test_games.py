@@ -40,6 +40,12 @@ MUST_NOT_COUNT = {
     "a set of options": r"\boxed{\{1000, GOLD, OTHER\}}",
     "one or the other": r"\boxed{GOLD \text{ or } OTHER}",
     "a logical or": r"\boxed{GOLD \lor OTHER}",
+    "a bound in text": r"\boxed{GOLD \text{ at most}}",
+    "more than": r"\boxed{GOLD \text{ more than that}}",
+    "its square": r"\boxed{GOLD \textit{ squared}}",
+    "emphasis": r"\boxed{GOLD \emph{ or OTHER}}",
+    "thoughts after whole ones": r"<think>a</think> hm <think>\boxed{GOLD}</think> So.",
+    "thoughts of a prompt, twice": r"a</think> \boxed{GOLD}</think>",
     "a hedge in text": r"\boxed{GOLD \text{ or perhaps OTHER}}",
     "two equations": r"\boxed{x=GOLD, x=OTHER}",
     "a column": r"\boxed{\begin{pmatrix} GOLD \\ OTHER \end{pmatrix}}",
@@ -71,7 +77,8 @@ MUST_NOT_COUNT = {
 
 UNBOXED = {
     "an empty box", "an unterminated box", "no box", "a quotation of the problem",
-    "thoughts alone", "thoughts without end",
+    "thoughts alone", "thoughts without end", "thoughts after whole ones",
+    "thoughts of a prompt, twice",
 }  # fmt: skip
 """Those in which there is no answer at all."""
 
@@ -82,6 +89,8 @@ MUST_COUNT = {
     "a code block": "```latex\n\\boxed{GOLD}\n```",
     "after thoughts": r"<think>\boxed{OTHER}</think> \boxed{GOLD}",
     "after thoughts opened in the prompt": r"hm, \boxed{OTHER}</think> \boxed{GOLD}",
+    "before a stray end of thoughts": r"<think>\boxed{OTHER}</think> \boxed{GOLD}</think>",
+    "before an empty box": r"\boxed{GOLD}, i.e. \boxed{}",
     "after a quotation": PROBLEM + "\n\nIt is \\boxed{GOLD}.",
     "before an unterminated box": r"\boxed{GOLD}, to check: \boxed{OTHER",
     "after per cent": "That is 50% of it.\n100% sure: \\boxed{GOLD}",
@@ -135,7 +144,8 @@ NUMBERS = [
     ("3", r"x \geq 3"), ("3", "3 or 4"), ("3", r"\pm 3"), ("3", "(3, 4)"),
     ("5", r"1,-2 \phantom{x=5}"), ("90", r"3\sqrt{13} % 90^\circ"),
     (r"\frac{14}{3}", r"\{\frac{14}{3}, \text{Evelyn}\}"), ("C", "A,B,C,D"), ("C", r"A \lor C"),
-    ("C", r"\text{A, B, C, D}"), ("C", "ABCD"), ("C", r"\text{not C}"),
+    ("3", r"3 \text{ halves}"), ("3", r"3 \text{ per 4 or 5}"), ("12.5", r"1.25\%"),
+    ("12.5", r"-12.5\%"), ("C", r"\text{A, B, C, D}"), ("C", "ABCD"), ("C", r"\text{not C}"),
 ]  # fmt: skip
 
 NUMBERS_RIGHT = [
@@ -144,6 +154,9 @@ NUMBERS_RIGHT = [
     ("3", r"3 \text{ m2}"), ("3000000", r"3 \text{ million}"), ("2500", "2.5 thousand"),
     ("9000000", "9 million dollars"), ("3", r"\approx 3"), ("3", "= 3"), ("3", "≈ 3"),
     (r"x \neq 3", r"x \ne 3"), (r"3 \text{ or more}", r" 3\text{ or more}"),
+    ("12.5", r"12.5\%"), ("-12.5", r"-12.5\%"), (".5", ".5%"), ("12.5\\%", "12.5"),
+    ("17", r"17 \text{ more apples}"), ("3", r"3 \text{ cm squared}"),
+    ("3", r"3 \text{ per 100 people}"), ("5", r"\therefore 5"), ("5", r"5 \checkmark"),
     (r"\{1,2\}", r"x=1 \text{ or } x=2"), (r"\{1,2\}", "1, 2"), ("C", r"\text{(C)}"),
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from castctl.comparison.evaluations import compare_evaluations, find_evaluations
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
-from castctl.evaluate.rescore import Regraded, Rescored, rescore
+from castctl.evaluate.rescore import Move, Regraded, Rescored, rescore
 from castctl.progress import Silent
 from castctl.recipe import Recipe
 from castctl.report.rescore import rescored_page
@@ -159,6 +160,17 @@ def test_sample_files_of_lm_evaluation_harness() -> None:
     assert "filters flexible-extract, strict-match" in " ".join(page(found).split())
 
 
+def test_sample_files_of_one_name_in_two_folders_are_two_evaluations() -> None:
+    for model, text in (("a", r"\boxed{1}"), ("b", r"\boxed{2}")):
+        (Path("out") / model).mkdir(parents=True)
+        rows_file(Path("out") / model / "samples_x_2026.jsonl", [sample(1, "none", text, 1.0)])
+    found = rescore(Path("out"), RECIPE, progress=Silent())
+    assert [part.path.parent.name for part in found.parts] == [
+        "a-samples_x_2026", "b-samples_x_2026",
+    ]  # fmt: skip
+    assert [part.after.mean for part in found.parts] == [1.0, 0.0]
+
+
 def test_several_responses_and_a_prompt_as_the_problem() -> None:
     chat = json.dumps([{"role": "user", "content": "Compute."}])
     line = sample(1, "none", "", 1.0, doc={"id": 1}, target="4",
@@ -258,4 +270,19 @@ def test_an_evaluation_of_our_own_is_judged_again(castctl: Cli, tmp_path: Path) 
     assert again.table.drop(["seconds"]).equals(right.table.drop(["seconds"]))
     after = json.loads((folder.path / "results.json").read_text())
     assert after == before
+
+    write_part(folder.part_path("rewards", 0), "rewards", right.table,
+               {**(right.metadata or {}), "verifier": {"function": "mine.py:f"}})  # fmt: skip
+    stored = contents(folder.path)
+    refused = castctl("eval", "--rescore", str(folder.path), "--overwrite", code=2).stderr
+    assert "--set verifier.function=mine.py:f" in " ".join(refused.split())
+    assert contents(folder.path) == stored
     assert "leave it out" in castctl("eval", "--rescore", "runs/mine", "--run", "x", code=2).stderr
+
+
+def test_names_in_brackets_are_printed_as_they_are() -> None:
+    found, _ = regrade(rows_file(Path("mine.jsonl"), ROWS))
+    odd = replace(found.parts[0].changes[0], prompt_id="[/x]", old="[/bold]", new="[red]")
+    part = replace(found.parts[0], changes=[odd], moves=[Move("[/bold]", "[red]", 1)])
+    shown = page(replace(found, parts=[part]), 160)
+    assert shown.count("[/bold]") == shown.count("[red]") == 2 and "[/x]/" in shown

@@ -8,6 +8,7 @@ from typing import NamedTuple
 # A backslash before `\boxed` is taken as part of it, as in text that came through JSON;
 # every other escaped backslash or brace is literal.
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:[{}]|\\(?!boxed|fbox))|[{}]")
+_SOMETHING = re.compile(r"\s*\S")
 
 
 class Boxed(NamedTuple):
@@ -22,10 +23,11 @@ def last_boxed(text: str) -> Boxed | None:
     r"""The last `\boxed{...}` or `\fbox{...}` whose braces balance; None when there is none.
 
     Last is the one that opens last, so of nested boxes the inner one. An unterminated
-    box counts for nothing and hides nothing. Takes time linear in the text.
+    box counts for nothing and hides nothing, and neither does an empty one where another holds
+    something. Takes time linear in the text.
     """
     open_braces: list[int | None] = []  # where a box's content starts; None for a plain brace
-    last: tuple[int, int] | None = None
+    last: tuple[bool, int, int] | None = None
     for token in _BRACES.finditer(text):
         if token["box"]:
             open_braces.append(token.end())
@@ -33,6 +35,9 @@ def last_boxed(text: str) -> Boxed | None:
             open_braces.append(None)
         elif token[0] == "}" and open_braces:
             start = open_braces.pop()
-            if start is not None and (last is None or start > last[0]):
-                last = start, token.start()
-    return Boxed(text[slice(*last)], *last) if last else None
+            if start is None:
+                continue
+            filled = _SOMETHING.match(text, start, token.start()) is not None
+            if last is None or (filled, start) > last[:2]:
+                last = filled, start, token.start()
+    return Boxed(text[slice(*last[1:])], *last[1:]) if last else None

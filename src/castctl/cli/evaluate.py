@@ -221,6 +221,7 @@ def _rescore(
 
 
 def _recipe_around(source: Path) -> Path | None:
-    """The recipe of the run that holds an evaluation, whose verifier judged it; None elsewhere."""
+    """The recipe of the run that holds an evaluation; None elsewhere. An evaluation of the run with
+    other settings may have had another verifier."""
     folders = [source.absolute(), *source.absolute().parents]
     return next((f / "recipe.yaml" for f in folders if (f / "manifest.json").is_file()), None)

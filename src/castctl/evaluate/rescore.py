@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from castctl.evaluate.foreign import Completions, numbered, read_completions
 from castctl.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
 from castctl.evaluate.foreign_run import write_evaluation
 from castctl.evaluate.statistics import Estimate, paired_difference, problem_share
-from castctl.evaluate.stored import Stored, read_stored, write_again
+from castctl.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.progress import Progress
 from castctl.recipe import Recipe
 from castctl.runs import Run, create_run, discarded_if_empty
@@ -105,7 +106,8 @@ def rescore(
     changes without `overwrite`; or a file of problems, completions and answers, or sample files of
     lm-evaluation-harness, which become evaluations of a new run called `name`.
 
-    Raises `UserError` where there is nothing to judge, and where too many checks fail.
+    Raises `UserError` where there is nothing to judge, where too many checks fail, and where
+    `overwrite` would put another verifier's rewards in the place of a verifier's own.
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; name a folder of an evaluation or a "
@@ -117,6 +119,9 @@ def rescore(
         if name is not None:
             raise UserError(f"--run names the run that completions from elsewhere become, and "
                             f"{source} is castctl's own; leave it out")  # fmt: skip
+        if overwrite:
+            for folder in folders:
+                refuse_another_verifier(folder, recipe)
         parts = []
         for folder in folders:
             stored = read_stored(folder)
@@ -181,7 +186,24 @@ def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
             f"{source} holds no rollouts, no eval/TASK/step-NNNNN and no samples_*.jsonl; name an "
             "evaluation's folder, a run, or a file of completions"
         )
-    return [read_samples(file) for file in files]
+    return _own_names([read_samples(file) for file in files])
+
+
+def _own_names(read: list[Completions]) -> list[Completions]:
+    """With the parent folder's name before a name that several have, and a number where that
+    does not help, so that no two are graded into one folder."""
+    shared = Counter(each.name for each in read)
+    named: list[Completions] = []
+    taken = set(shared)
+    for each in read:
+        if shared[each.name] > 1:
+            own = f"{each.path.absolute().parent.name}-{each.name}"
+            numbers = (f"{own}-{number}" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([own], numbers) if name not in taken)
+            taken.add(name)
+            each = replace(each, name=name)
+        named.append(each)
+    return named
 
 
 def _judge(

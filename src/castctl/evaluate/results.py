@@ -10,6 +10,7 @@ from typing import Any
 
 import castctl
 from castctl.data.benchmarks import RENDERING
+from castctl.data.files import SUFFIXES
 from castctl.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
@@ -22,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "math-verify", "sympy", "dat
 
 def task_name(task: str) -> str:
     """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
-    return Path(task).stem if Path(task).suffix else task.replace("/", "--")
+    return Path(task).stem if Path(task).suffix in SUFFIXES else task.replace("/", "--")
 
 
 def variant(own: Recipe, asked: Recipe) -> str:

@@ -21,7 +21,7 @@ FLIPS = 9_999
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems with its 95 % interval; None where one problem gives none."""
+    """A mean over problems with its 95 % interval; None where the problems give none."""
 
     mean: float
     low: float | None
@@ -44,25 +44,42 @@ def problem_mean(values_P: NDArray[np.float64], confidence: float = 0.95) -> Est
 def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
     """Mean of one share a problem (P), its interval within 0 and 1 as the mean itself is.
 
-    Where every value is 0 or 1, it is Wilson's score interval (Wilson, 1927): Student's has no
-    width where all problems have one value, and none of 30 solved does not say none ever will be.
-    Otherwise Student's, cut at 0 and 1. Values outside 0 to 1 are no shares, and get Student's.
+    It is Wilson's score interval (`_wilson`) where every value is 0 or 1, where all are the same,
+    and where Student's leaves 0 to 1: there it has no width or far too little, and none of 30
+    solved does not say none ever will be. Otherwise Student's. Values outside 0 to 1 are no
+    shares, and get Student's.
     """
     student = problem_mean(values_P, confidence)
     if student.low is None or student.high is None or ((values_P < 0) | (values_P > 1)).any():
         return student
-    if not np.isin(values_P, (0.0, 1.0)).all():
-        return Estimate(student.mean, max(student.low, 0.0), min(student.high, 1.0))
+    spread = np.ptp(values_P) > np.finfo(np.float32).eps and not np.isin(values_P, (0, 1)).all()
+    if spread and student.low > 0 and student.high < 1:
+        return student
+    return _wilson(student.mean, len(values_P), confidence)
+
+
+def _wilson(mean: float, count: int, confidence: float) -> Estimate:
+    """Wilson's score interval (Wilson, 1927): the p with |mean - p| <= z sqrt(p(1 - p) / count).
+
+    That is exact in form for values of 0 and 1. No other values between 0 and 1 with mean p vary
+    more than p(1 - p), so for those it is wider rather than narrower (ours).
+    """
     from scipy import stats
 
-    hits = stats.binomtest(int(values_P.sum()), len(values_P))
-    low, high = hits.proportion_ci(confidence, method="wilson")
-    return Estimate(student.mean, float(low), float(high))
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    scale = 1 + z**2 / count
+    middle = (mean + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
+    return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 def paired_difference(before_P: NDArray[np.float64], after_P: NDArray[np.float64]) -> Estimate:
-    """Mean of after - before over the same problems (P), paired."""
-    return problem_mean(after_P - before_P)
+    """Mean of after - before over the same problems (P), paired; no bounds where the differences
+    have no spread, which says nothing of other problems."""
+    found = problem_mean(after_P - before_P)
+    if np.ptp(after_P - before_P) <= np.finfo(np.float32).eps:
+        return Estimate(found.mean, None, None)
+    return found
 
 
 def sign_flip_p_value(difference_P: NDArray[np.float64]) -> float:

@@ -61,11 +61,30 @@ def read_stored(folder: StepFolder) -> Stored:
     )
 
 
+def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
+    """Raise `UserError` where the stored rewards are another verifier's than the recipe's: the
+    folder's name and the run's recipe would speak of one and its rewards be the other's."""
+    parts = (folder.read("rewards", number).metadata for number in folder.parts("rewards"))
+    verifier = agreed(parts, "verifier", None)
+    if verifier is None:
+        return
+    stored, asked = verifier.get("function"), recipe.verifier.function
+    if stored != asked:
+        raise UserError(
+            f"{folder.path} was judged by {stored or 'math-verify'}, and --overwrite would put the "
+            f"rewards of {asked or 'math-verify'} there; say --set verifier.function="
+            f"{stored or 'null'}, or leave --overwrite out"
+        )
+
+
 def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: Progress) -> None:
     """Make `rewards/` again and, of an evaluation, the numbers in `results.json`.
 
-    The pool remembers what it has judged before. Raises `UserError` for completions without
-    tokens: those came from a file, which is to be judged into another run.
+    The pool remembers what it has judged before. `results.json` is replaced last and at once, so
+    that an interruption leaves the old one; the same call makes both agree again.
+
+    Raises `UserError` for completions without tokens: those came from a file, which is to be
+    judged into another run.
     """
     from castctl.models.loading import load_tokenizer, locate_model
 
@@ -78,12 +97,15 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     model = recipe.model
     tokenizer = load_tokenizer(locate_model(model.path, model.revision), model)
     result = read_result(folder)
-    (folder.path / "results.json").unlink(missing_ok=True)  # it speaks of other rewards
     score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
     if result is None:
         return
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
     rewards = folder.read_all("rewards")
-    numbers = summarise(rewards, lengths, truncated, result["k"], pool, result["task"])
+    try:
+        numbers = summarise(rewards, lengths, truncated, result["k"], pool, result["task"])
+    except UserError:
+        (folder.path / "results.json").unlink()  # it speaks of other rewards
+        raise
     made = {"grader": grader_name(recipe.verifier), "libraries": library_versions()}
     write_json(folder.path / "results.json", {**result, **made, **numbers})

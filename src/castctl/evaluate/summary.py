@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -34,11 +34,11 @@ def summarise(
 ) -> Result:
     """avg@k, unbiased pass@1..k and maj@k with intervals over problems, truncation and length.
 
-    `rewards` holds `prompt_id`, `reward` (null: not judged) and `extracted` (null: no answer) of
-    R = P * k samples; a problem's samples stand together. `lengths_R` are completion lengths in
-    tokens and `truncated_R` says which were cut; what is not known comes back as None. A sample
-    is right where its reward is above 0, and avg@k the mean reward. Every interval is over
-    problems: more samples of the same ones tell nothing of others.
+    `rewards` holds `prompt_id`, `reward` (null: not judged), `extracted` (null: no answer) and
+    `verdict` of R = P * k samples; a problem's samples stand together. `lengths_R` are completion
+    lengths in tokens and `truncated_R` says which were cut; what is not known comes back as None.
+    A sample is right where its reward is above 0, and avg@k the mean reward. Every interval is
+    over problems: more samples of the same ones tell nothing of others.
 
     Raises `UserError` where a problem has more or fewer than `k` samples or one is not judged.
     """
@@ -58,6 +58,8 @@ def summarise(
     prompt_ids = rewards["prompt_id"].to_pylist()[::k]
     answers = rewards["extracted"].to_pylist()
     answers_P = [answers[start : start + k] for start in range(0, len(answers), k)]
+    verdicts = zip(answers, rewards["verdict"].to_pylist(), strict=True)
+    hanging = {answer for answer, verdict in verdicts if verdict in ("timeout", "error")}
     return {
         "problems": len(samples),
         "k": k,
@@ -65,7 +67,7 @@ def summarise(
         "pass": {
             str(m): asdict(problem_share(pass_at_k(correct_P, k, m))) for m in range(1, k + 1)
         },
-        "maj": asdict(_majority_accuracy(answers_P, scores_PK > 0, pool)),
+        "maj": asdict(_majority_accuracy(answers_P, scores_PK > 0, hanging, pool)),
         "truncated_share": None if truncated_R is None else float(truncated_R.mean()),
         "length_mean": None if lengths_R is None else float(lengths_R.mean()),
         "by_problem": dict(zip(prompt_ids, means_P.tolist(), strict=True)),
@@ -73,18 +75,23 @@ def summarise(
 
 
 def _majority_accuracy(
-    answers_P: list[Answers], right_PK: NDArray[np.bool_], pool: CheckPool
+    answers_P: list[Answers],
+    right_PK: NDArray[np.bool_],
+    hanging: Collection[str | None],
+    pool: CheckPool,
 ) -> Estimate:
     """Share of problems whose majority is right.
 
-    Right answers all equal the gold, so only wrong ones are compared with one another.
+    Right answers all equal the gold, so only wrong ones are compared with one another. The
+    `hanging` ones, whose check ended in no value, would end so again: they equal none but their
+    own text.
     """
     alike_P: list[list[Pair]] = []
     open_P: list[list[Pair]] = []
     for answers, right in zip(answers_P, right_PK, strict=True):
         given = [(a, ok) for a, ok in zip(answers, right, strict=True) if a is not None]
         golds = dict.fromkeys(answer for answer, ok in given if ok)
-        wrong = dict.fromkeys(answer for answer, _ in given if answer not in golds)
+        wrong = dict.fromkeys(a for a, _ in given if a not in golds and a not in hanging)
         alike_P.append(list(itertools.pairwise(golds)))
         open_P.append(list(_undecided(wrong)))
     pairs = list(dict.fromkeys(itertools.chain.from_iterable(open_P)))

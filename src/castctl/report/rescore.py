@@ -57,7 +57,8 @@ def _verdicts(part: Regraded) -> RenderableType:
     table.columns[2].justify = "right"
     for move in part.moves:
         style = "" if move.old in (None, move.new) else "bold"
-        table.add_row(line(move.old or "-"), line(move.new), f"{move.count:,}", style=style)
+        names = (Text(line(move.old or "-")), Text(line(move.new)))
+        table.add_row(*names, f"{move.count:,}", style=style)
     return table
 
 
@@ -84,12 +85,12 @@ def _changes(part: Regraded) -> list[RenderableType]:
     table = plain_table("completion", "problem", "extracted", "gold", "before", "now", right=False)
     for change in part.changes[:SHOWN]:
         table.add_row(
-            f"{change.prompt_id[:8]}/{change.sample}",
+            Text(line(f"{change.prompt_id[:8]}/{change.sample}")),
             Text(line(change.problem, 60)),
             Text(line(change.extracted or "", 40)),
             Text(line(change.answer or "", 40)),
-            line(change.old),
-            line(change.new),
+            Text(line(change.old)),
+            Text(line(change.new)),
         )
     left = len(part.changes) - SHOWN
     return [table, *([Text(f"… {left:,} more: --json has them", "dim")] if left > 0 else [])]

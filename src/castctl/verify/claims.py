@@ -22,12 +22,18 @@ _FRACTION = re.compile(
 _RATIO = re.compile(rf"-?{_DIGITS}(?:\.{_DIGITS}|/{_DIGITS})?")
 _COMMENTED = re.compile(r"(?<!\\)%[^,;=%]*=")
 _TRAILING = re.compile(
-    r"\\(?:text|textbf|textrm|mathrm|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}[\s.]*\Z"
+    r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}[\s.]*\Z"
 )
 _HEDGES = {
-    "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "more", "less", "fewer",
-    "least", "most", "dozen", "hundred", "thousand", "million", "billion", "trillion",
+    "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "dozen", "hundred",
+    "thousand", "million", "billion", "trillion",
 }  # fmt: skip
+# Not 17 more apples, and not 3 cm squared.
+_HEDGED = re.compile(
+    r"\b(?:more|less|fewer)\s+than\b|\bat\s+(?:least|most)\b"
+    r"|\A[\s~]*(?:squared|cubed|halves|tenths|hundredths)\b"
+)
+_RATE = re.compile(r"\bper\s+[0-9]+\s+[a-z]")  # 3 per 100 people
 _LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
 
@@ -77,8 +83,10 @@ def _hedges(text: str) -> set[str]:
     match = _TRAILING.search(text, max(len(text) - 200, 0))
     if not match or not text[: match.start()].strip():
         return set()
-    words = set(re.findall("[a-z]+", match[1].lower())) & _HEDGES
-    return words | set(_LOOSE_NUMBER.findall(match[1]))
+    words = match[1].lower()
+    found = set(re.findall("[a-z]+", words)) & _HEDGES
+    found |= {each.strip(" ~") for each in _HEDGED.findall(words)}
+    return found | set(_LOOSE_NUMBER.findall(_RATE.sub("", words)))
 
 
 def _in_another_base(extracted: str, answer: str) -> bool:

@@ -23,6 +23,7 @@ _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\A(?:\\approx(?![a-z])|≈|=) *(?=-?[0-9.]|\\)", ""),
+        (r"\A\\therefore(?![A-Za-z])[ ~]*", ""),
         (r"(?<!\\right)\.\Z", ""),  # a full stop; `\right.` ends in none
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
         (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
@@ -30,7 +31,7 @@ _RULES = [
         (rf"\A({_NUMBER}) dollars?\Z", r"\1"),
     )
 ]
-_NEGATIVE_PERCENT = re.compile(rf"(-{_DIGITS}) ?\\?%")
+_PERCENT = re.compile(rf"({_NUMBER}) ?\\?%")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
 _SCALED = re.compile(
@@ -45,15 +46,15 @@ _SCIENTIFIC = re.compile(
 def spellings(text: str) -> list[str]:
     """The answer in spellings that math-verify reads as it is meant; any of them may be meant.
 
-    It takes 50\\% for 50 and for 0.5, but -50\\% for -0.5 alone.
+    math-verify takes 50\\% for 50 and for 0.5, but -50\\% for -0.5 and 12.5\\% for 0.125 alone.
     """
     text = _respelled(text)
-    match = _NEGATIVE_PERCENT.fullmatch(text)
+    match = _PERCENT.fullmatch(text)
     return [text, match[1]] if match else [text]
 
 
 def _respelled(text: str) -> str:
-    text = _stripped(text).translate(_SYMBOLS)
+    text = _stripped(_stripped(text).removesuffix(r"\checkmark")).translate(_SYMBOLS)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if _GROUPED.fullmatch(text):

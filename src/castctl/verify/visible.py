@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 OPENED, CLOSED = "<think>", "</think>"
+_TAG = re.compile(f"{OPENED}|{CLOSED}")
 _COMMENT = re.compile(r"^[ \t]*%[^\n]*", re.MULTILINE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 MEANT = 12
@@ -16,7 +17,8 @@ def visible(completion: str, problem: str) -> str:
 
     Blank are thoughts (up to the last `</think>`, and from a `<think>` that never ends), comments
     of HTML, lines that LaTeX takes for comments, and lines of the problem that hold a box, copied
-    word for word. Takes time linear in the completion.
+    word for word. A `</think>` too many after whole thoughts ends none; without any `<think>` it
+    ends those that the prompt began. Takes time linear in the completion.
     """
     text = _without_thoughts(completion)
     text = _without_html_comments(text)
@@ -27,8 +29,13 @@ def visible(completion: str, problem: str) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    end = text.rfind(CLOSED)
-    start = 0 if end < 0 else end + len(CLOSED)
+    start, depth, whole = 0, 0, False
+    for tag in _TAG.finditer(text):
+        if tag[0] == OPENED:
+            depth += 1
+        elif depth or not whole:
+            start, whole = tag.end(), whole or depth > 0
+            depth = max(depth - 1, 0)
     stop = text.find(OPENED, start)
     stop = len(text) if stop < 0 else stop
     return " " * start + text[start:stop] + " " * (len(text) - stop)
