@@ -15,8 +15,8 @@ from castctl.runs import Run
 from castctl.shards.part import content_hash, read_metadata
 from castctl.shards.stage import StepFolder
 from conftest import Cli
+from random_steps import write_step
 from runs import small_recipe, train_small
-from steps import write_step
 
 
 @pytest.fixture(scope="module")

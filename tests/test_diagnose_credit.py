@@ -24,7 +24,7 @@ from castctl.diagnose.ranks import (
     spearman_within,
 )
 from castctl.inspection.tokens import TokenTexts
-from steps import assert_told, plain_ratio, random_step
+from random_steps import assert_told, plain_ratio, random_step
 
 SECONDS = {
     0: {"policy": 2.0, "perturbation": 30.0, "gradient": 5.0},

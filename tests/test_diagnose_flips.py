@@ -16,7 +16,7 @@ from castctl.diagnose.diagnosis import Context
 from castctl.diagnose.flips import TO_END, measure
 from castctl.diagnose.spelled import AFTER, BEFORE
 from castctl.inspection.tokens import TokenTexts
-from steps import assert_told, plain_ratio, random_step
+from random_steps import assert_told, plain_ratio, random_step
 
 CONTEXT = Context(TokenTexts(None))
 EAGER = {"name": "cast", "shaping": {"kind": "cast", "tau_floor": 0.01, "tau_rms": 0.5}}

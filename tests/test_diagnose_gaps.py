@@ -20,7 +20,7 @@ from castctl.methods import MethodSettings
 from castctl.report.diagnostics.gaps import section
 from castctl.report.document import Picture, Section, Sheet
 from castctl.shards.part import plain
-from steps import random_step, write_step
+from random_steps import random_step, write_step
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from castctl.diagnose.data import StepData
 from castctl.diagnose.diagnosis import Context
 from castctl.diagnose.groups import measure
 from castctl.inspection.tokens import TokenTexts
-from steps import assert_told, plain_ratio, random_step
+from random_steps import assert_told, plain_ratio, random_step
 
 CONTEXT = Context(TokenTexts(None))
 

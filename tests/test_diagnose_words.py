@@ -24,7 +24,7 @@ from castctl.report.diagnostics import flips as flips_report
 from castctl.report.diagnostics import groups as groups_report
 from castctl.report.diagnostics import write_pictures
 from castctl.report.document import Picture, Section, Sheet
-from steps import random_step
+from random_steps import random_step
 
 ROOMS = {
     "groups": (groups, groups_report),
