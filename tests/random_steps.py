@@ -89,17 +89,17 @@ def plain_ratio(rows: Sequence[tuple[str, float, float]], share: bool = False) -
     total = math.fsum(below[p] for p in prompts)
     ratio = math.fsum(above[p] for p in prompts) / total
     residuals = [(above[p] - ratio * below[p]) * len(prompts) / total for p in prompts]
-    if share and len({below[p] for p in prompts}) == 1:
-        shares = [above[p] / below[p] for p in prompts]
-        if all(s in (0, 1) for s in shares) and len(prompts) > 1:
-            return {"mean": ratio, **_wilson(ratio, len(prompts))}
-    elif max(map(abs, residuals)) < 1e-12 * max(abs(ratio), 1e-300):
+    even = share and len({below[p] for p in prompts}) == 1  # each prompt counts alike
+    if not even and max(map(abs, residuals)) < 1e-12 * max(abs(ratio), 1e-300):
         return {"mean": ratio, "low": None, "high": None}
     if len(prompts) < 2:
         return {"mean": ratio, "low": None, "high": None}
     variance = math.fsum(e * e for e in residuals) / (len(prompts) - 1)
     half = stats.t.ppf(0.975, len(prompts) - 1) * math.sqrt(variance / len(prompts))
     low, high = ratio - half, ratio + half
+    one_or_none = all(above[p] in (0, below[p]) for p in prompts)
+    if even and (one_or_none or variance == 0 or low <= 0 or high >= 1):
+        return {"mean": ratio, **_wilson(ratio, len(prompts))}
     return {"mean": ratio, "low": max(low, 0.0) if share else low,
             "high": min(high, 1.0) if share else high}  # fmt: skip
 
