@@ -211,7 +211,10 @@ def _rescore(
     from castctl.report.marks import print_json
     from castctl.report.rescore import rescored_page
     from castctl.report.tables import show
+    from castctl.runs import is_run, open_run
 
+    if not source.exists() and is_run(str(source)):  # a run by its name
+        source = open_run(str(source)).path
     recipe, _ = read_recipe(asked.recipe or _recipe_around(source), asked.overrides)
     rescored = rescore(source, recipe, progress=progress(), name=name, overwrite=overwrite)
     if as_json:
