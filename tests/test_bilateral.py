@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from castctl import embedded
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.templates import PromptTemplate
-from castctl.evaluate.stage import evaluate_stage
+from castctl.evaluate.stage import evaluate_tasks
 from castctl.methods.conditioning import Bilateral
 from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
@@ -162,9 +162,9 @@ def test_sampling_never_sees_the_context(run: Run) -> None:
 
 
 def test_evaluation_never_sees_the_context(run: Run) -> None:
-    folder, _ = evaluate_stage(run, 0, None, progress=Silent())
+    [done] = evaluate_tasks(run, 0, {run.recipe.eval.task: None}, progress=Silent())
     template = PromptTemplate(policy_at(run, 0).load(run.recipe.model).tokenizer, run.recipe.data)
-    for row in folder.read_all("rollouts").to_pylist():
+    for row in done.folder.read_all("rollouts").to_pylist():
         assert row["prompt_token_ids"] == template.render(row["problem"])
 
 

@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -399,7 +400,7 @@ def test_signals_may_lie_elsewhere(tmp_path: Path) -> None:
         row["teacher_logprobs"] = [value + 2 for value in row["policy_logprobs"]]
     table = pa.Table.from_pylist(rows, SCHEMAS["signals"])
     write_part(other.part_path("signals", 0), "signals", table, {})
-    shown = collect_completions([step], None, gap_from={3: other})
+    shown = collect_completions([replace(step, elsewhere={"signals": other.path})], None)
     write_page(tmp_path / "p.html", "gaps", {}, [], shown)
     page = Page(tmp_path / "p.html")
     assert all(value == pytest.approx(2, abs=1e-6) for row in page.rows() for value in row["gap"])

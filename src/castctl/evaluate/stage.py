@@ -31,24 +31,6 @@ class Evaluated:
     result: Result | None
 
 
-def evaluate_stage(
-    run: Run,
-    step: int,
-    data: str | None,
-    *,
-    progress: Progress,
-    shard: Shard = WHOLE,
-    overwrite: bool = False,
-) -> tuple[StepFolder, Result | None]:
-    """The folder and, once every shard is done, the result of the run's `eval` settings.
-
-    `data` is a file with the problems of the task, where they are not to come from the hub.
-    """
-    tasks = {run.recipe.eval.task: data}
-    [done] = evaluate_tasks(run, step, tasks, progress=progress, shard=shard, overwrite=overwrite)
-    return done.folder, done.result
-
-
 def evaluate_tasks(
     run: Run,
     step: int,

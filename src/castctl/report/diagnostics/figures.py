@@ -28,14 +28,12 @@ def panels(
     columns: int = 1,
     *,
     size: tuple[float, float] = (5.0, 3.4),
-    sharex: bool = False,
-    sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a grid of axes, in the order of reading; `size` is one panel's, in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=140, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     axes = [each for row in grid for each in row]
     for each in axes:
         each.grid(alpha=0.25)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,11 @@ def collect_completions(
     steps: Sequence[StepFolder],
     tokenizer: Any | None,
     limit: int = LIMIT,
-    gap_from: Mapping[int, StepFolder] | None = None,
     progress: Progress | None = None,
 ) -> Completions:
     """About `limit` completions of these steps, in whole groups spread evenly.
 
-    `gap_from` names for a step number another folder whose signals are read in place of the
-    step's own. What cannot be read, or does not fit, becomes a note.
+    What cannot be read, or does not fit, becomes a note.
     """
     notes: list[str] = []
     choice = choose(steps, limit, notes)
@@ -70,7 +68,7 @@ def collect_completions(
     rows = sum(len(chosen.rows_R) for chosen in choice.chosen)
     with (progress or Silent()).task("report", rows, "completions") as advance:
         for chosen in choice.chosen:
-            collector.take(chosen, (gap_from or {}).get(chosen.folder.step))
+            collector.take(chosen)
             advance(len(chosen.rows_R))
     return collector.completions(choice.total)
 
@@ -103,9 +101,9 @@ class _Collector:
         self._table, self._blocks = TokenTable(), BlockWriter()
         self._sizes: dict[str, list[NDArray]] = {}
 
-    def take(self, chosen: Chosen, signals_from: StepFolder | None) -> None:
+    def take(self, chosen: Chosen) -> None:
         """The chosen rows of a part, with what its stages say of them."""
-        tables = read_chosen(chosen, signals_from, self._notes)
+        tables = read_chosen(chosen, self._notes)
         rollouts = tables.get("rollouts")
         if rollouts is None:
             return

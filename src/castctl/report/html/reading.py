@@ -11,7 +11,7 @@ from castctl.ragged import Floats
 from castctl.report.html.choice import STAGES, Chosen
 from castctl.shards.columns import nullable_floats
 from castctl.shards.part import Part
-from castctl.shards.stage import StepFolder, check_aligned
+from castctl.shards.stage import check_aligned
 
 QUANTITIES = {
     "advantage": ("advantage", 0.0),
@@ -25,19 +25,20 @@ QUANTITIES = {
 counts from zero."""
 
 
-def read_chosen(
-    chosen: Chosen, signals_from: StepFolder | None, notes: list[str]
-) -> dict[str, pa.Table]:
-    """The chosen rows of every stage that has this part and fits the rollouts."""
+def read_chosen(chosen: Chosen, notes: list[str]) -> dict[str, pa.Table]:
+    """The chosen rows of every stage that has this part and fits the rollouts.
+
+    Later stages were not made from one that lies elsewhere, computed for a diagnosis.
+    """
+    folder = chosen.folder
     parts: dict[str, Part] = {}
     for stage in STAGES:
-        folder = signals_from if signals_from and stage == "signals" else chosen.folder
         if not folder.has(stage, chosen.part):
             continue
         try:
             part = folder.read(stage, chosen.part)
             for base, there in parts.items():
-                if signals_from is None or base != "signals":
+                if base not in folder.elsewhere:
                     check_aligned(there, [(stage, part)], base)
             parts[stage] = part
         except UserError as error:
