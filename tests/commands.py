@@ -161,12 +161,12 @@ def _preload() -> None:
 
     import castctl.diagnose.runner
     import castctl.evaluate.stage
+    import castctl.explain.estimate
     import castctl.report.diagnosis_page
     import castctl.report.diagnostics
     import castctl.report.html.run_page
     import castctl.report.tables
     import castctl.stages
-    import castctl.train.estimate
     import castctl.train.loop  # noqa: F401
 
 

@@ -17,24 +17,24 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
 from castctl.choices import choice_of
-from castctl.explanation import work_of
-from castctl.methods import MethodSettings
-from castctl.models import attention
-from castctl.models.language_model import LanguageModel
-from castctl.models.loading import load_tokenizer
-from castctl.models.packing import pack
-from castctl.models.shape import shape_of
-from castctl.recipe import ModelSettings, Recipe
-from castctl.recipe_reader import load_recipe, read_recipe
-from castctl.settings import settings_in
-from castctl.train.estimate import estimate_memory
-from castctl.train.footprint import (
+from castctl.explain.estimate import estimate_memory
+from castctl.explain.explanation import work_of
+from castctl.explain.footprint import (
     FLOAT32,
     Arithmetic,
     PackedSize,
     activation_bytes,
     cache_bytes,
 )
+from castctl.explain.model_shape import shape_of
+from castctl.methods import MethodSettings
+from castctl.models import attention
+from castctl.models.language_model import LanguageModel
+from castctl.models.loading import load_tokenizer
+from castctl.models.packing import pack
+from castctl.recipe import ModelSettings, Recipe
+from castctl.recipe_reader import load_recipe, read_recipe
+from castctl.settings import settings_in
 from castctl.train.schedule import evaluates_after, saves_after
 from conftest import Cli
 

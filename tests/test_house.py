@@ -17,7 +17,7 @@ FLOORS = [
     {"engines", "verify", "models"},
     {"policies", "prompts", "rollout", "score", "shape", "signals", "measures", "evaluate", "train",
      "stages", "comparison"},
-    {"inspection", "explanation", "diagnose"},
+    {"inspection", "explain", "diagnose"},
     {"report"},
     {"cli"},
 ]  # fmt: skip

@@ -40,7 +40,7 @@ def explain(
 
 def show_explanation(recipe: "Recipe", origins: "Origins", *, as_json: bool = False) -> None:
     """Print what a recipe will do; `UserError` where it cannot train."""
-    from castctl.explanation import explain_recipe
+    from castctl.explain.explanation import explain_recipe
     from castctl.report.explanation import explanation_page
     from castctl.report.marks import print_json
     from castctl.report.tables import show

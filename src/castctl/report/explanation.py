@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from castctl.choices import ExplainedSetting
-from castctl.explanation import Explanation
+from castctl.explain.estimate import Memory
+from castctl.explain.explanation import Explanation
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.settings import SettingsTable, facts_table
-from castctl.train.estimate import Memory
 
 PASSES = {
     "bilateral": "policy (after the opposite completions)",

@@ -10,10 +10,10 @@ from pydantic_core import to_jsonable_python
 from castctl.choices import ExplainedSetting, explained
 from castctl.errors import UserError
 from castctl.evaluate.runner import eval_sampling
+from castctl.explain.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.recipe import Recipe
 from castctl.recipe_reader import Origins
 from castctl.settings import settings_in
-from castctl.train.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.train.schedule import evaluates_after, saves_after
 
 

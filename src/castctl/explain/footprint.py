@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from castctl.models.shape import ModelShape
+from castctl.explain.model_shape import ModelShape
 
 FLOAT32 = 4
 """Weights, gradients, moments, the residual stream, norms, rotations and logits are float32."""

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from castctl.evaluate.runner import PART_SIZE, eval_sampling
-from castctl.methods.conditioning import Bilateral
-from castctl.models.shape import ModelShape, model_shape
-from castctl.recipe import ModelSettings, Recipe, SamplingSettings
-from castctl.train.footprint import (
+from castctl.explain.footprint import (
     FLOAT32,
     Arithmetic,
     PackedSize,
@@ -21,6 +18,9 @@ from castctl.train.footprint import (
     cache_bytes,
     pass_bytes,
 )
+from castctl.explain.model_shape import ModelShape, model_shape
+from castctl.methods.conditioning import Bilateral
+from castctl.recipe import ModelSettings, Recipe, SamplingSettings
 
 Parts = dict[str, int]
 """Bytes by part."""
