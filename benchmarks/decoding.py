@@ -21,8 +21,8 @@ from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models import attention
 from castctl.models.language_model import LanguageModel
 from castctl.policies import named_policy
-from castctl.recipe import SamplingSettings
-from castctl.recipe_reader import default_recipe_path, load_recipe
+from castctl.recipe.reader import default_recipe_path, load_recipe
+from castctl.recipe.recipe import SamplingSettings
 
 Prompts = list[NDArray[np.int32]]
 

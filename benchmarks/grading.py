@@ -20,7 +20,7 @@ from math_verify import verify
 from measure import options, parse, report
 from rewritings import EVERY_INTEGER, read_golds
 
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.grader import grade
 from castctl.verify.judge import Row, judge
 from castctl.verify.pool import CheckPool

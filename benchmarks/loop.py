@@ -21,7 +21,7 @@ from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.progress import Silent
-from castctl.recipe import TrainSettings
+from castctl.recipe.recipe import TrainSettings
 
 MODEL = ("generate", "score", "update")
 OUTSIDE = ("start", "evaluation")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.grader import grade
 from castctl.verify.judge import Judgement, Row, check_error_share, judge
 from castctl.verify.pool import CheckPool

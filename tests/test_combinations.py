@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from batches import REAL, Batch, advantages_of, batches, method
 from castctl.errors import UserError
 from castctl.methods import PRESETS
-from castctl.recipe import Recipe
-from castctl.recipe_reader import load_recipe
+from castctl.recipe.reader import load_recipe
+from castctl.recipe.recipe import Recipe
 
 BASELINES = ["mean_std", "mean", "leave_one_out", "rcc"]
 SHAPINGS = ["none", "cast", "rlsd", "rlrt", "oar-p", "oar-g"]

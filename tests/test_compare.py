@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from castctl.comparison.entries import plan
 from castctl.comparison.numbers import Comparison, EntryNumbers, SeedNumbers
 from castctl.evaluate.statistics import Estimate
-from castctl.recipe_reader import dump_recipe, read_recipe, recipes_folder
+from castctl.recipe.reader import dump_recipe, read_recipe, recipes_folder
 from castctl.report.comparison import comparison_page
 from castctl.report.plots import draw_curves
 from castctl.runs import open_run

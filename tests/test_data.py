@@ -24,7 +24,7 @@ from castctl.data.benchmarks import BENCHMARKS, resolve, task_source
 from castctl.data.columns import ANSWER, PROBLEM, SOLUTION, Columns, Example, read_example
 from castctl.data.prompts import Prompts, load_prompts, prompt_id, require_answers
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.shards.schema import PROMPTS
 
 Rows = list[dict[str, Any]]
@@ -554,7 +554,7 @@ ASK = """
 import json, sys
 from castctl.data.prompts import load_prompts
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 for settings in json.loads(sys.argv[1]):
     try:
         prompts = load_prompts(DataSettings(**settings))

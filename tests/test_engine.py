@@ -17,7 +17,7 @@ from castctl.engines import Completion, Request
 from castctl.engines.sampling import BLOCK, RowUniforms, draw, next_token_scores, row_key
 from castctl.engines.transformers_engine import TransformersEngine, stop_token_ids
 from castctl.models.language_model import LanguageModel
-from castctl.recipe import SamplingSettings
+from castctl.recipe.recipe import SamplingSettings
 from models import (
     CONFIGS,
     EOS,

@@ -24,7 +24,7 @@ from castctl.evaluate.statistics import (
     sign_flip_p_value,
 )
 from castctl.evaluate.summary import summarise
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.pool import CheckPool
 
 

@@ -22,8 +22,8 @@ from castctl.errors import UserError
 from castctl.evaluate.results import task_name, variant
 from castctl.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
 from castctl.evaluate.summary import summarise
-from castctl.recipe import DataSettings, Recipe, VerifierSettings
-from castctl.recipe_reader import read_recipe
+from castctl.recipe.reader import read_recipe
+from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.report.evaluation import markdown
 from castctl.shards.part import read_json
 from castctl.verify.pool import CheckPool

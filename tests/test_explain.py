@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
-from castctl.choices import choice_of
 from castctl.explain.estimate import estimate_memory
 from castctl.explain.explanation import work_of
 from castctl.explain.footprint import (
@@ -32,8 +31,9 @@ from castctl.models import attention
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_tokenizer
 from castctl.models.packing import pack
-from castctl.recipe import ModelSettings, Recipe
-from castctl.recipe_reader import load_recipe, read_recipe
+from castctl.recipe.choices import choice_of
+from castctl.recipe.reader import load_recipe, read_recipe
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.settings import settings_in
 from castctl.train.schedule import evaluates_after, saves_after
 from conftest import Cli

@@ -12,7 +12,7 @@ PACKAGE = Path(castctl.__file__).parent
 FLOORS = [
     {"errors", "ragged", "progress", "settings", "boxed"},
     {"methods", "shards"},
-    {"recipe", "recipe_reader", "choices"},
+    {"recipe"},
     {"embedded", "data", "runs"},
     {"engines", "verify", "models"},
     {"policies", "prompts", "rollout", "score", "shape", "signals", "measures", "evaluate", "train",

@@ -28,7 +28,7 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
 from castctl.models.packing import Layout, flattened, microbatches, pack, rows_of
 from castctl.ragged import offsets_of
-from castctl.recipe import ModelSettings, OptimizerSettings, Recipe
+from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
 from castctl.train.batch import TrainBatch
 from castctl.train.optimizer import Optimizer
 from castctl.train.update import update

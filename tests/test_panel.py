@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.report.course import Course, CoursePanel, Stage, duration
 from castctl.report.panel import TrainingPanel
 from castctl.runs import create_run

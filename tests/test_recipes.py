@@ -17,8 +17,7 @@ import yaml
 from castctl.errors import UserError
 from castctl.methods import PRESETS
 from castctl.progress import Silent
-from castctl.recipe import Recipe
-from castctl.recipe_reader import (
+from castctl.recipe.reader import (
     dump_recipe,
     find_recipe,
     known_recipes,
@@ -26,6 +25,7 @@ from castctl.recipe_reader import (
     read_recipe,
     recipes_folder,
 )
+from castctl.recipe.recipe import Recipe
 from castctl.runs import create_run
 from castctl.settings import settings_in
 from castctl.train.loop import train

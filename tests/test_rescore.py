@@ -18,7 +18,7 @@ from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.evaluate.rescore import Move, Regraded, Rescored, rescore
 from castctl.progress import Silent
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.report.rescore import rescored_page
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder

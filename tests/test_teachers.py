@@ -19,7 +19,7 @@ from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_language_model
 from castctl.policies import policy_at
 from castctl.progress import Silent
-from castctl.recipe import DataSettings, ModelSettings
+from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs import Run, create_run
 from castctl.stages import rollout_stage, score_stage
 from conftest import Cli

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 CHAT = (
     "{% for message in messages %}"

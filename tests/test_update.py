@@ -12,7 +12,7 @@ import torch
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.policies import policy_at
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.runs import Run
 from castctl.train.batch import TrainBatch, read_batch
 from castctl.train.loop import new_state

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from castctl.errors import UserError
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.custom import CustomVerifier, load_verifier
 from castctl.verify.grader import UnparsableAnswer, grade
 from castctl.verify.judge import (
@@ -169,7 +169,7 @@ def test_workers_stay_light() -> None:
 
 def test_importing_the_room_is_light() -> None:
     code = (
-        "import castctl.recipe, castctl.verify.judge, sys;"
+        "import castctl.recipe.recipe, castctl.verify.judge, sys;"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -192,7 +192,7 @@ def test_leaving_and_errors_end_the_workers() -> None:
 
 SCRIPT = """
 import multiprocessing, signal, time
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.pool import CheckPool
 
 def workers():

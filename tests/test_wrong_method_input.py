@@ -21,8 +21,8 @@ from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
 from castctl.progress import Silent
-from castctl.recipe import DataSettings, ModelSettings
-from castctl.recipe_reader import load_recipe
+from castctl.recipe.reader import load_recipe
+from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs import Run, create_run, open_run
 from castctl.shape import shape_step
 from castctl.stages import rollout_stage, score_stage, train_stage

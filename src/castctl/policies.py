@@ -16,8 +16,8 @@ from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import fingerprint, load_language_model, locate_model
 from castctl.models.teacher import TeacherCopy, load_other_teacher
-from castctl.recipe import ModelSettings, Recipe
-from castctl.recipe_reader import load_recipe
+from castctl.recipe.reader import load_recipe
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.runs import Run
 from castctl.score.part import Budget
 from castctl.score.scorers import Scorer, Scorers

@@ -12,7 +12,7 @@ from castctl.engines import Completion, Engine, Request
 from castctl.engines.sampling import row_key
 from castctl.models.packing import flattened
 from castctl.progress import Progress
-from castctl.recipe import SamplingSettings
+from castctl.recipe.recipe import SamplingSettings
 from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata
 from castctl.shards.stage import WHOLE, Shard, StepFolder

@@ -17,8 +17,8 @@ from typing import Any
 
 import castctl
 from castctl.errors import UserError
-from castctl.recipe import Recipe
-from castctl.recipe_reader import Origins, dump_recipe, load_recipe
+from castctl.recipe.reader import Origins, dump_recipe, load_recipe
+from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 

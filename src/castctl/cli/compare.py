@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from castctl.comparison.entries import Entry
     from castctl.comparison.evaluations import Evaluation
     from castctl.comparison.numbers import Comparison
-    from castctl.recipe import Recipe
-    from castctl.recipe_reader import Origins
+    from castctl.recipe.reader import Origins
+    from castctl.recipe.recipe import Recipe
     from castctl.runs import Run
     from castctl.train.metrics import Row
 

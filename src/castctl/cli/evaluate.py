@@ -207,7 +207,7 @@ def _rescore(
     source: Path, name: str | None, asked: "Asked", overwrite: bool, as_json: bool
 ) -> None:
     from castctl.evaluate.rescore import rescore
-    from castctl.recipe_reader import read_recipe
+    from castctl.recipe.reader import read_recipe
     from castctl.report.marks import print_json
     from castctl.report.rescore import rescored_page
     from castctl.report.tables import show

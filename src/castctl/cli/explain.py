@@ -8,8 +8,8 @@ import typer
 from castctl.cli import options as opt
 
 if TYPE_CHECKING:
-    from castctl.recipe import Recipe
-    from castctl.recipe_reader import Origins
+    from castctl.recipe.reader import Origins
+    from castctl.recipe.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:

@@ -28,7 +28,7 @@ def recipes(
         _show_one(name, as_json)
         return
 
-    from castctl.recipe_reader import recipes_folder
+    from castctl.recipe.reader import recipes_folder
     from castctl.report.recipes import RecipesTable, all_facts
     from castctl.report.tables import show
 
@@ -41,7 +41,7 @@ def recipes(
 
 
 def _show_one(name: str, as_json: bool) -> None:
-    from castctl.recipe_reader import dump_recipe, find_recipe, load_recipe
+    from castctl.recipe.reader import dump_recipe, find_recipe, load_recipe
     from castctl.report.marks import print_json
 
     path = find_recipe(name)

@@ -60,7 +60,7 @@ def train(
     """
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
-    from castctl.recipe_reader import dump_recipe
+    from castctl.recipe.reader import dump_recipe
     from castctl.runs import create_run, newest_run, open_run
 
     asked = Asked(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from castctl.errors import UserError
 from castctl.evaluate.results import Result, read_result, task_name
-from castctl.recipe import Recipe
-from castctl.recipe_reader import Origins, known_recipes
+from castctl.recipe.reader import Origins, known_recipes
+from castctl.recipe.recipe import Recipe
 from castctl.runs import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
 

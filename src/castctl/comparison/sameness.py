@@ -10,7 +10,7 @@ import pyarrow as pa
 from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.shards.part import content_hash
 
 Facts = dict[str, Any]

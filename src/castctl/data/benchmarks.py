@@ -8,7 +8,7 @@ from pathlib import Path
 
 from castctl.data.sources import choose_split
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 Files = Mapping[str, Path]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from castctl.data.templates import PromptTemplate, version_of
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from typing import Any
 from castctl.boxed import last_boxed
 from castctl.data.files import Row
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 PROBLEM = ("problem", "question", "extra_info.question", "prompt", "query", "input")
 ANSWER = (

@@ -15,7 +15,7 @@ from castctl.data.benchmarks import BENCHMARKS, context_column, resolve
 from castctl.data.columns import find_columns, read_example
 from castctl.data.sources import read_source
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.shards.schema import PROMPTS
 
 DROPPED = pa.schema(

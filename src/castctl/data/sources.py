@@ -8,7 +8,7 @@ from pathlib import Path
 
 from castctl.data.files import SUFFIXES, Rows, read_file, table_rows
 from castctl.errors import UserError, one_line
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 HUB_TIMEOUT = 10.0
 """Seconds the hub has for its first answer."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from castctl.data.templates import ChatFormat, PromptTemplate, TextTemplate, version_of
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from castctl.errors import UserError, one_line
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

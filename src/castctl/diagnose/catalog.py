@@ -8,7 +8,7 @@ from castctl.diagnose.needs import Need
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
-from castctl.recipe import ModelSettings, Recipe
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.runs import is_run
 
 

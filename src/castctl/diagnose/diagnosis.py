@@ -14,7 +14,7 @@ from castctl.errors import UserError
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
-from castctl.recipe import ModelSettings, Recipe
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.shards.part import read_json, write_json
 
 Numbers = dict[str, Any]

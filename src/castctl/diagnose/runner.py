@@ -10,7 +10,7 @@ from castctl.diagnose.subject import ChosenStep, Subject, choose_steps, read_cho
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
 from castctl.methods.cast import CastShaping
 from castctl.progress import Progress
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.shards.part import plain
 
 Facts = dict[str, Any]

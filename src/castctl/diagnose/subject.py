@@ -16,8 +16,8 @@ from castctl.diagnose.needs import Need, teacher_context
 from castctl.errors import UserError
 from castctl.policies import PolicySource
 from castctl.progress import Progress
-from castctl.recipe import ModelSettings
-from castctl.recipe_reader import load_recipe
+from castctl.recipe.reader import load_recipe
+from castctl.recipe.recipe import ModelSettings
 from castctl.runs import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder

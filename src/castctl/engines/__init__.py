@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.progress import Advance
-from castctl.recipe import SamplingSettings
+from castctl.recipe.recipe import SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from castctl.engines.sampling import RowUniforms, draw, next_token_scores
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.progress import Advance
-from castctl.recipe import SamplingSettings
+from castctl.recipe.recipe import SamplingSettings
 
 COMPACT_BELOW = 0.85
 """Finished rows leave the cache once less than this share is live: dropping copies the cache."""

@@ -13,7 +13,7 @@ from castctl.data.columns import find_columns, read_example
 from castctl.data.files import read_file
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
-from castctl.recipe import DataSettings
+from castctl.recipe.recipe import DataSettings
 
 COMPLETION = (
     "completion", "completions", "response", "responses", "output", "outputs", "generation",

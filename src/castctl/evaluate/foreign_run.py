@@ -18,7 +18,7 @@ from castctl.evaluate.statistics import pass_at_k, problem_share
 from castctl.evaluate.stored import Stored
 from castctl.evaluate.summary import summarise
 from castctl.ragged import offsets_of
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.shape import group_numbers
 from castctl.shards.columns import list_column
 from castctl.shards.part import content_hash, write_json

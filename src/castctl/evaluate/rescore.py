@@ -19,7 +19,7 @@ from castctl.evaluate.foreign_run import write_evaluation
 from castctl.evaluate.statistics import Estimate, paired_difference, problem_share
 from castctl.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.progress import Progress
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.runs import Run, create_run, discarded_if_empty
 from castctl.shards.stage import StepFolder
 from castctl.verify.judge import (

@@ -11,7 +11,7 @@ from typing import Any
 import castctl
 from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
 

@@ -16,8 +16,8 @@ from castctl.evaluate.runner import Posed, evaluate, pose
 from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
 from castctl.progress import Progress
-from castctl.recipe import Recipe
-from castctl.recipe_reader import load_recipe
+from castctl.recipe.reader import load_recipe
+from castctl.recipe.recipe import Recipe
 from castctl.runs import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.verify.judge import judging_pool

@@ -10,7 +10,7 @@ from castctl.errors import UserError
 from castctl.evaluate.results import library_versions, read_result
 from castctl.evaluate.summary import summarise
 from castctl.progress import Progress
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.score.rewards import score_rewards
 from castctl.shards.part import write_json
 from castctl.shards.stage import StepFolder, agreed

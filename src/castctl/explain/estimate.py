@@ -20,7 +20,7 @@ from castctl.explain.footprint import (
 )
 from castctl.explain.model_shape import ModelShape, model_shape
 from castctl.methods.conditioning import Bilateral
-from castctl.recipe import ModelSettings, Recipe, SamplingSettings
+from castctl.recipe.recipe import ModelSettings, Recipe, SamplingSettings
 
 Parts = dict[str, int]
 """Bytes by part."""

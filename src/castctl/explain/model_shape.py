@@ -7,7 +7,7 @@ from typing import Any
 
 from castctl.errors import UserError, one_line
 from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
-from castctl.recipe import ModelSettings
+from castctl.recipe.recipe import ModelSettings
 
 
 @dataclass(frozen=True)

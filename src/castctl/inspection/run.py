@@ -16,7 +16,7 @@ from castctl.evaluate.results import Result, read_result
 from castctl.inspection.step import view_stage
 from castctl.inspection.target import Target, step_folders
 from castctl.measures import measure_step
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.runs import Run
 from castctl.settings import settings_in
 from castctl.shards.schema import SCHEMAS

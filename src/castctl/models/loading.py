@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
-from castctl.recipe import ModelSettings
+from castctl.recipe.recipe import ModelSettings
 
 if TYPE_CHECKING:
     import torch

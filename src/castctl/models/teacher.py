@@ -11,7 +11,7 @@ from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import fingerprint, load_language_model, load_weights, locate_model
-from castctl.recipe import ModelSettings
+from castctl.recipe.recipe import ModelSettings
 
 
 @dataclass(frozen=True)

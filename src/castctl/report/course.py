@@ -17,7 +17,7 @@ from rich.text import Text
 
 from castctl.evaluate.results import Result
 from castctl.evaluate.statistics import Estimate
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.report.marks import line, number, percent, sparkline
 from castctl.report.tables import interval
 from castctl.train.metrics import Row

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from castctl.choices import ExplainedSetting
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
+from castctl.recipe.choices import ExplainedSetting
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.settings import SettingsTable, facts_table

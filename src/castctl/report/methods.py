@@ -11,10 +11,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.padding import Padding
 from rich.text import Text
 
-from castctl.choices import ExplainedSetting, explained
 from castctl.errors import UserError
 from castctl.methods import PRESETS, MethodSettings
 from castctl.methods.presets import ALIASES, preset
+from castctl.recipe.choices import ExplainedSetting, explained
 from castctl.report.page import plain_table, title
 from castctl.report.settings import TABLE_WIDTH, SettingsTable, facts_table
 from castctl.settings import settings_in

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
-from castctl.recipe_reader import known_recipes, load_recipe
+from castctl.recipe.reader import known_recipes, load_recipe
 from castctl.report.marks import line
 from castctl.report.page import plain_table
 from castctl.report.settings import TABLE_WIDTH

@@ -16,7 +16,7 @@ from castctl.report.marks import line
 from castctl.report.page import value_text
 
 if TYPE_CHECKING:
-    from castctl.choices import ExplainedSetting
+    from castctl.recipe.choices import ExplainedSetting
 
 TABLE_WIDTH = 100
 """Columns of a terminal from which on a row and its meaning fit into a table."""

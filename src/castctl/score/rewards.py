@@ -10,7 +10,7 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.models.packing import rows_of
 from castctl.progress import Progress
-from castctl.recipe import VerifierSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.shards.columns import ragged_column
 from castctl.shards.part import Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from castctl.errors import UserError
-from castctl.recipe import OptimizerSettings
+from castctl.recipe.recipe import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 
 
 def evaluates_after(recipe: Recipe, done: int) -> bool:

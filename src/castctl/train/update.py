@@ -16,7 +16,7 @@ from castctl.models.head import TeacherSide, fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.train.batch import TrainBatch
 from castctl.train.optimizer import Optimizer
 

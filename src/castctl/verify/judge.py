@@ -17,7 +17,7 @@ from castctl.verify.visible import visible
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
-    from castctl.recipe import VerifierSettings
+    from castctl.recipe.recipe import VerifierSettings
 
 Verdict = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "error"]
 

@@ -19,7 +19,7 @@ from castctl.verify.process import WorkerProcess
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
-    from castctl.recipe import VerifierSettings
+    from castctl.recipe.recipe import VerifierSettings
 
 Key = tuple[Callable[..., Any], bytes]
 

@@ -15,7 +15,7 @@ from castctl.errors import UserError
 from castctl.verify.worker import Call, Done, Outcome, Ready, serve
 
 if TYPE_CHECKING:
-    from castctl.recipe import VerifierSettings
+    from castctl.recipe.recipe import VerifierSettings
 
 OUT_OF_BOUNDS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 """How C code ends that runs out of memory or stack; another signal came from outside."""

@@ -19,7 +19,7 @@ from castctl.errors import UserError, one_line
 from castctl.methods import merged
 from castctl.methods.method import kinds_of
 from castctl.methods.presets import ALIASES
-from castctl.recipe import Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
@@ -156,7 +156,7 @@ def default_recipe_path() -> Path:
 
 def recipes_folder() -> Path:
     """The folder of recipes: inside an installed package, or beside `src/` in a clone."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
