@@ -20,7 +20,7 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.policies import budget_of, make_scorers
 from castctl.progress import Silent
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.score.signals import score_signals
 from castctl.shape import group_numbers, reward_groups, shape_step
 from castctl.shards.part import write_part

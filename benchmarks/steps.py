@@ -12,7 +12,7 @@ from castctl.policies import PolicySource, policy_at
 from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run, create_run
+from castctl.runs.run import Run, create_run
 from castctl.shape import shape_step
 from castctl.stages import rollout_stage, score_stage
 

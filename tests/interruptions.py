@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from castctl.runs import Run, open_run
+from castctl.runs.run import Run, open_run
 from castctl.train.metrics import Metrics
 from commands import Commands
 from runs import SMALL, assert_same_step, assert_same_weights, metrics_without_time

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run, create_run
+from castctl.runs.run import Run, create_run
 from castctl.shards.part import content_hash
 from castctl.shards.stage import StepFolder
 from castctl.train.loop import Trained, train

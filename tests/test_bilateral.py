@@ -20,7 +20,7 @@ from castctl.models.loading import load_tokenizer
 from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
-from castctl.runs import Run, create_run
+from castctl.runs.run import Run, create_run
 from castctl.shape import shape_step
 from castctl.shards.part import write_part
 from castctl.stages import rollout_stage, score_stage, train_stage

@@ -25,7 +25,7 @@ from castctl.evaluate.statistics import Estimate
 from castctl.recipe.reader import dump_recipe, read_recipe, recipes_folder
 from castctl.report.comparison import comparison_page
 from castctl.report.plots import draw_curves
-from castctl.runs import open_run
+from castctl.runs.run import open_run
 from castctl.shards.part import read_json, write_json
 from castctl.train.metrics import Metrics
 from commands import Commands

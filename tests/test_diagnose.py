@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from castctl.diagnose.catalog import DIAGNOSTICS
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.part import content_hash, read_metadata
 from castctl.shards.stage import StepFolder
 from conftest import Cli
@@ -222,7 +222,7 @@ def test_a_checkpoint_that_a_training_run_removes_is_passed_over(
     from castctl.diagnose import subject as room
     from castctl.diagnose.runner import diagnose
     from castctl.progress import Silent
-    from castctl.runs import open_run
+    from castctl.runs.run import open_run
 
     found = open_run(str(run))
     listed = room._with_checkpoint

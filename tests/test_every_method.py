@@ -14,7 +14,7 @@ from castctl import embedded
 from castctl.methods import PRESETS
 from castctl.policies import policy_at
 from castctl.progress import Silent
-from castctl.runs import Run, adopt_run, create_run
+from castctl.runs.run import Run, adopt_run, create_run
 from castctl.shape import shape_step
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import content_hash, write_part

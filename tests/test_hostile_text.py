@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castctl.report.console import printable
-from castctl.runs import open_run
+from castctl.runs.run import open_run
 from castctl.verify.spans import token_span
 from conftest import Cli
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"recipe"},
     {"embedded", "data", "runs"},
     {"engines", "verify", "models"},
-    {"policies", "prompts", "rollout", "score", "shape", "signals", "measures", "evaluate", "train",
+    {"policies", "rollout", "score", "shape", "signals", "measures", "evaluate", "train",
      "stages", "comparison"},
     {"inspection", "explain", "diagnose"},
     {"report"},

@@ -27,7 +27,7 @@ from castctl.inspection.target import find_target
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
 from castctl.measures import measure_step
 from castctl.report.marks import block, histogram, line, sparkline
-from castctl.runs import Run, open_run
+from castctl.runs.run import Run, open_run
 from castctl.shards.part import read_part, write_part
 from castctl.shards.stage import StepFolder
 from conftest import Cli

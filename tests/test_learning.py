@@ -10,7 +10,7 @@ import pytest
 from castctl.evaluate.statistics import paired_difference
 from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
-from castctl.runs import create_run
+from castctl.runs.run import create_run
 from castctl.train.loop import train
 
 STEPS = 16

@@ -22,7 +22,7 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
 from castctl.models.teacher import TeacherCopy
 from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.train.checkpoint import (
     TrainState,
     load_state,

@@ -23,7 +23,7 @@ from rich.console import Console
 from castctl.recipe.recipe import Recipe
 from castctl.report.course import Course, CoursePanel, Stage, duration
 from castctl.report.panel import TrainingPanel
-from castctl.runs import create_run
+from castctl.runs.run import create_run
 from commands import START_SECONDS, Command, Commands, _answer
 from runs import SMALL, small_recipe
 

@@ -11,7 +11,7 @@ import pytest
 
 from castctl.policies import policy_at
 from castctl.progress import Silent
-from castctl.runs import Run, adopt_run, create_run
+from castctl.runs.run import Run, adopt_run, create_run
 from castctl.shape import shape_step
 from castctl.shards.part import write_part
 from castctl.shards.stage import Shard, StepFolder

@@ -26,7 +26,7 @@ from castctl.recipe.reader import (
     recipes_folder,
 )
 from castctl.recipe.recipe import Recipe
-from castctl.runs import create_run
+from castctl.runs.run import create_run
 from castctl.settings import settings_in
 from castctl.train.loop import train
 from conftest import Cli

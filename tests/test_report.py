@@ -29,7 +29,7 @@ from castctl.report.html.choice import cut_rows
 from castctl.report.html.page import write_page
 from castctl.report.html.payload import Completions, collect_completions
 from castctl.report.html.run_page import write_run_page
-from castctl.runs import Run, open_run
+from castctl.runs.run import Run, open_run
 from castctl.shards.part import write_part
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder

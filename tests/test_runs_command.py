@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from castctl.inspection.listing import list_runs
-from castctl.runs import Run, adopt_run, runs_root
+from castctl.runs.run import Run, adopt_run, runs_root
 from castctl.shards.part import write_json
 from castctl.train.metrics import Metrics
 from conftest import Cli

@@ -20,7 +20,7 @@ from castctl.models.loading import load_language_model
 from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
-from castctl.runs import Run, create_run
+from castctl.runs.run import Run, create_run
 from castctl.stages import rollout_stage, score_stage
 from conftest import Cli
 from runs import small_recipe, train_small

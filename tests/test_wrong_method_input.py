@@ -23,7 +23,7 @@ from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import DataSettings, ModelSettings
-from castctl.runs import Run, create_run, open_run
+from castctl.runs.run import Run, create_run, open_run
 from castctl.shape import shape_step
 from castctl.stages import rollout_stage, score_stage, train_stage
 from castctl.train.loop import train

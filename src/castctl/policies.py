@@ -18,7 +18,7 @@ from castctl.models.loading import fingerprint, load_language_model, locate_mode
 from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings, Recipe
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.score.part import Budget
 from castctl.score.scorers import Scorer, Scorers
 from castctl.train.checkpoint import provenance_of

@@ -14,9 +14,9 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, make_teacher
 from castctl.progress import Progress
-from castctl.prompts import prepare_prompts, prompts_of_step
 from castctl.rollout import part_count, rollout_step
-from castctl.runs import Run
+from castctl.runs.prompts import prepare_prompts, prompts_of_step
+from castctl.runs.run import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import check_signal_names, score_signals
 from castctl.shards.part import Metadata, content_hash, read_metadata

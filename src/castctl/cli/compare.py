@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from castctl.comparison.numbers import Comparison
     from castctl.recipe.reader import Origins
     from castctl.recipe.recipe import Recipe
-    from castctl.runs import Run
+    from castctl.runs.run import Run
     from castctl.train.metrics import Row
 
 

@@ -12,7 +12,7 @@ from castctl.errors import UserError
 from castctl.recipe.reader import Origins, default_recipe_path, load_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.report.console import say, tell
-from castctl.runs import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
+from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
 from castctl.shards.stage import Shard, StepFolder, parse_shard
 
 

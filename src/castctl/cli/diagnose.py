@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from castctl.diagnose.diagnosis import Diagnosis
     from castctl.diagnose.subject import ChosenStep, Subject
     from castctl.policies import PolicySource
-    from castctl.runs import Run
+    from castctl.runs.run import Run
 
 PROMPTS = 64
 """Prompts of the embedded default that are rolled out where there is no run at all."""
@@ -107,7 +107,7 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     """What is to be diagnosed: what the name stands for, the newest run, or one made now."""
     from castctl.diagnose.subject import Subject
     from castctl.inspection.target import find_target
-    from castctl.runs import Run, newest_run
+    from castctl.runs.run import Run, newest_run
 
     if name is None and newest_run() is None:
         made = _embedded_rollouts(asked)
@@ -139,7 +139,7 @@ def _weights(run: "Run") -> "PolicySource":
 def _embedded_rollouts(asked: "Asked") -> "Run":
     """A run with the first step's rollouts, judged and scored, and nothing trained."""
     from castctl.policies import policy_at
-    from castctl.runs import create_run, discarded_if_empty
+    from castctl.runs.run import create_run, discarded_if_empty
     from castctl.stages import rollout_stage, score_stage
 
     recipe, origins = asked.new_recipe()

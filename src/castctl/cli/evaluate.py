@@ -12,7 +12,7 @@ from castctl.report.console import progress, say
 if TYPE_CHECKING:
     from castctl.cli.context import Asked
     from castctl.evaluate.stage import Evaluated
-    from castctl.runs import Run
+    from castctl.runs.run import Run
 
 LAST = "last"
 
@@ -92,7 +92,7 @@ def evaluate(
         refuse_scattered_shards,
         shard_of,
     )  # fmt: skip
-    from castctl.runs import discarded_if_empty
+    from castctl.runs.run import discarded_if_empty
 
     if as_json and as_markdown:
         raise UserError("--json and --markdown are two answers to one question; leave one out")
@@ -148,7 +148,7 @@ def _first_task(tasks: list[str] | None, data: str | None) -> str | None:
 
 def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
     """The run to evaluate; a new one for a model or recipe named, or where there is none."""
-    from castctl.runs import create_run, is_run, newest_run, open_run
+    from castctl.runs.run import create_run, is_run, newest_run, open_run
 
     if name is not None and (not fresh or (is_run(name) and not open_run(name).checkpoints())):
         return asked.changed(open_run(name))
@@ -164,7 +164,7 @@ def _step(run: "Run", checkpoint: str) -> int:
     if checkpoint == LAST:
         return max(there, default=0)
     if checkpoint == "best":
-        from castctl.runs import open_run
+        from castctl.runs.run import open_run
         from castctl.train.loop import best_step
 
         return best_step(open_run(str(run.path)), max(there, default=0))
@@ -211,7 +211,7 @@ def _rescore(
     from castctl.report.marks import print_json
     from castctl.report.rescore import rescored_page
     from castctl.report.tables import show
-    from castctl.runs import is_run, open_run
+    from castctl.runs.run import is_run, open_run
 
     if not source.exists() and is_run(str(source)):  # a run by its name
         source = open_run(str(source)).path

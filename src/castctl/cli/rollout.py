@@ -35,7 +35,7 @@ def rollout(
     """
     from castctl.cli import context
     from castctl.report.console import progress
-    from castctl.runs import discarded_if_empty
+    from castctl.runs.run import discarded_if_empty
 
     share = context.shard_of(shard)
     asked = context.Asked(

@@ -20,7 +20,7 @@ def runs(
     from castctl.report.marks import print_json
     from castctl.report.runs import runs_table
     from castctl.report.tables import show
-    from castctl.runs import runs_root
+    from castctl.runs.run import runs_root
 
     rows = list_runs()
     if as_json:

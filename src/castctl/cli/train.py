@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from castctl.cli.context import Asked
     from castctl.progress import Progress
-    from castctl.runs import Run
+    from castctl.runs.run import Run
     from castctl.train.metrics import Row
 
 
@@ -61,7 +61,7 @@ def train(
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
     from castctl.recipe.reader import dump_recipe
-    from castctl.runs import create_run, newest_run, open_run
+    from castctl.runs.run import create_run, newest_run, open_run
 
     asked = Asked(
         recipe, set_, seed, method,
@@ -99,7 +99,7 @@ def train(
 
 def _train(run: "Run") -> None:
     from castctl.cli.context import announce, next_command
-    from castctl.runs import discarded_if_empty
+    from castctl.runs.run import discarded_if_empty
 
     announce(run)
 

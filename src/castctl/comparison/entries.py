@@ -12,7 +12,7 @@ from castctl.errors import UserError
 from castctl.evaluate.results import Result, read_result, task_name
 from castctl.recipe.reader import Origins, known_recipes
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run, is_run, open_run, read_manifest
+from castctl.runs.run import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
 
 NAME_BYTES = 80

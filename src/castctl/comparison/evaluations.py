@@ -18,7 +18,7 @@ from castctl.evaluate.statistics import (
     paired_difference,
     sign_flip_p_value,
 )
-from castctl.runs import is_run, open_run, read_manifest
+from castctl.runs.run import is_run, open_run, read_manifest
 from castctl.shards.part import read_json
 
 RESULTS = "results.json"

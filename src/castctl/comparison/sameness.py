@@ -143,7 +143,7 @@ def _fingerprint(prompts: pa.Table) -> Facts:
 
 def _load_prompts(recipe: Recipe, progress: Progress) -> pa.Table:
     from castctl.models.loading import load_tokenizer, locate_model
-    from castctl.prompts import training_prompts
+    from castctl.runs.prompts import training_prompts
 
     folder = locate_model(recipe.model.path, recipe.model.revision)
     return training_prompts(recipe, load_tokenizer(folder, recipe.model), progress).table

@@ -19,7 +19,7 @@ from castctl.comparison.evaluations import EvaluationComparison
 from castctl.comparison.numbers import Comparison
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.runs import Run, create_run, discarded_if_empty, open_run, runs_root
+from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
 from castctl.shards.part import write_json
 from castctl.train.metrics import Row
 

@@ -9,7 +9,7 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
 from castctl.recipe.recipe import ModelSettings, Recipe
-from castctl.runs import is_run
+from castctl.runs.run import is_run
 
 
 def _as_it_is(recipe: Recipe, began: ModelSettings, named: bool) -> MethodSettings:

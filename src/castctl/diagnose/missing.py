@@ -13,7 +13,7 @@ from castctl.models.loading import load_tokenizer, locate_model
 from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, policy_at
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.scorers import Scorer
 from castctl.score.signals import score_signals

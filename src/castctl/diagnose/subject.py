@@ -18,7 +18,7 @@ from castctl.policies import PolicySource
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
 from castctl.train.loop import OF_SCORING

@@ -20,7 +20,7 @@ from castctl.evaluate.statistics import Estimate, paired_difference, problem_sha
 from castctl.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run, create_run, discarded_if_empty
+from castctl.runs.run import Run, create_run, discarded_if_empty
 from castctl.shards.stage import StepFolder
 from castctl.verify.judge import (
     Judgement,

@@ -18,7 +18,7 @@ from castctl.policies import policy_at
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.verify.judge import judging_pool
 

@@ -11,7 +11,7 @@ from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.run import read_metrics, state_of, steps_done
 from castctl.inspection.target import step_folders
 from castctl.measures import measure_rewards
-from castctl.runs import Run, open_run, run_folders
+from castctl.runs.run import Run, open_run, run_folders
 
 
 @dataclass(frozen=True)

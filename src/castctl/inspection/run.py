@@ -17,7 +17,7 @@ from castctl.inspection.step import view_stage
 from castctl.inspection.target import Target, step_folders
 from castctl.measures import measure_step
 from castctl.recipe.recipe import Recipe
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.settings import settings_in
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.errors import UserError
-from castctl.runs import Run, is_run, newest_run, open_run, runs_root, split_step
+from castctl.runs.run import Run, is_run, newest_run, open_run, runs_root, split_step
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
 

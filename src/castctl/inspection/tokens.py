@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from castctl.errors import UserError
-from castctl.runs import Run
+from castctl.runs.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from castctl.progress import Progress
 from castctl.report.document import Section
 from castctl.report.html.page import write_page
 from castctl.report.html.payload import collect_completions
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.stage import StepFolder
 
 

@@ -15,7 +15,7 @@ from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.target import step_folders
 from castctl.progress import Advance
 from castctl.report.course import Course, CoursePanel, Stage, measure
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.train.metrics import Metrics, Row
 from castctl.train.schedule import evaluates_after
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
 from castctl.train.optimizer import Optimizer
 

@@ -32,9 +32,9 @@ from castctl.policies import (
     policy_name,
 )
 from castctl.progress import Progress
-from castctl.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.rollout import part_count, rollout_step
-from castctl.runs import Run
+from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
+from castctl.runs.run import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import score_signals
 from castctl.shape import kept_groups, reward_groups, shape_step

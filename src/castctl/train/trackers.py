@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 
 from castctl.errors import UserError
-from castctl.runs import Run
+from castctl.runs.run import Run
 
 
 class NoTracker:

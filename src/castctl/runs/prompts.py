@@ -17,7 +17,7 @@ from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
-from castctl.runs import Run
+from castctl.runs.run import Run
 from castctl.shards.part import Metadata, atomic_file
 from castctl.shards.stage import describe_difference
 
