@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 import steps
 
-import castctl.stages
+import castctl.stages.one_step
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
-from castctl.policies import budget_of, make_scorers
 from castctl.progress import Silent
 from castctl.runs.run import Run
 from castctl.score.signals import score_signals
-from castctl.shape import group_numbers, reward_groups, shape_step
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.policies import budget_of, make_scorers
+from castctl.stages.shape import group_numbers, reward_groups, shape_step
 from castctl.train.batch import read_batch
 from castctl.train.loop import new_state
 from castctl.train.update import update
@@ -46,7 +46,7 @@ def main() -> None:
 
     recipes = {method: steps.recipe_of(options, method) for method in ("cast", "grpo")}
     clock = measure.Clock()
-    clock.wrap(castctl.stages, "rollout_step", "rollout")
+    clock.wrap(castctl.stages.one_step, "rollout_step", "rollout")
     with steps.temporary_run(recipes["cast"]) as cast, steps.temporary_run(recipes["grpo"]) as grpo:
         policy = steps.make_step(cast).load(cast.recipe.model)
         clock.wrap(policy, "score", "policy_pass")

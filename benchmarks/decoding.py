@@ -20,9 +20,9 @@ from castctl.engines.sampling import row_key
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models import attention
 from castctl.models.language_model import LanguageModel
-from castctl.policies import named_policy
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.recipe.recipe import SamplingSettings
+from castctl.stages.policies import named_policy
 
 Prompts = list[NDArray[np.int32]]
 

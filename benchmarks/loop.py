@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import measure
 import steps
 
-import castctl.measures
 import castctl.score.rewards
 import castctl.score.signals
 import castctl.shards.stage
+import castctl.stages.measures
 import castctl.train.loop as loop
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models.language_model import LanguageModel
@@ -115,7 +115,7 @@ def watch_the_loop() -> measure.Clock:
         clock.wrap(castctl.shards.stage, function, "shards")
     for function in ("write_part", "content_hash"):
         clock.wrap(castctl.score.signals, function, "shards")
-    clock.wrap(castctl.measures, "read_metadata", "shards")
+    clock.wrap(castctl.stages.measures, "read_metadata", "shards")
     clock.wrap(loop.Metrics, "append", "metrics")
     for function in ("save_checkpoint", "prune_checkpoints"):
         clock.wrap(loop, function, "checkpoints")

@@ -15,9 +15,9 @@ from castctl.methods.advantages import compute_advantages
 from castctl.methods.groups import Groups
 from castctl.methods.shaping import TokenSignals
 from castctl.progress import Silent
-from castctl.shape import reward_groups, shape_step
 from castctl.shards.columns import ragged_column
 from castctl.shards.stage import StepFolder
+from castctl.stages.shape import reward_groups, shape_step
 
 METHODS = ("cast", "grpo")
 

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from castctl.policies import PolicySource, policy_at
 from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, create_run
-from castctl.shape import shape_step
-from castctl.stages import rollout_stage, score_stage
+from castctl.stages.one_step import rollout_stage, score_stage
+from castctl.stages.policies import PolicySource, policy_at
+from castctl.stages.shape import shape_step
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -166,7 +166,7 @@ def _preload() -> None:
     import castctl.report.diagnostics
     import castctl.report.html.run_page
     import castctl.report.tables
-    import castctl.stages
+    import castctl.stages.one_step
     import castctl.train.loop  # noqa: F401
 
 

@@ -16,10 +16,10 @@ from castctl.diagnose.data import StepData, read_step
 from castctl.methods import MethodSettings
 from castctl.progress import Silent
 from castctl.ragged import offsets_of
-from castctl.shape import shape_step
 from castctl.shards.columns import list_column
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.shape import shape_step
 
 GROUPS = ("mixed", "all_correct", "all_wrong", "mixed", "single", "unknown")
 """The kinds of groups that are drawn in turn: `single` has one completion, `unknown` no reward."""

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from batches import EARLY, NAN, Batch, advantages_of, batches, close, grpo
 from castctl.errors import UserError
-from castctl.measures import Slots, measure_advantages
 from castctl.methods.advantages import Advantages
 from castctl.methods.cast import CastShaping
 from castctl.shards.schema import ADVANTAGES, REWARDS
+from castctl.stages.measures import Slots, measure_advantages
 
 RANGES = st.tuples(st.floats(0.1, 1), st.floats(1, 3))
 SETTINGS = st.fixed_dictionaries(

@@ -12,14 +12,14 @@ import torch
 
 from castctl import embedded
 from castctl.methods import PRESETS
-from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.runs.run import Run, adopt_run, create_run
-from castctl.shape import shape_step
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import content_hash, write_part
 from castctl.shards.stage import Shard, StepFolder
-from castctl.stages import rollout_stage, score_stage, train_stage
+from castctl.stages.one_step import rollout_stage, score_stage, train_stage
+from castctl.stages.policies import policy_at
+from castctl.stages.shape import shape_step
 from castctl.train.batch import read_batch
 from castctl.train.loop import train
 from castctl.train.metrics import Metrics

@@ -25,11 +25,11 @@ from castctl.errors import UserError
 from castctl.inspection.run import view_run
 from castctl.inspection.target import find_target
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
-from castctl.measures import measure_step
 from castctl.report.marks import block, histogram, line, sparkline
 from castctl.runs.run import Run, open_run
 from castctl.shards.part import read_part, write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.measures import measure_step
 from conftest import Cli
 from runs import STAGES, small_recipe, train_small
 

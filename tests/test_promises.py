@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.runs.run import Run, adopt_run, create_run
-from castctl.shape import shape_step
 from castctl.shards.part import write_part
 from castctl.shards.stage import Shard, StepFolder
-from castctl.stages import rollout_stage, score_stage, train_stage
+from castctl.stages.one_step import rollout_stage, score_stage, train_stage
+from castctl.stages.policies import policy_at
+from castctl.stages.shape import shape_step
 from castctl.train.loop import _Loop, train
 from castctl.train.metrics import Metrics
 from castctl.verify.judge import judging_pool

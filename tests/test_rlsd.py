@@ -18,7 +18,7 @@ from castctl.methods.advantages import Advantages
 from castctl.methods.schedule import Moment, linear_decay
 from castctl.shards.part import Part
 from castctl.shards.schema import SIGNALS
-from castctl.signals import read_signals
+from castctl.stages.signals import read_signals
 
 ANY = batches() | batches(REAL)
 STEPS = st.sampled_from([0, 1, 10, 49, 50, 51, 400])

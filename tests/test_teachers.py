@@ -17,11 +17,11 @@ from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_language_model
-from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs.run import Run, create_run
-from castctl.stages import rollout_stage, score_stage
+from castctl.stages.one_step import rollout_stage, score_stage
+from castctl.stages.policies import policy_at
 from conftest import Cli
 from runs import small_recipe, train_small
 
@@ -254,7 +254,7 @@ def test_the_gap_of_the_first_tokens_can_be_left_out(rolled: Run, castctl: Cli) 
     rows = folder.read_all("advantages").to_pylist()
     assert all(w == 1 for row in rows for w in row["weights"][:3])
     assert [row["weights"][3:] for row in rows] == [weights[3:] for weights in heard]
-    from castctl.measures import measure_step
+    from castctl.stages.measures import measure_step
 
     share = measure_step(folder)["gap_skipped_share"]
     signals = folder.read_all("signals").to_pylist()

@@ -11,9 +11,9 @@ import torch
 
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
-from castctl.policies import policy_at
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
+from castctl.stages.policies import policy_at
 from castctl.train.batch import TrainBatch, read_batch
 from castctl.train.loop import new_state
 from castctl.train.update import UpdateStats, update

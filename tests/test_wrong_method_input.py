@@ -19,13 +19,13 @@ from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_tokenizer
-from castctl.policies import policy_at
 from castctl.progress import Silent
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs.run import Run, create_run, open_run
-from castctl.shape import shape_step
-from castctl.stages import rollout_stage, score_stage, train_stage
+from castctl.stages.one_step import rollout_stage, score_stage, train_stage
+from castctl.stages.policies import policy_at
+from castctl.stages.shape import shape_step
 from castctl.train.loop import train
 from commands import Commands
 from conftest import Cli

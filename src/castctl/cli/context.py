@@ -147,8 +147,8 @@ def announce(run: Run, step: int | None = None) -> None:
 
 def show_step(folder: StepFolder) -> None:
     """A step's path and its measures: what a stage has to show."""
-    from castctl.measures import measure_step
     from castctl.report.tables import show, step_table
+    from castctl.stages.measures import measure_step
 
     tell(str(folder.path))
     show(step_table(measure_step(folder)))

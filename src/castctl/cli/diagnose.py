@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from castctl.cli.context import Asked
     from castctl.diagnose.diagnosis import Diagnosis
     from castctl.diagnose.subject import ChosenStep, Subject
-    from castctl.policies import PolicySource
     from castctl.runs.run import Run
+    from castctl.stages.policies import PolicySource
 
 PROMPTS = 64
 """Prompts of the embedded default that are rolled out where there is no run at all."""
@@ -127,7 +127,7 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
 
 def _weights(run: "Run") -> "PolicySource":
     """The weights named by hand; a checkpoint of the run by the name it has there."""
-    from castctl.policies import named_policy, policy_at
+    from castctl.stages.policies import named_policy, policy_at
 
     named = Path(run.recipe.model.path).absolute()
     for step in run.checkpoints():
@@ -138,9 +138,9 @@ def _weights(run: "Run") -> "PolicySource":
 
 def _embedded_rollouts(asked: "Asked") -> "Run":
     """A run with the first step's rollouts, judged and scored, and nothing trained."""
-    from castctl.policies import policy_at
     from castctl.runs.run import create_run, discarded_if_empty
-    from castctl.stages import rollout_stage, score_stage
+    from castctl.stages.one_step import rollout_stage, score_stage
+    from castctl.stages.policies import policy_at
 
     recipe, origins = asked.new_recipe()
     if asked.recipe is None:

@@ -50,8 +50,8 @@ def rollout(
     number = context.one_step(step, in_name) or 0
     context.announce(target, number)
 
-    from castctl.policies import policy_at
-    from castctl.stages import rollout_stage
+    from castctl.stages.one_step import rollout_stage
+    from castctl.stages.policies import policy_at
 
     with discarded_if_empty(target, share):
         source = policy_at(target, number)

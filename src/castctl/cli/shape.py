@@ -33,7 +33,7 @@ def shape(
     number = context.latest_step(target, "rewards", step, in_name)
     context.announce(target, number)
 
-    from castctl.shape import shape_step
+    from castctl.stages.shape import shape_step
 
     folder = target.step(number)
     settings = target.recipe

@@ -148,8 +148,8 @@ def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -
         raise UserError(f"--from {path}: name a step, such as {path}/step-00000")
     announce(target, step)
 
-    from castctl.policies import named_policy, policy_at
-    from castctl.stages import train_stage
+    from castctl.stages.one_step import train_stage
+    from castctl.stages.policies import named_policy, policy_at
 
     source = policy_at(target, step) if model is None else named_policy(target.recipe.model)
     folder, stats = train_stage(target, step, source, overwrite)

@@ -13,8 +13,8 @@ from castctl.diagnose.data import Flags, Floats, StepData
 from castctl.diagnose.diagnosis import Context, Numbers
 from castctl.diagnose.ranks import gini_within, largest_within, order_within, spearman_within
 from castctl.diagnose.spelled import TokenTally
-from castctl.measures import VERDICTS
 from castctl.methods.oar import OarGradient, OarPerturbation
+from castctl.stages.measures import VERDICTS
 
 WAYS = {"perturb": OarPerturbation(), "grad": OarGradient()}
 """The two kinds of influence, each with the reshaping into weights that its preset has."""

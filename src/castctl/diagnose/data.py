@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from castctl.errors import UserError, one_line
 from castctl.methods.groups import Groups
 from castctl.ragged import row_of_value
-from castctl.shape import refuse_other_temperature, reward_groups
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import StepFolder, check_aligned
-from castctl.signals import StepSignals, read_signals
+from castctl.stages.shape import refuse_other_temperature, reward_groups
+from castctl.stages.signals import StepSignals, read_signals
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -12,12 +12,12 @@ from castctl.diagnose.clusters import PromptSums, Told, trend
 from castctl.diagnose.data import StepData
 from castctl.diagnose.diagnosis import Context, Numbers
 from castctl.evaluate.statistics import pass_at_k
-from castctl.measures import VERDICTS
 from castctl.methods.baselines import GroupBaseline
 from castctl.methods.groups import KINDS
 from castctl.methods.signals import TokenSignals
 from castctl.methods.zero_variance import SignedBase, ZeroBase
 from castctl.ragged import sums
+from castctl.stages.measures import VERDICTS
 
 RULES = {"zero": ZeroBase(), "signed": SignedBase()}
 """What groups without reward variance teach: nothing (GRPO), or the verifier's sign (CAST)."""

@@ -14,13 +14,13 @@ from castctl.diagnose.diagnosis import Diagnostic
 from castctl.diagnose.missing import compute_missing
 from castctl.diagnose.needs import Need, teacher_context
 from castctl.errors import UserError
-from castctl.policies import PolicySource
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings
 from castctl.runs.run import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
+from castctl.stages.policies import PolicySource
 from castctl.train.loop import OF_SCORING
 from castctl.train.metrics import Metrics
 

@@ -19,10 +19,10 @@ from castctl.evaluate.stored import Stored
 from castctl.evaluate.summary import summarise
 from castctl.ragged import offsets_of
 from castctl.recipe.recipe import Recipe
-from castctl.shape import group_numbers
 from castctl.shards.columns import list_column
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import StepFolder
+from castctl.stages.shape import group_numbers
 from castctl.verify.judge import Judgement, grader_name
 from castctl.verify.pool import CheckPool
 

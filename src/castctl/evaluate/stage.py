@@ -14,12 +14,12 @@ from castctl.errors import UserError
 from castctl.evaluate.results import Result, task_name, variant
 from castctl.evaluate.runner import Posed, evaluate, pose
 from castctl.models.loading import load_tokenizer
-from castctl.policies import policy_at
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
+from castctl.stages.policies import policy_at
 from castctl.verify.judge import judging_pool
 
 

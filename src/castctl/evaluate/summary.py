@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.evaluate.results import Result
 from castctl.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
-from castctl.shape import group_numbers
+from castctl.stages.shape import group_numbers
 from castctl.verify.judge import equivalent
 from castctl.verify.pool import CheckPool
 

@@ -10,8 +10,8 @@ from castctl.errors import UserError, one_line
 from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.run import read_metrics, state_of, steps_done
 from castctl.inspection.target import step_folders
-from castctl.measures import measure_rewards
 from castctl.runs.run import Run, open_run, run_folders
+from castctl.stages.measures import measure_rewards
 
 
 @dataclass(frozen=True)

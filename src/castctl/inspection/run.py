@@ -15,12 +15,12 @@ from castctl.errors import UserError
 from castctl.evaluate.results import Result, read_result
 from castctl.inspection.step import view_stage
 from castctl.inspection.target import Target, step_folders
-from castctl.measures import measure_step
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.settings import settings_in
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
+from castctl.stages.measures import measure_step
 from castctl.train.metrics import Metrics, Row
 
 DEFAULT = "default"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from castctl.inspection.spread import Spread, gaps, spread_of
-from castctl.measures import Measures, measure_step
-from castctl.shape import reward_groups
 from castctl.shards.part import Metadata, count_rows, read_metadata
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
+from castctl.stages.measures import Measures, measure_step
+from castctl.stages.shape import reward_groups
 
 BOOKKEEPING = {"schema", "stage", "step", "total_steps", "part", "inputs"}
 """Metadata that says where a part belongs; the rest says what made it."""

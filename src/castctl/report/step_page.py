@@ -12,10 +12,10 @@ from rich.text import Text
 from castctl.inspection.part import PartView
 from castctl.inspection.spread import Spread
 from castctl.inspection.step import GroupView, StageView, StepView
-from castctl.measures import Measures
 from castctl.report.marks import bar, block, histogram, line, number, size
 from castctl.report.page import headline, plain_table, title, value_text
 from castctl.report.tables import step_table
+from castctl.stages.measures import Measures
 
 VERDICTS = {
     "correct": ("✓", "green"), "wrong": ("✗", "red"), "no_answer": ("?", "yellow"),

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from castctl.evaluate.results import variant_of
 from castctl.evaluate.statistics import Estimate, paired_difference
-from castctl.measures import Measures
 from castctl.report.console import printable
+from castctl.stages.measures import Measures
 
 SHARES = ("share", "groups_", "verdict_")
 

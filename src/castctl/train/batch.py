@@ -12,10 +12,10 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.models.packing import Ids, rows_of
 from castctl.ragged import offsets_of
-from castctl.shape import group_numbers, refuse_other_temperature, shaping_settings
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
 from castctl.shards.stage import StepFolder, check_aligned, describe_difference
+from castctl.stages.shape import group_numbers, refuse_other_temperature, shaping_settings
 
 TRAINED_FROM = ("rollouts", "signals", "advantages")
 """The stages that an update reads."""

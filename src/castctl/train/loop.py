@@ -20,10 +20,16 @@ from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
 from castctl.evaluate.results import Result, read_result, task_name
 from castctl.evaluate.runner import evaluate
-from castctl.measures import Measures, measure_step
 from castctl.methods.baselines import ratio_margin
 from castctl.models.language_model import LanguageModel
-from castctl.policies import (
+from castctl.progress import Progress
+from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
+from castctl.runs.run import Run
+from castctl.score.rewards import score_rewards
+from castctl.score.signals import score_signals
+from castctl.shards.stage import WHOLE
+from castctl.stages.measures import Measures, measure_step
+from castctl.stages.policies import (
     budget_of,
     load_reference,
     make_scorers,
@@ -31,14 +37,8 @@ from castctl.policies import (
     policy_at,
     policy_name,
 )
-from castctl.progress import Progress
-from castctl.rollout import part_count, rollout_step
-from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
-from castctl.runs.run import Run
-from castctl.score.rewards import score_rewards
-from castctl.score.signals import score_signals
-from castctl.shape import kept_groups, reward_groups, shape_step
-from castctl.shards.stage import WHOLE
+from castctl.stages.rollout import part_count, rollout_step
+from castctl.stages.shape import kept_groups, reward_groups, shape_step
 from castctl.train.batch import read_batch
 from castctl.train.checkpoint import TrainState, load_state, prune_checkpoints, save_checkpoint
 from castctl.train.metrics import Metrics, Row

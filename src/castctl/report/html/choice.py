@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from castctl.errors import UserError, one_line
-from castctl.shape import group_numbers
 from castctl.shards.part import count_rows
 from castctl.shards.stage import StepFolder
+from castctl.stages.shape import group_numbers
 
 STAGES = ("rollouts", "rewards", "signals", "advantages")
 

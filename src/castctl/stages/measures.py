@@ -13,11 +13,11 @@ from castctl.methods.method import Shaping
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
-from castctl.shape import reward_groups
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder, check_aligned
-from castctl.signals import signals_of
+from castctl.stages.shape import reward_groups
+from castctl.stages.signals import signals_of
 
 Measures = dict[str, float | list[float] | None]
 

@@ -12,15 +12,21 @@ from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
-from castctl.policies import PolicySource, budget_of, load_reference, make_scorers, make_teacher
 from castctl.progress import Progress
-from castctl.rollout import part_count, rollout_step
 from castctl.runs.prompts import prepare_prompts, prompts_of_step
 from castctl.runs.run import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import check_signal_names, score_signals
 from castctl.shards.part import Metadata, content_hash, read_metadata
 from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
+from castctl.stages.policies import (
+    PolicySource,
+    budget_of,
+    load_reference,
+    make_scorers,
+    make_teacher,
+)
+from castctl.stages.rollout import part_count, rollout_step
 from castctl.train.batch import TRAINED_FROM, read_batch
 from castctl.train.checkpoint import (
     STATE_FILE,

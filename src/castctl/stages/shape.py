@@ -19,7 +19,7 @@ from castctl.ragged import spread
 from castctl.shards.columns import list_column, nullable_floats
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
-from castctl.signals import StepSignals, read_signals, require_signals
+from castctl.stages.signals import StepSignals, read_signals, require_signals
 
 log = logging.getLogger(__name__)
 
