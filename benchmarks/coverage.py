@@ -8,7 +8,7 @@ from __future__ import annotations
 import measure
 import numpy as np
 
-from castctl.evaluate.statistics import problem_share
+from castctl.stages.evaluate.statistics import problem_share
 
 SAMPLES = 8
 DIFFICULTIES = {"a third solved": (1.0, 2.0), "two modes": (0.3, 0.7), "a tenth solved": (0.2, 1.8)}

@@ -160,12 +160,12 @@ def _preload() -> None:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import castctl.diagnose.runner
-    import castctl.evaluate.stage
     import castctl.explain.estimate
     import castctl.report.diagnosis_page
     import castctl.report.diagnostics
     import castctl.report.html.run_page
     import castctl.report.tables
+    import castctl.stages.evaluate.stage
     import castctl.stages.one_step
     import castctl.train.loop  # noqa: F401
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from castctl import embedded
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.templates import PromptTemplate
-from castctl.evaluate.stage import evaluate_tasks
 from castctl.methods.conditioning import Bilateral
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs.run import Run, create_run
 from castctl.shards.part import write_part
+from castctl.stages.evaluate.stage import evaluate_tasks
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step

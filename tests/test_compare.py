@@ -21,12 +21,12 @@ from scipy.stats import t as student
 
 from castctl.comparison.entries import plan
 from castctl.comparison.numbers import Comparison, EntryNumbers, SeedNumbers
-from castctl.evaluate.statistics import Estimate
 from castctl.recipe.reader import dump_recipe, read_recipe, recipes_folder
 from castctl.report.comparison import comparison_page
 from castctl.report.plots import draw_curves
 from castctl.runs.run import open_run
 from castctl.shards.part import read_json, write_json
+from castctl.stages.evaluate.statistics import Estimate
 from castctl.train.metrics import Metrics
 from commands import Commands
 from conftest import Cli

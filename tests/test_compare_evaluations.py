@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from castctl.evaluate.results import Result
 from castctl.shards.part import read_json, write_json
+from castctl.stages.evaluate.results import Result
 from conftest import Cli
 
 PROBLEMS = [f"{n:016x}" for n in range(6)]

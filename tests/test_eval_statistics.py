@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from castctl.evaluate.results import Result
-from castctl.evaluate.statistics import (
+from castctl.recipe.recipe import VerifierSettings
+from castctl.stages.evaluate.results import Result
+from castctl.stages.evaluate.statistics import (
     FLIPS,
     detectable_difference,
     majority,
@@ -23,8 +24,7 @@ from castctl.evaluate.statistics import (
     problem_share,
     sign_flip_p_value,
 )
-from castctl.evaluate.summary import summarise
-from castctl.recipe.recipe import VerifierSettings
+from castctl.stages.evaluate.summary import summarise
 from castctl.verify.pool import CheckPool
 
 

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from castctl import __version__ as castctl_version
 from castctl.data.benchmarks import BENCHMARKS, task_source
 from castctl.errors import UserError
-from castctl.evaluate.results import task_name, variant
-from castctl.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
-from castctl.evaluate.summary import summarise
 from castctl.recipe.reader import read_recipe
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.report.evaluation import markdown
 from castctl.shards.part import read_json
+from castctl.stages.evaluate.results import task_name, variant
+from castctl.stages.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
+from castctl.stages.evaluate.summary import summarise
 from castctl.verify.pool import CheckPool
 from conftest import Cli
 

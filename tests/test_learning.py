@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from castctl.evaluate.statistics import paired_difference
 from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.runs.run import create_run
+from castctl.stages.evaluate.statistics import paired_difference
 from castctl.train.loop import train
 
 STEPS = 16

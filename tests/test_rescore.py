@@ -16,12 +16,12 @@ from rich.console import Console
 from castctl.comparison.evaluations import compare_evaluations, find_evaluations
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
-from castctl.evaluate.rescore import Move, Regraded, Rescored, rescore
 from castctl.progress import Silent
 from castctl.recipe.recipe import Recipe
 from castctl.report.rescore import rescored_page
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.rescore import Move, Regraded, Rescored, rescore
 from conftest import Cli
 
 RECIPE = Recipe.model_validate({"verifier": {"workers": 1, "timeout": 20}})

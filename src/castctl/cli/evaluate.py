@@ -11,8 +11,8 @@ from castctl.report.console import progress, say
 
 if TYPE_CHECKING:
     from castctl.cli.context import Asked
-    from castctl.evaluate.stage import Evaluated
     from castctl.runs.run import Run
+    from castctl.stages.evaluate.stage import Evaluated
 
 LAST = "last"
 
@@ -118,7 +118,7 @@ def evaluate(
         refuse_scattered_shards(share, run)
     target = _target(run, asked, fresh)
 
-    from castctl.evaluate.stage import evaluate_tasks, sources
+    from castctl.stages.evaluate.stage import evaluate_tasks, sources
 
     done: list[Evaluated] = []
     with discarded_if_empty(target, share):
@@ -206,12 +206,12 @@ def _refuse_beside_rescore(**given: object) -> None:
 def _rescore(
     source: Path, name: str | None, asked: "Asked", overwrite: bool, as_json: bool
 ) -> None:
-    from castctl.evaluate.rescore import rescore
     from castctl.recipe.reader import read_recipe
     from castctl.report.marks import print_json
     from castctl.report.rescore import rescored_page
     from castctl.report.tables import show
     from castctl.runs.run import is_run, open_run
+    from castctl.stages.evaluate.rescore import rescore
 
     if not source.exists() and is_run(str(source)):  # a run by its name
         source = open_run(str(source)).path

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.errors import UserError
-from castctl.evaluate.results import Result, read_result, task_name
 from castctl.recipe.reader import Origins, known_recipes
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
+from castctl.stages.evaluate.results import Result, read_result, task_name
 
 NAME_BYTES = 80
 """Longest name of a recipe in the names of its runs, in bytes of UTF-8."""

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from castctl.comparison.entries import untaken
 from castctl.errors import UserError, one_line
-from castctl.evaluate.results import Result, variant_of
-from castctl.evaluate.statistics import (
+from castctl.runs.run import is_run, open_run, read_manifest
+from castctl.shards.part import read_json
+from castctl.stages.evaluate.results import Result, variant_of
+from castctl.stages.evaluate.statistics import (
     Estimate,
     detectable_difference,
     paired_difference,
     sign_flip_p_value,
 )
-from castctl.runs.run import is_run, open_run, read_manifest
-from castctl.shards.part import read_json
 
 RESULTS = "results.json"
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
-from castctl.evaluate.results import Result, read_result, task_name
-from castctl.evaluate.statistics import Estimate, paired_difference, pass_at_k, problem_mean
+from castctl.stages.evaluate.results import Result, read_result, task_name
+from castctl.stages.evaluate.statistics import Estimate, paired_difference, pass_at_k, problem_mean
 from castctl.train.metrics import Metrics, Row
 
 STAGES = {

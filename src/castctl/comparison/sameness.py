@@ -102,7 +102,7 @@ def _evaluation_made(planned: Planned, step: int) -> Facts:
 
 
 def _evaluation_asked(recipe: Recipe) -> Facts:
-    from castctl.evaluate.runner import eval_sampling
+    from castctl.stages.evaluate.runner import eval_sampling
     from castctl.verify.judge import grader_name
 
     sampling = eval_sampling(recipe)

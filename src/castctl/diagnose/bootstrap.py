@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.evaluate.statistics import Estimate
+from castctl.stages.evaluate.statistics import Estimate
 
 Floats = NDArray[np.float64]
 

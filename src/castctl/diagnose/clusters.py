@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.evaluate.statistics import Estimate, problem_mean, problem_share
+from castctl.stages.evaluate.statistics import Estimate, problem_mean, problem_share
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]

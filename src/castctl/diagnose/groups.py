@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from castctl.diagnose.clusters import PromptSums, Told, trend
 from castctl.diagnose.data import StepData
 from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.evaluate.statistics import pass_at_k
 from castctl.methods.baselines import GroupBaseline
 from castctl.methods.groups import KINDS
 from castctl.methods.signals import TokenSignals
 from castctl.methods.zero_variance import SignedBase, ZeroBase
 from castctl.ragged import sums
+from castctl.stages.evaluate.statistics import pass_at_k
 from castctl.stages.measures import VERDICTS
 
 RULES = {"zero": ZeroBase(), "signed": SignedBase()}

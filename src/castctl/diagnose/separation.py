@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from castctl.diagnose.bootstrap import REPLICATES, Floats, auc_interval
 from castctl.diagnose.pool import Pool
-from castctl.evaluate.statistics import Estimate, problem_share
 from castctl.ragged import sums
+from castctl.stages.evaluate.statistics import Estimate, problem_share
 
 HISTOGRAM_BINS = 40
 HISTOGRAM_REACH = 0.995

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from castctl.evaluate.runner import PART_SIZE, eval_sampling
 from castctl.explain.footprint import (
     FLOAT32,
     Arithmetic,
@@ -21,6 +20,7 @@ from castctl.explain.footprint import (
 from castctl.explain.model_shape import ModelShape, model_shape
 from castctl.methods.conditioning import Bilateral
 from castctl.recipe.recipe import ModelSettings, Recipe, SamplingSettings
+from castctl.stages.evaluate.runner import PART_SIZE, eval_sampling
 
 Parts = dict[str, int]
 """Bytes by part."""

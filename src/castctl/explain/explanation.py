@@ -8,12 +8,12 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from castctl.errors import UserError
-from castctl.evaluate.runner import eval_sampling
 from castctl.explain.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.recipe.choices import ExplainedSetting, explained
 from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
+from castctl.stages.evaluate.runner import eval_sampling
 from castctl.train.schedule import evaluates_after, saves_after
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.errors import UserError, one_line
-from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.run import read_metrics, state_of, steps_done
 from castctl.inspection.target import step_folders
 from castctl.runs.run import Run, open_run, run_folders
+from castctl.stages.evaluate.results import read_result, task_name
 from castctl.stages.measures import measure_rewards
 
 

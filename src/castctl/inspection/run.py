@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 
 from castctl.errors import UserError
-from castctl.evaluate.results import Result, read_result
 from castctl.inspection.step import view_stage
 from castctl.inspection.target import Target, step_folders
 from castctl.recipe.recipe import Recipe
@@ -20,6 +19,7 @@ from castctl.runs.run import Run
 from castctl.settings import settings_in
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.results import Result, read_result
 from castctl.stages.measures import measure_step
 from castctl.train.metrics import Metrics, Row
 

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.comparison.numbers import STAGES, Comparison, EntryNumbers
-from castctl.evaluate.statistics import Estimate
 from castctl.report.marks import line, number
 from castctl.report.page import plain_table, title
+from castctl.stages.evaluate.statistics import Estimate
 
 LONGEST_NAME = 30
 

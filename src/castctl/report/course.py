@@ -15,11 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from castctl.evaluate.results import Result
-from castctl.evaluate.statistics import Estimate
 from castctl.recipe.recipe import Recipe
 from castctl.report.marks import line, number, percent, sparkline
 from castctl.report.tables import interval
+from castctl.stages.evaluate.results import Result
+from castctl.stages.evaluate.statistics import Estimate
 from castctl.train.metrics import Row
 from castctl.train.schedule import evaluates_after
 

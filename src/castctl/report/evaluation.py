@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.comparison.evaluations import EvaluationComparison
-from castctl.evaluate.statistics import Estimate
 from castctl.report.comparison import short_name
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.tables import eval_table, interval
+from castctl.stages.evaluate.statistics import Estimate
 
 Labelled = tuple[str, dict[str, Any]]
 """A model's name for people, and a result."""

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 
 from castctl.errors import UserError
-from castctl.evaluate.results import read_result, task_name
 from castctl.inspection.target import step_folders
 from castctl.progress import Advance
 from castctl.report.course import Course, CoursePanel, Stage, measure
 from castctl.runs.run import Run
+from castctl.stages.evaluate.results import read_result, task_name
 from castctl.train.metrics import Metrics, Row
 from castctl.train.schedule import evaluates_after
 

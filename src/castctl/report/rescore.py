@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from castctl.evaluate.rescore import Regraded, Rescored
-from castctl.evaluate.statistics import Estimate
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.tables import interval
+from castctl.stages.evaluate.rescore import Regraded, Rescored
+from castctl.stages.evaluate.statistics import Estimate
 
 SHOWN = 20
 """Changes listed; `--json` has all."""

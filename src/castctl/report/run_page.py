@@ -8,12 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from castctl.evaluate.results import Result, kind_of
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
 from castctl.report.marks import line, number, percent, size, sparkline
 from castctl.report.page import headline, plain_table, title, value_text, when
 from castctl.report.tables import eval_table
+from castctl.stages.evaluate.results import Result, kind_of
 
 CURVES = {
     "reward": "reward_mean", "mixed": "groups_mixed", "length": "length_mean",

@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from castctl.evaluate.results import variant_of
-from castctl.evaluate.statistics import Estimate, paired_difference
 from castctl.report.console import printable
+from castctl.stages.evaluate.results import variant_of
+from castctl.stages.evaluate.statistics import Estimate, paired_difference
 from castctl.stages.measures import Measures
 
 SHARES = ("share", "groups_", "verdict_")

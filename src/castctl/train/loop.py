@@ -18,8 +18,6 @@ import torch
 from castctl.data.templates import PromptTemplate
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
-from castctl.evaluate.results import Result, read_result, task_name
-from castctl.evaluate.runner import evaluate
 from castctl.methods.baselines import ratio_margin
 from castctl.models.language_model import LanguageModel
 from castctl.progress import Progress
@@ -28,6 +26,8 @@ from castctl.runs.run import Run
 from castctl.score.rewards import score_rewards
 from castctl.score.signals import score_signals
 from castctl.shards.stage import WHOLE
+from castctl.stages.evaluate.results import Result, read_result, task_name
+from castctl.stages.evaluate.runner import evaluate
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.policies import (
     budget_of,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.evaluate.results import Result
 from castctl.report.document import Picture, Sheet
 from castctl.report.marks import number
+from castctl.stages.evaluate.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

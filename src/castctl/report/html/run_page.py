@@ -7,8 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from castctl.evaluate.results import Result, kind_of, task_name
-from castctl.evaluate.statistics import Estimate
 from castctl.inspection.run import DEFAULT, RunView, SettingView, view_run
 from castctl.inspection.target import Target
 from castctl.report.document import Section, Sheet
@@ -18,6 +16,8 @@ from castctl.report.html.payload import Completions
 from castctl.report.marks import number
 from castctl.report.page import value_text, when
 from castctl.report.tables import interval
+from castctl.stages.evaluate.results import Result, kind_of, task_name
+from castctl.stages.evaluate.statistics import Estimate
 
 
 def write_run_page(

@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
-from castctl.evaluate.results import Result
-from castctl.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
+from castctl.stages.evaluate.results import Result
+from castctl.stages.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
 from castctl.stages.shape import group_numbers
 from castctl.verify.judge import equivalent
 from castctl.verify.pool import CheckPool

@@ -18,7 +18,7 @@ from castctl.boxed import last_boxed
 from castctl.data.columns import PROBLEM, Columns, read_example
 from castctl.data.files import Row, read_file
 from castctl.errors import UserError
-from castctl.evaluate.foreign import Completions, Sample, reward_of, texts_of
+from castctl.stages.evaluate.foreign import Completions, Sample, reward_of, texts_of
 
 PATTERN = "samples_*.jsonl"
 NEEDED = ("doc", "target", "resps")

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
-from castctl.evaluate.foreign import Completions, numbered, read_completions
-from castctl.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
-from castctl.evaluate.foreign_run import write_evaluation
-from castctl.evaluate.statistics import Estimate, paired_difference, problem_share
-from castctl.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, create_run, discarded_if_empty
 from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
+from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
+from castctl.stages.evaluate.foreign_run import write_evaluation
+from castctl.stages.evaluate.statistics import Estimate, paired_difference, problem_share
+from castctl.stages.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.verify.judge import (
     Judgement,
     Row,

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from castctl.errors import UserError
-from castctl.evaluate.foreign import Completions
-from castctl.evaluate.results import Result, library_versions
-from castctl.evaluate.statistics import pass_at_k, problem_share
-from castctl.evaluate.stored import Stored
-from castctl.evaluate.summary import summarise
 from castctl.ragged import offsets_of
 from castctl.recipe.recipe import Recipe
 from castctl.shards.columns import list_column
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.foreign import Completions
+from castctl.stages.evaluate.results import Result, library_versions
+from castctl.stages.evaluate.statistics import pass_at_k, problem_share
+from castctl.stages.evaluate.stored import Stored
+from castctl.stages.evaluate.summary import summarise
 from castctl.stages.shape import group_numbers
 from castctl.verify.judge import Judgement, grader_name
 from castctl.verify.pool import CheckPool

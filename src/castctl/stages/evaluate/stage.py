@@ -11,14 +11,14 @@ from castctl.data.benchmarks import task_source
 from castctl.data.files import SUFFIXES
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
-from castctl.evaluate.results import Result, task_name, variant
-from castctl.evaluate.runner import Posed, evaluate, pose
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
+from castctl.stages.evaluate.results import Result, task_name, variant
+from castctl.stages.evaluate.runner import Posed, evaluate, pose
 from castctl.stages.policies import policy_at
 from castctl.verify.judge import judging_pool
 
