@@ -20,10 +20,10 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.progress import Silent
 from castctl.runs.run import Run
-from castctl.score.signals import score_signals
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
 from castctl.stages.policies import budget_of, make_scorers
+from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import group_numbers, reward_groups, shape_step
 from castctl.train.batch import read_batch
 from castctl.train.loop import new_state

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import measure
 import steps
 
-import castctl.score.rewards
-import castctl.score.signals
 import castctl.shards.stage
 import castctl.stages.measures
+import castctl.stages.score.rewards
+import castctl.stages.score.signals
 import castctl.train.loop as loop
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models.language_model import LanguageModel
@@ -100,8 +100,8 @@ def watch_the_loop() -> measure.Clock:
     clock.wrap(TransformersEngine, "generate", "generate")
     clock.wrap(LanguageModel, "score", "score")
     clock.wrap(loop, "update", "update")
-    clock.wrap(castctl.score.rewards, "judge", "verify")
-    clock.wrap(castctl.score.rewards, "token_span", "spans")
+    clock.wrap(castctl.stages.score.rewards, "judge", "verify")
+    clock.wrap(castctl.stages.score.rewards, "token_span", "spans")
     for name, function in {
         "text": "rollout_step",
         "verify": "score_rewards",
@@ -114,7 +114,7 @@ def watch_the_loop() -> measure.Clock:
     for function in ("read_part", "write_part", "content_hash", "count_rows", "read_metadata"):
         clock.wrap(castctl.shards.stage, function, "shards")
     for function in ("write_part", "content_hash"):
-        clock.wrap(castctl.score.signals, function, "shards")
+        clock.wrap(castctl.stages.score.signals, function, "shards")
     clock.wrap(castctl.stages.measures, "read_metadata", "shards")
     clock.wrap(loop.Metrics, "append", "metrics")
     for function in ("save_checkpoint", "prune_checkpoints"):

@@ -16,7 +16,7 @@ FLOORS = [
     {"embedded", "verify"},
     {"data", "models"},
     {"engines", "runs"},
-    {"stages", "score", "train"},
+    {"stages", "train"},
     {"comparison", "diagnose", "explain", "inspection"},
     {"report"},
     {"cli"},

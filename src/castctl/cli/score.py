@@ -50,9 +50,9 @@ def score(
     number = context.latest_step(target, "rollouts", step, in_name)
     context.announce(target, number)
 
-    from castctl.score.signals import check_signal_names
     from castctl.stages.one_step import score_stage
     from castctl.stages.policies import named_policy, policy_at
+    from castctl.stages.score.signals import check_signal_names
 
     wanted = None if signals is None else [name.strip() for name in signals.split(",")]
     check_signal_names(wanted or [])

@@ -13,13 +13,13 @@ from castctl.models.loading import load_tokenizer, locate_model
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
-from castctl.score.rewards import score_rewards
-from castctl.score.scorers import Scorer
-from castctl.score.signals import score_signals
 from castctl.shards.part import read_json, read_metadata, write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.one_step import teacher_at
 from castctl.stages.policies import PolicySource, budget_of, load_reference, make_scorers, policy_at
+from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.scorers import Scorer
+from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import shape_step
 from castctl.verify.judge import judging_pool
 

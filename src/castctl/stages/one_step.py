@@ -15,8 +15,6 @@ from castctl.models.teacher import TeacherCopy
 from castctl.progress import Progress
 from castctl.runs.prompts import prepare_prompts, prompts_of_step
 from castctl.runs.run import Run
-from castctl.score.rewards import score_rewards
-from castctl.score.signals import check_signal_names, score_signals
 from castctl.shards.part import Metadata, content_hash, read_metadata
 from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
 from castctl.stages.policies import (
@@ -27,6 +25,8 @@ from castctl.stages.policies import (
     make_teacher,
 )
 from castctl.stages.rollout import part_count, rollout_step
+from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.signals import check_signal_names, score_signals
 from castctl.train.batch import TRAINED_FROM, read_batch
 from castctl.train.checkpoint import (
     STATE_FILE,

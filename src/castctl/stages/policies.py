@@ -19,8 +19,8 @@ from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.runs.run import Run
-from castctl.score.part import Budget
-from castctl.score.scorers import Scorer, Scorers
+from castctl.stages.score.part import Budget
+from castctl.stages.score.scorers import Scorer, Scorers
 from castctl.train.checkpoint import provenance_of
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,6 @@ from castctl.models.language_model import LanguageModel
 from castctl.progress import Progress
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
-from castctl.score.rewards import score_rewards
-from castctl.score.signals import score_signals
 from castctl.shards.stage import WHOLE
 from castctl.stages.evaluate.results import Result, read_result, task_name
 from castctl.stages.evaluate.runner import evaluate
@@ -38,6 +36,8 @@ from castctl.stages.policies import (
     policy_name,
 )
 from castctl.stages.rollout import part_count, rollout_step
+from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import kept_groups, reward_groups, shape_step
 from castctl.train.batch import read_batch
 from castctl.train.checkpoint import TrainState, load_state, prune_checkpoints, save_checkpoint

@@ -15,12 +15,12 @@ from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, SamplingSettings
 from castctl.runs.prompts import usable_prompts
-from castctl.score.rewards import score_rewards
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, library_versions
 from castctl.stages.evaluate.summary import summarise
 from castctl.stages.rollout import part_count, rollout_step
+from castctl.stages.score.rewards import score_rewards
 from castctl.verify.judge import grader_name
 from castctl.verify.pool import CheckPool
 

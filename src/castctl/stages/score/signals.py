@@ -9,9 +9,6 @@ import pyarrow as pa
 
 from castctl.errors import UserError
 from castctl.progress import Advance, Progress
-from castctl.score.part import PASSES, Budget, PartScorer
-from castctl.score.rewards import owned_parts
-from castctl.score.scorers import Scorers
 from castctl.shards.part import Metadata, Part, content_hash, write_part
 from castctl.shards.schema import PROMPT_SIGNALS, SIGNALS, TOKEN_SIGNALS
 from castctl.shards.stage import (
@@ -22,6 +19,9 @@ from castctl.shards.stage import (
     describe_difference,
     mark_foreign,
 )
+from castctl.stages.score.part import PASSES, Budget, PartScorer
+from castctl.stages.score.rewards import owned_parts
+from castctl.stages.score.scorers import Scorers
 
 FOREIGN = "foreign"
 """Stands in the metadata for the making of a signal that came from elsewhere."""

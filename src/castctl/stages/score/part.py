@@ -18,9 +18,9 @@ from castctl.models.packing import Ids, by_prompt, flattened, rows_of
 from castctl.models.perturbation import perturbation_scores
 from castctl.models.sensitivity import gradient_scores
 from castctl.progress import Advance
-from castctl.score.scorers import Scorer, Scorers
 from castctl.shards.columns import list_column, ragged_column
 from castctl.shards.schema import PROMPT_SIGNALS
+from castctl.stages.score.scorers import Scorer, Scorers
 from castctl.verify.spans import AnswerSpan, answer_parts
 
 Floats = NDArray[np.float32]
