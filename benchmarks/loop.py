@@ -16,7 +16,7 @@ import castctl.shards.stage
 import castctl.stages.measures
 import castctl.stages.score.rewards
 import castctl.stages.score.signals
-import castctl.train.loop as loop
+import castctl.stages.train.loop as loop
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy

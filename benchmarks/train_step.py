@@ -7,10 +7,10 @@ from collections import defaultdict
 import measure
 import steps
 
-from castctl.train.batch import read_batch
-from castctl.train.loop import new_state
-from castctl.train.optimizer import Optimizer
-from castctl.train.update import UpdateStats, update
+from castctl.stages.train.batch import read_batch
+from castctl.stages.train.loop import new_state
+from castctl.stages.train.optimizer import Optimizer
+from castctl.stages.train.update import UpdateStats, update
 
 PARTS = ("read", "passes", "optimizer")
 

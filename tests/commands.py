@@ -167,7 +167,7 @@ def _preload() -> None:
     import castctl.report.tables
     import castctl.stages.evaluate.stage
     import castctl.stages.one_step
-    import castctl.train.loop  # noqa: F401
+    import castctl.stages.train.loop  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from castctl.runs.run import Run, open_run
-from castctl.train.metrics import Metrics
+from castctl.stages.train.metrics import Metrics
 from commands import Commands
 from runs import SMALL, assert_same_step, assert_same_weights, metrics_without_time
 

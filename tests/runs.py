@@ -17,7 +17,7 @@ from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, create_run
 from castctl.shards.part import content_hash
 from castctl.shards.stage import StepFolder
-from castctl.train.loop import Trained, train
+from castctl.stages.train.loop import Trained, train
 
 SMALL = (
     "train.steps=3",

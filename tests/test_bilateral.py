@@ -24,7 +24,7 @@ from castctl.stages.evaluate.stage import evaluate_tasks
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step
-from castctl.train.batch import read_batch
+from castctl.stages.train.batch import read_batch
 from conftest import Cli
 from runs import small_recipe
 

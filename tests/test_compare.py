@@ -27,7 +27,7 @@ from castctl.report.plots import draw_curves
 from castctl.runs.run import open_run
 from castctl.shards.part import read_json, write_json
 from castctl.stages.evaluate.statistics import Estimate
-from castctl.train.metrics import Metrics
+from castctl.stages.train.metrics import Metrics
 from commands import Commands
 from conftest import Cli
 from runs import metrics_without_time, small_recipe

@@ -20,9 +20,9 @@ from castctl.shards.stage import Shard, StepFolder
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step
-from castctl.train.batch import read_batch
-from castctl.train.loop import train
-from castctl.train.metrics import Metrics
+from castctl.stages.train.batch import read_batch
+from castctl.stages.train.loop import train
+from castctl.stages.train.metrics import Metrics
 from runs import (
     assert_same_step,
     assert_same_weights,

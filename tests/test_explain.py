@@ -35,7 +35,7 @@ from castctl.recipe.choices import choice_of
 from castctl.recipe.reader import load_recipe, read_recipe
 from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.settings import settings_in
-from castctl.train.schedule import evaluates_after, saves_after
+from castctl.stages.train.schedule import evaluates_after, saves_after
 from conftest import Cli
 
 RECIPE = """

@@ -11,7 +11,7 @@ from castctl.progress import Silent
 from castctl.recipe.reader import default_recipe_path, load_recipe
 from castctl.runs.run import create_run
 from castctl.stages.evaluate.statistics import paired_difference
-from castctl.train.loop import train
+from castctl.stages.train.loop import train
 
 STEPS = 16
 

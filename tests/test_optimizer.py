@@ -23,14 +23,14 @@ from castctl.models.loading import load_language_model
 from castctl.models.teacher import TeacherCopy
 from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
 from castctl.runs.run import Run
-from castctl.train.checkpoint import (
+from castctl.stages.train.checkpoint import (
     TrainState,
     load_state,
     load_teacher,
     prune_checkpoints,
     save_checkpoint,
 )
-from castctl.train.optimizer import Optimizer
+from castctl.stages.train.optimizer import Optimizer
 from models import CONFIGS, tiny
 
 Weights = dict[str, torch.Tensor]

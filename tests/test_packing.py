@@ -29,9 +29,9 @@ from castctl.models.loading import load_language_model
 from castctl.models.packing import Layout, flattened, microbatches, pack, rows_of
 from castctl.ragged import offsets_of
 from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
-from castctl.train.batch import TrainBatch
-from castctl.train.optimizer import Optimizer
-from castctl.train.update import update
+from castctl.stages.train.batch import TrainBatch
+from castctl.stages.train.optimizer import Optimizer
+from castctl.stages.train.update import update
 from models import (
     CONFIGS,
     SHAPE,

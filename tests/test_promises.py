@@ -16,8 +16,8 @@ from castctl.shards.stage import Shard, StepFolder
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step
-from castctl.train.loop import _Loop, train
-from castctl.train.metrics import Metrics
+from castctl.stages.train.loop import _Loop, train
+from castctl.stages.train.metrics import Metrics
 from castctl.verify.judge import judging_pool
 from runs import (
     assert_same_step,

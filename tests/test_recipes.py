@@ -28,7 +28,7 @@ from castctl.recipe.reader import (
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import create_run
 from castctl.settings import settings_in
-from castctl.train.loop import train
+from castctl.stages.train.loop import train
 from conftest import Cli
 
 RECIPES = known_recipes()

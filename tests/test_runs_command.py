@@ -17,7 +17,7 @@ import pytest
 from castctl.inspection.listing import list_runs
 from castctl.runs.run import Run, adopt_run, runs_root
 from castctl.shards.part import write_json
-from castctl.train.metrics import Metrics
+from castctl.stages.train.metrics import Metrics
 from conftest import Cli
 from runs import small_recipe
 

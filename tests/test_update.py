@@ -14,9 +14,9 @@ from castctl.models.language_model import LanguageModel
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.stages.policies import policy_at
-from castctl.train.batch import TrainBatch, read_batch
-from castctl.train.loop import new_state
-from castctl.train.update import UpdateStats, update
+from castctl.stages.train.batch import TrainBatch, read_batch
+from castctl.stages.train.loop import new_state
+from castctl.stages.train.update import UpdateStats, update
 from runs import small_recipe, train_small
 
 Weights = dict[str, torch.Tensor]

@@ -26,7 +26,7 @@ from castctl.runs.run import Run, create_run, open_run
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step
-from castctl.train.loop import train
+from castctl.stages.train.loop import train
 from commands import Commands
 from conftest import Cli
 from runs import small_recipe

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from castctl.recipe.reader import Origins
     from castctl.recipe.recipe import Recipe
     from castctl.runs.run import Run
-    from castctl.train.metrics import Row
+    from castctl.stages.train.metrics import Row
 
 
 def register(app: typer.Typer) -> None:

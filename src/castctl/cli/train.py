@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from castctl.cli.context import Asked
     from castctl.progress import Progress
     from castctl.runs.run import Run
-    from castctl.train.metrics import Row
+    from castctl.stages.train.metrics import Row
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +104,7 @@ def _train(run: "Run") -> None:
     announce(run)
 
     from castctl.report.tables import eval_table, gain, show
-    from castctl.train.loop import train as train_run
+    from castctl.stages.train.loop import train as train_run
 
     steps = run.recipe.train.steps
     try:

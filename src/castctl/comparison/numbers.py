@@ -14,7 +14,7 @@ from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
 from castctl.stages.evaluate.results import Result, read_result, task_name
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, pass_at_k, problem_mean
-from castctl.train.metrics import Metrics, Row
+from castctl.stages.train.metrics import Metrics, Row
 
 STAGES = {
     "rollout": ("seconds_rollout",),

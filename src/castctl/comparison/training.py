@@ -21,7 +21,7 @@ from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
 from castctl.shards.part import write_json
-from castctl.train.metrics import Row
+from castctl.stages.train.metrics import Row
 
 NUMBERS = "comparison.json"
 """The file that makes a folder a comparison."""
@@ -105,7 +105,7 @@ def train_missing(
 
 
 def _train(run: Run, progress: Progress, on_row: Callable[[Run, Row], None]) -> None:
-    from castctl.train.loop import train
+    from castctl.stages.train.loop import train
 
     train(run, progress, lambda row: on_row(run, row))
 

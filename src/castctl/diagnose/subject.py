@@ -21,8 +21,8 @@ from castctl.runs.run import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
 from castctl.stages.policies import PolicySource
-from castctl.train.loop import OF_SCORING
-from castctl.train.metrics import Metrics
+from castctl.stages.train.loop import OF_SCORING
+from castctl.stages.train.metrics import Metrics
 
 TOKENS_AT_ONCE = 30_000_000
 """Tokens read for one diagnosis, about 3 GB; of a longer run steps are taken evenly."""

@@ -14,7 +14,7 @@ from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
 from castctl.stages.evaluate.runner import eval_sampling
-from castctl.train.schedule import evaluates_after, saves_after
+from castctl.stages.train.schedule import evaluates_after, saves_after
 
 
 @dataclass(frozen=True)

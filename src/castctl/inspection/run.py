@@ -21,7 +21,7 @@ from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.results import Result, read_result
 from castctl.stages.measures import measure_step
-from castctl.train.metrics import Metrics, Row
+from castctl.stages.train.metrics import Metrics, Row
 
 DEFAULT = "default"
 RESULT = ("task", "step", "k", "avg", "pass", "maj", "truncated_share", "length_mean")

@@ -16,7 +16,7 @@ from castctl.progress import Progress
 from castctl.shards.part import Part, content_hash
 from castctl.shards.schema import ADVANTAGES, SCHEMAS, TOKEN_SIGNALS
 from castctl.shards.stage import StepFolder, check_aligned
-from castctl.train.metrics import Metrics
+from castctl.stages.train.metrics import Metrics
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
 TOKEN_LISTS = [*TOKEN_SIGNALS, "sampler_logprobs", *ADVANTAGES.names[5:]]

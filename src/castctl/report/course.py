@@ -20,8 +20,8 @@ from castctl.report.marks import line, number, percent, sparkline
 from castctl.report.tables import interval
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate
-from castctl.train.metrics import Row
-from castctl.train.schedule import evaluates_after
+from castctl.stages.train.metrics import Row
+from castctl.stages.train.schedule import evaluates_after
 
 log = logging.getLogger(__name__)
 

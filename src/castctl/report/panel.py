@@ -16,8 +16,8 @@ from castctl.progress import Advance
 from castctl.report.course import Course, CoursePanel, Stage, measure
 from castctl.runs.run import Run
 from castctl.stages.evaluate.results import read_result, task_name
-from castctl.train.metrics import Metrics, Row
-from castctl.train.schedule import evaluates_after
+from castctl.stages.train.metrics import Metrics, Row
+from castctl.stages.train.schedule import evaluates_after
 
 REFRESHES = 4
 """Times a second that the panel is drawn."""

@@ -27,16 +27,16 @@ from castctl.stages.policies import (
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
 from castctl.stages.score.signals import check_signal_names, score_signals
-from castctl.train.batch import TRAINED_FROM, read_batch
-from castctl.train.checkpoint import (
+from castctl.stages.train.batch import TRAINED_FROM, read_batch
+from castctl.stages.train.checkpoint import (
     STATE_FILE,
     load_state,
     load_teacher,
     provenance_of,
     save_checkpoint,
 )
-from castctl.train.loop import new_state
-from castctl.train.update import UpdateStats, update
+from castctl.stages.train.loop import new_state
+from castctl.stages.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
 
 log = logging.getLogger(__name__)

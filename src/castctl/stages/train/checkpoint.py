@@ -14,7 +14,7 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.teacher import TeacherCopy
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
-from castctl.train.optimizer import Optimizer
+from castctl.stages.train.optimizer import Optimizer
 
 STATE_FILE = "castctl.json"
 

@@ -17,8 +17,8 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
 from castctl.recipe.recipe import Recipe
-from castctl.train.batch import TrainBatch
-from castctl.train.optimizer import Optimizer
+from castctl.stages.train.batch import TrainBatch
+from castctl.stages.train.optimizer import Optimizer
 
 
 @dataclass

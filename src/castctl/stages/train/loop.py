@@ -39,13 +39,18 @@ from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
 from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import kept_groups, reward_groups, shape_step
-from castctl.train.batch import read_batch
-from castctl.train.checkpoint import TrainState, load_state, prune_checkpoints, save_checkpoint
-from castctl.train.metrics import Metrics, Row
-from castctl.train.optimizer import Optimizer
-from castctl.train.schedule import evaluates_after, saves_after
-from castctl.train.trackers import start_tracker
-from castctl.train.update import UpdateStats, update
+from castctl.stages.train.batch import read_batch
+from castctl.stages.train.checkpoint import (
+    TrainState,
+    load_state,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from castctl.stages.train.metrics import Metrics, Row
+from castctl.stages.train.optimizer import Optimizer
+from castctl.stages.train.schedule import evaluates_after, saves_after
+from castctl.stages.train.trackers import start_tracker
+from castctl.stages.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
 from castctl.verify.pool import CheckPool
 
