@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from castctl.boxed import last_boxed
+from castctl.verify.boxed import last_boxed
 from castctl.verify.spans import AnswerSpan, answer_parts, token_span
 
 CONCLUDE = "The final answer is"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castctl.boxed import last_boxed
+from castctl.verify.boxed import last_boxed
 from castctl.verify.spans import token_span
 
 

@@ -10,7 +10,7 @@ import castctl
 PACKAGE = Path(castctl.__file__).parent
 
 FLOORS = [
-    {"errors", "ragged", "progress", "settings", "boxed"},
+    {"errors", "ragged", "progress", "settings"},
     {"methods", "shards"},
     {"recipe"},
     {"embedded", "verify"},

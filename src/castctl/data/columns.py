@@ -13,10 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from castctl.boxed import last_boxed
 from castctl.data.files import Row
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
+from castctl.verify.boxed import last_boxed
 
 PROBLEM = ("problem", "question", "extra_info.question", "prompt", "query", "input")
 ANSWER = (

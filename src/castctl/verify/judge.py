@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from castctl.boxed import Boxed, last_boxed
 from castctl.errors import UserError
+from castctl.verify.boxed import Boxed, last_boxed
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import RULES, grade
 from castctl.verify.pool import CheckPool

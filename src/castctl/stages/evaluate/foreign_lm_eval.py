@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from castctl.boxed import last_boxed
 from castctl.data.columns import PROBLEM, Columns, read_example
 from castctl.data.files import Row, read_file
 from castctl.errors import UserError
 from castctl.stages.evaluate.foreign import Completions, Sample, reward_of, texts_of
+from castctl.verify.boxed import last_boxed
 
 PATTERN = "samples_*.jsonl"
 NEEDED = ("doc", "target", "resps")
