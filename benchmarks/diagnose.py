@@ -9,10 +9,10 @@ from pathlib import Path
 import measure
 import report
 
-from castctl.diagnose.catalog import DIAGNOSTICS
-from castctl.diagnose.diagnosis import Diagnosis
-from castctl.diagnose.runner import diagnose, output_folder
-from castctl.diagnose.subject import Subject
+from castctl.diagnosis.catalog import DIAGNOSTICS
+from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.diagnosis.runner import diagnose, output_folder
+from castctl.diagnosis.subject import Subject
 from castctl.progress import Silent
 from castctl.report.diagnostics import section_of, write_pictures
 from castctl.shards.stage import StepFolder

@@ -159,7 +159,7 @@ def _preload() -> None:
     import transformers.models.auto.modeling_auto
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    import castctl.diagnose.runner
+    import castctl.diagnosis.runner
     import castctl.explain.estimate
     import castctl.report.diagnosis_page
     import castctl.report.diagnostics

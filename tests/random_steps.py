@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from castctl.diagnose.data import StepData, read_step
+from castctl.diagnosis.data import StepData, read_step
 from castctl.methods import MethodSettings
 from castctl.progress import Silent
 from castctl.ragged import offsets_of

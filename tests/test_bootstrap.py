@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castctl.diagnose.bootstrap import auc_interval, cluster_numbers, interval_of_sums, resamples
+from castctl.diagnosis.bootstrap import auc_interval, cluster_numbers, interval_of_sums, resamples
 
 
 def _naive_auc(scores: list[float], correct: list[bool]) -> float:

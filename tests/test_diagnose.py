@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from castctl.diagnose.catalog import DIAGNOSTICS
+from castctl.diagnosis.catalog import DIAGNOSTICS
 from castctl.runs.run import Run
 from castctl.shards.part import content_hash, read_metadata
 from castctl.shards.stage import StepFolder
@@ -219,8 +219,8 @@ def test_a_checkpoint_that_a_training_run_removes_is_passed_over(
     castctl: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if step 1's checkpoint went between the listing and the reading."""
-    from castctl.diagnose import subject as room
-    from castctl.diagnose.runner import diagnose
+    from castctl.diagnosis import subject as room
+    from castctl.diagnosis.runner import diagnose
     from castctl.progress import Silent
     from castctl.runs.run import open_run
 

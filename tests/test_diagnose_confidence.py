@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from castctl.diagnose.confidence import measure
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context
+from castctl.diagnosis.confidence import measure
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods.baselines import RccBaseline
 from random_steps import assert_told, plain_ratio, random_step

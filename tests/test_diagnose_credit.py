@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from castctl.diagnose.credit import measure
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context
-from castctl.diagnose.ranks import (
+from castctl.diagnosis.credit import measure
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context
+from castctl.diagnosis.ranks import (
     gini_within,
     largest_within,
     order_within,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context
-from castctl.diagnose.flips import TO_END, measure
-from castctl.diagnose.spelled import AFTER, BEFORE
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context
+from castctl.diagnosis.flips import TO_END, measure
+from castctl.diagnosis.spelled import AFTER, BEFORE
 from castctl.inspection.tokens import TokenTexts
 from random_steps import assert_told, plain_ratio, random_step
 

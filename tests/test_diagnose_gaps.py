@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from castctl.diagnose.cells import ENOUGH, ENTROPIES, describe_cells, describe_decay
-from castctl.diagnose.data import StepData, read_step
-from castctl.diagnose.diagnosis import Context, Diagnosis
-from castctl.diagnose.gaps import measure, measure_with_life
-from castctl.diagnose.pool import CELLS, Pool, pool_steps
+from castctl.diagnosis.cells import ENOUGH, ENTROPIES, describe_cells, describe_decay
+from castctl.diagnosis.data import StepData, read_step
+from castctl.diagnosis.diagnosis import Context, Diagnosis
+from castctl.diagnosis.gaps import measure, measure_with_life
+from castctl.diagnosis.pool import CELLS, Pool, pool_steps
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.report.diagnostics.gaps import section

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from castctl.diagnose.clusters import PromptSums, trend
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context
-from castctl.diagnose.groups import measure
+from castctl.diagnosis.clusters import PromptSums, trend
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context
+from castctl.diagnosis.groups import measure
 from castctl.inspection.tokens import TokenTexts
 from random_steps import assert_told, plain_ratio, random_step
 

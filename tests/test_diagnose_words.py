@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from matplotlib import rc_context
 
-from castctl.diagnose import confidence, credit, engine, flips, groups
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context, Diagnosis, read_diagnosis
+from castctl.diagnosis import confidence, credit, engine, flips, groups
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context, Diagnosis, read_diagnosis
 from castctl.inspection.tokens import TokenTexts
 from castctl.report.diagnostics import confidence as confidence_report
 from castctl.report.diagnostics import credit as credit_report

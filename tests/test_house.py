@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models"},
     {"engines", "runs"},
     {"stages"},
-    {"comparison", "diagnose", "explain", "inspection"},
+    {"comparison", "diagnosis", "explain", "inspection"},
     {"report"},
     {"cli"},
 ]  # fmt: skip

@@ -11,8 +11,8 @@ from castctl.report.console import progress, say, tell
 
 if TYPE_CHECKING:
     from castctl.cli.context import Asked
-    from castctl.diagnose.diagnosis import Diagnosis
-    from castctl.diagnose.subject import ChosenStep, Subject
+    from castctl.diagnosis.diagnosis import Diagnosis
+    from castctl.diagnosis.subject import ChosenStep, Subject
     from castctl.runs.run import Run
     from castctl.stages.policies import PolicySource
 
@@ -71,13 +71,13 @@ def diagnose(
         _explain()
         return
 
-    from castctl.diagnose.catalog import find_diagnostic
+    from castctl.diagnosis.catalog import find_diagnostic
 
     diagnostic = find_diagnostic(name)
 
     from castctl.cli.context import Asked
-    from castctl.diagnose.runner import diagnose as run_diagnostic
-    from castctl.diagnose.runner import output_folder
+    from castctl.diagnosis.runner import diagnose as run_diagnostic
+    from castctl.diagnosis.runner import output_folder
 
     asked = Asked(recipe, set_, model={"path": model, "device": device, "dtype": dtype})
     found = _subject(subject, asked, model is not None)
@@ -91,7 +91,7 @@ def diagnose(
 
 
 def _explain() -> None:
-    from castctl.diagnose.catalog import DIAGNOSTICS
+    from castctl.diagnosis.catalog import DIAGNOSTICS
     from castctl.report.page import plain_table
     from castctl.report.tables import show
 
@@ -105,7 +105,7 @@ def _explain() -> None:
 
 def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     """What is to be diagnosed: what the name stands for, the newest run, or one made now."""
-    from castctl.diagnose.subject import Subject
+    from castctl.diagnosis.subject import Subject
     from castctl.inspection.target import find_target
     from castctl.runs.run import Run, newest_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.inspection.tokens import run_tokenizer
 from castctl.progress import Progress
 from castctl.report.document import Section

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from castctl.diagnose.diagnosis import Diagnosis, read_diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis, read_diagnosis
 from castctl.errors import UserError, one_line
 from castctl.report.diagnostics import confidence, credit, engine, flips, gaps, groups
 from castctl.report.document import Picture, Section

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.report.diagnostics.figures import (
     BLACK,
     BLUE,

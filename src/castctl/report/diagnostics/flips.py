@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.report.diagnostics.figures import (
     BLUE,
     RED,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from castctl.diagnose.diagnosis import Diagnosis
-from castctl.diagnose.pool import CELLS
+from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.diagnosis.pool import CELLS
 from castctl.report.diagnostics.figures import (
     BLUE,
     CORRECT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.report.diagnostics.words import few
 from castctl.report.marks import number
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from castctl.diagnose.diagnosis import Diagnosis
-from castctl.diagnose.pool import CELLS
+from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.diagnosis.pool import CELLS
 from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
 from castctl.report.diagnostics.gap_words import gap_words
 from castctl.report.diagnostics.words import around, cell, spelled

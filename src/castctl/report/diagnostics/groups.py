@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from castctl.diagnose.diagnosis import Diagnosis
+from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.report.diagnostics.figures import (
     BLACK,
     BLUE,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.bootstrap import Floats, estimate, interval_of_sums
-from castctl.diagnose.pool import CELLS, MISLEADING, Pool
+from castctl.diagnosis.bootstrap import Floats, estimate, interval_of_sums
+from castctl.diagnosis.pool import CELLS, MISLEADING, Pool
 from castctl.ragged import sums
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from castctl.diagnose import confidence, credit, engine, flips, gaps, groups
-from castctl.diagnose.diagnosis import Diagnostic
-from castctl.diagnose.needs import Need
+from castctl.diagnosis import confidence, credit, engine, flips, gaps, groups
+from castctl.diagnosis.diagnosis import Diagnostic
+from castctl.diagnosis.needs import Need
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.clusters import PromptSums, Told, trend
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context, Numbers
+from castctl.diagnosis.clusters import PromptSums, Told, trend
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
 from castctl.methods.baselines import GroupBaseline
 from castctl.methods.groups import KINDS
 from castctl.methods.signals import TokenSignals

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from castctl.diagnose.bootstrap import Floats
-from castctl.diagnose.carriers import carrying_contexts, carrying_tokens
-from castctl.diagnose.cells import ENTROPIES, PLACES, describe_cells, describe_decay
-from castctl.diagnose.data import StepData
-from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.diagnose.pool import Pool, pool_steps
-from castctl.diagnose.separation import (
+from castctl.diagnosis.bootstrap import Floats
+from castctl.diagnosis.carriers import carrying_contexts, carrying_tokens
+from castctl.diagnosis.cells import ENTROPIES, PLACES, describe_cells, describe_decay
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
+from castctl.diagnosis.pool import Pool, pool_steps
+from castctl.diagnosis.separation import (
     completion_scores,
     describe_separation,
     histograms,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.clusters import PromptSums, quantiles_of, tenths
-from castctl.diagnose.data import Floats, StepData
-from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.diagnose.spelled import Extremes
+from castctl.diagnosis.clusters import PromptSums, quantiles_of, tenths
+from castctl.diagnosis.data import Floats, StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
+from castctl.diagnosis.spelled import Extremes
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.ragged import sums

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.bootstrap import auc_interval, estimate, interval_of_sums
-from castctl.diagnose.clusters import PromptSums, histogram_of, quantiles_of, trend
-from castctl.diagnose.data import Flags, Floats, StepData
-from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.diagnose.ranks import order_within, ranks_within
+from castctl.diagnosis.bootstrap import auc_interval, estimate, interval_of_sums
+from castctl.diagnosis.clusters import PromptSums, histogram_of, quantiles_of, trend
+from castctl.diagnosis.data import Flags, Floats, StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
+from castctl.diagnosis.ranks import order_within, ranks_within
 from castctl.methods.baselines import (
     GroupBaseline,
     RccBaseline,

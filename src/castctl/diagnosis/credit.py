@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.clusters import PromptSums, histogram_of, quantiles_of, tenths
-from castctl.diagnose.data import Flags, Floats, StepData
-from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.diagnose.ranks import gini_within, largest_within, order_within, spearman_within
-from castctl.diagnose.spelled import TokenTally
+from castctl.diagnosis.clusters import PromptSums, histogram_of, quantiles_of, tenths
+from castctl.diagnosis.data import Flags, Floats, StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
+from castctl.diagnosis.ranks import gini_within, largest_within, order_within, spearman_within
+from castctl.diagnosis.spelled import TokenTally
 from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.stages.measures import VERDICTS
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.bootstrap import REPLICATES, Floats, auc_interval
-from castctl.diagnose.pool import Pool
+from castctl.diagnosis.bootstrap import REPLICATES, Floats, auc_interval
+from castctl.diagnosis.pool import Pool
 from castctl.ragged import sums
 from castctl.stages.evaluate.statistics import Estimate, problem_share
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.clusters import PromptSums, tenths, trend
-from castctl.diagnose.data import Flags, Floats, StepData
-from castctl.diagnose.diagnosis import Context, Numbers
-from castctl.diagnose.spelled import Extremes, TokenTally
+from castctl.diagnosis.clusters import PromptSums, tenths, trend
+from castctl.diagnosis.data import Flags, Floats, StepData
+from castctl.diagnosis.diagnosis import Context, Numbers
+from castctl.diagnosis.spelled import Extremes, TokenTally
 from castctl.methods.cast import CastShaping
 from castctl.methods.shaping import Shaped
 from castctl.ragged import means, spread, sums

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from castctl.diagnose.pool import CELLS, Pool
-from castctl.diagnose.spelled import surroundings
+from castctl.diagnosis.pool import CELLS, Pool
+from castctl.diagnosis.spelled import surroundings
 from castctl.inspection.tokens import TokenTexts
 from castctl.ragged import sums
 

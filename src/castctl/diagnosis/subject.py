@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from castctl.diagnose.data import StepData, read_step
-from castctl.diagnose.diagnosis import Diagnostic
-from castctl.diagnose.missing import compute_missing
-from castctl.diagnose.needs import Need, teacher_context
+from castctl.diagnosis.data import StepData, read_step
+from castctl.diagnosis.diagnosis import Diagnostic
+from castctl.diagnosis.missing import compute_missing
+from castctl.diagnosis.needs import Need, teacher_context
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from castctl.diagnose.needs import Need
+from castctl.diagnosis.needs import Need
 from castctl.errors import UserError
 from castctl.inspection.tokens import run_tokenizer
 from castctl.methods import MethodSettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnose.bootstrap import cluster_numbers
-from castctl.diagnose.data import StepData
+from castctl.diagnosis.bootstrap import cluster_numbers
+from castctl.diagnosis.data import StepData
 from castctl.methods.baselines import GroupBaseline
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import offsets_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from castctl.diagnose.diagnosis import Context, Diagnosis, Diagnostic
-from castctl.diagnose.subject import ChosenStep, Subject, choose_steps, read_chosen
+from castctl.diagnosis.diagnosis import Context, Diagnosis, Diagnostic
+from castctl.diagnosis.subject import ChosenStep, Subject, choose_steps, read_chosen
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
 from castctl.methods.cast import CastShaping
 from castctl.progress import Progress

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from castctl.diagnose.data import StepData
+from castctl.diagnosis.data import StepData
 from castctl.inspection.tokens import TokenTexts
 from castctl.ragged import sums
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import castctl
-from castctl.diagnose.data import StepData
-from castctl.diagnose.needs import Need
+from castctl.diagnosis.data import StepData
+from castctl.diagnosis.needs import Need
 from castctl.errors import UserError
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
