@@ -87,7 +87,8 @@ class Commands:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [sys.executable, "-W", "error::FutureWarning", __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
         )
         theirs.close()
         _answer(ours, "ready", START_SECONDS)
@@ -168,6 +169,9 @@ def _preload() -> None:
     import castctl.stages.evaluate.stage
     import castctl.stages.one_step
     import castctl.stages.train.loop  # noqa: F401
+    from deprecations import refuse_deprecated
+
+    refuse_deprecated()
 
 
 if __name__ == "__main__":

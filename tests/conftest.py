@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from commands import Commands
+from deprecations import refuse_deprecated
 
 # A busy machine may take its time over any example.
 settings.register_profile("castctl", deadline=None)
@@ -21,6 +22,8 @@ os.environ |= {
     "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
     "THP_MEM_ALLOC_ENABLE": "1",
 }  # fmt: skip
+
+refuse_deprecated()
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
+from castctl.engines.transformers_engine import cache_argument
 from castctl.explain.estimate import estimate_memory
 from castctl.explain.explanation import work_of
 from castctl.explain.footprint import (
@@ -432,10 +433,13 @@ def test_activations_are_what_autograd_saves(
 def test_the_cache_is_as_large_as_the_models_own(dtype: torch.dtype) -> None:
     net = random_qwen3(100, 64, 2)
     cache = DynamicCache(config=net.config)
-    with torch.no_grad(), LanguageModel(net, None, dtype).autocast():
-        net(torch.ones(3, 7, dtype=torch.long), past_key_values=cache, use_cache=True)
+    model = LanguageModel(net, None, dtype)
+    with torch.no_grad(), model.autocast():
+        ids = torch.ones(3, 7, dtype=torch.long)
+        net(ids, **{cache_argument(net): cache}, use_cache=True)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert cache_bytes(shape_of(net.config, 0), tokens=3 * 7) == held
+    arithmetic = Arithmetic(on_gpu=False, width=dtype.itemsize)
+    assert cache_bytes(shape_of(net.config, 0), arithmetic, tokens=3 * 7) == held
 
 
 def test_memory_follows_the_recipe() -> None:

@@ -148,9 +148,9 @@ def test_packed_scores_are_the_plain_ones_in_float32(name: str, temperature: flo
             *awkward_rows(), temperature, microbatch_tokens, chunk
         )
         assert logprobs.dtype == entropies.dtype == np.float32
-        # A log-prob of -16 has an ulp of 2e-6.
-        np.testing.assert_allclose(logprobs, expected.logprobs, rtol=5e-7, atol=1e-5)
-        np.testing.assert_allclose(entropies, expected.entropies, rtol=5e-7, atol=1e-5)
+        # A log-prob of -16 has an ulp of 2e-6; processors sum in other orders, up to 8 ulp apart.
+        np.testing.assert_allclose(logprobs, expected.logprobs, rtol=2e-6, atol=1e-5)
+        np.testing.assert_allclose(entropies, expected.entropies, rtol=2e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -245,7 +245,7 @@ def test_packed_gradients_are_the_plain_ones(name: str) -> None:
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     expected = packed_gradients(exact_model(name))
     model = tiny(name, torch.float64)
-    model.model.gradient_checkpointing_enable()
+    model.recompute_activations()
     model.model.train()
     layers = [m for m in model.model.modules() if getattr(m, "gradient_checkpointing", False)]
     assert layers, "no layer recomputes anything"
@@ -286,7 +286,7 @@ def update_gradients(slots: dict[str, Any], **train: Any) -> tuple[float, dict[s
     )
     optimizer = Optimizer(model.model, OptimizerSettings(), 10)
     if recipe.train.gradient_checkpointing:
-        model.model.gradient_checkpointing_enable()
+        model.recompute_activations()
     stats = update(model, model, optimizer, train_batch(), recipe, 0)
     return stats.losses[0], {name: p.grad for name, p in model.model.named_parameters()}
 

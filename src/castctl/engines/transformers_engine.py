@@ -6,7 +6,9 @@ row its own and drops them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ class TransformersEngine:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.stop_ids = stop_token_ids(model)
+        self._cache_argument = cache_argument(model.model)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance
@@ -111,7 +114,7 @@ class TransformersEngine:
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=mask_BL,
             position_ids=(mask_BL.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
+            **{self._cache_argument: cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -127,7 +130,7 @@ class TransformersEngine:
             input_ids=torch.from_numpy(picked).to(mask.device)[:, None],
             attention_mask=mask,
             position_ids=mask.sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
+            **{self._cache_argument: cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -143,6 +146,12 @@ class TransformersEngine:
         )
         picked, logprobs = draw(scores, torch.from_numpy(uniforms).to(scores.device))
         return picked.cpu().numpy(), logprobs.cpu().numpy()
+
+
+def cache_argument(model: Any) -> str:
+    """What a model's forward calls its cache: `past_key_values` before transformers 5.24, and in
+    code that came with a model."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def stop_token_ids(model: LanguageModel) -> list[int]:

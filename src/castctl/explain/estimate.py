@@ -108,7 +108,7 @@ def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict
     prompts, rows, longest = max(sizes, key=lambda size: size[1] * (longest_prompt + size[2]))
     tokens = rows * (longest_prompt + longest)
     prefill = PackedSize(prompts * longest_prompt, prompts, longest_prompt, 0)
-    cache = cache_bytes(shape, tokens)
+    cache = cache_bytes(shape, arithmetic, tokens)
     # A layer's cache grows into a new copy, and is repeated for every head that shares it.
     attention = cache // shape.layers + 2 * tokens * shape.queries * FLOAT32
     return {

@@ -7,6 +7,7 @@ checked against what autograd saves; other architectures vary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from castctl.explain.model_shape import ModelShape
 
@@ -52,10 +53,12 @@ def pass_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> 
     return _layer_bytes(shape, arithmetic, batch) // 2
 
 
-def cache_bytes(shape: ModelShape, tokens: int) -> int:
-    """Keys and values of all layers: rotations leave keys in float32, and the cache takes that
-    for both."""
-    return tokens * shape.layers * 2 * shape.keys * FLOAT32
+def cache_bytes(shape: ModelShape, arithmetic: Arithmetic, tokens: int) -> int:
+    """Keys and values of all layers: rotations leave keys in float32; values keep the width of the
+    arithmetic, but before transformers 5.24 they took the keys'."""
+    before = tuple(map(int, version("transformers").split(".")[:2])) < (5, 24)
+    values = FLOAT32 if before else arithmetic.width
+    return tokens * shape.layers * shape.keys * (FLOAT32 + values)
 
 
 def _layer_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> int:
