@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import time
@@ -119,9 +118,9 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.02):
-            for child in multiprocessing.active_children():
+            for child in psutil.Process().children():
                 try:
-                    memory = psutil.Process(child.pid).memory_info()
+                    memory = child.memory_info()
                 except psutil.NoSuchProcess:
                     continue
                 self.most = max(self.most, memory.rss, memory.vms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import multiprocessing
 import operator
 import os
 import re
@@ -180,28 +179,28 @@ def test_leaving_and_errors_end_the_workers() -> None:
     def stop() -> None:
         raise RuntimeError("stop")
 
-    before = set(multiprocessing.active_children())
+    before = set(psutil.Process().children())
     with CheckPool(SETTINGS) as pool:
         with pytest.raises(RuntimeError, match="stop"):
             pool.run([(time.sleep, (0,)), (time.sleep, (60,))], on_done=stop)
-        assert set(multiprocessing.active_children()) == before
+        assert set(psutil.Process().children()) == before
         assert pool.run([(operator.add, (1, 2))])[0].value == 3
-        assert set(multiprocessing.active_children()) > before
-    assert set(multiprocessing.active_children()) == before
+        assert set(psutil.Process().children()) > before
+    assert set(psutil.Process().children()) == before
 
 
 SCRIPT = """
-import multiprocessing, signal, time
+import psutil, signal, time
 from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.pool import CheckPool
 
 def workers():
-    print([child.pid for child in multiprocessing.active_children()], flush=True)
+    print([child.pid for child in psutil.Process().children()], flush=True)
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-    with CheckPool(VerifierSettings(timeout={timeout})) as pool:
-        pool.run([(time.sleep, (0,)), (time.sleep, (60,)), (time.sleep, (61,))], on_done=workers)
+# No main guard: workers do not import the script.
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+with CheckPool(VerifierSettings(timeout={timeout})) as pool:
+    pool.run([(time.sleep, (0,)), (time.sleep, (60,)), (time.sleep, (61,))], on_done=workers)
 """
 
 

@@ -11,7 +11,6 @@ import signal
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Self
 
@@ -114,9 +113,7 @@ class CheckPool:
                     yield keys.pop(worker), outcome
 
     def _hire(self) -> WorkerProcess:
-        # Born with Ctrl-C blocked, so that only the parent answers it. Starting the tracker
-        # would unblock it.
-        resource_tracker.ensure_running()
+        # Born with Ctrl-C blocked, so that only the parent answers it.
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             worker = WorkerProcess(self._settings)

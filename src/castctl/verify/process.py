@@ -1,24 +1,35 @@
 """The parent's side of one worker process.
 
-Each has a pipe of its own and shares no lock, so that killing one holds up no other.
+Each has a pipe of its own and shares no lock, so that killing one holds up no other. A worker is a
+new interpreter that imports the check alone: unlike a process of `multiprocessing`, which imports
+the caller's main module, it starts from a notebook and from a script without a main guard too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import json
 import signal
+import subprocess
+import sys
 import time
+from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING
 
 from castctl.errors import UserError
-from castctl.verify.worker import Call, Done, Outcome, Ready, serve
+from castctl.verify.worker import Call, Done, Outcome, Ready
 
 if TYPE_CHECKING:
     from castctl.recipe.recipe import VerifierSettings
 
 OUT_OF_BOUNDS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 """How C code ends that runs out of memory or stack; another signal came from outside."""
+
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from castctl.verify.worker import main; main(*sys.argv[2:])"
+)
+"""What the interpreter of a worker runs: it finds modules where its parent does."""
 
 START_SECONDS = 120.0
 """Longest time a worker may take to start and to load a call's imports."""
@@ -33,15 +44,17 @@ class WorkerProcess:
 
     def __init__(self, settings: VerifierSettings) -> None:
         self._timeout = settings.timeout
-        # A fork would copy the locks of the parent's threads in whatever state they are.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, theirs = Pipe()
         memory_bytes = int(settings.memory_gb * 2**30)
-        self._process = context.Process(
-            target=serve, args=(theirs, memory_bytes, settings.timeout), daemon=True
-        )
-        self._process.start()
-        theirs.close()
+        arguments = (json.dumps(sys.path), theirs.fileno(), memory_bytes, settings.timeout)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        finally:
+            theirs.close()
         self._unsent: Call | None = None
         self._listens = False
         self.worn = False
@@ -52,7 +65,7 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return self._process.poll() is None
 
     def start(self, call: Call) -> None:
         """Hand over a call; the worker must be idle."""
@@ -94,13 +107,14 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self.connection.close()
 
     def _after_death(self) -> Outcome:
         self.worn = True
-        self._process.join(1)
-        code = self._process.exitcode
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        code = self._process.returncode
         if self._started is None:
             raise UserError(
                 f"verifier: a worker ended while it started (exit code {code}); see its output "

@@ -41,6 +41,11 @@ class Done(NamedTuple):
     worn: bool
 
 
+def main(handle: str, memory_bytes: str, timeout: str) -> None:
+    """The whole life of a worker, whose end of the pipe is the open file `handle`."""
+    serve(Connection(int(handle)), int(memory_bytes), float(timeout))
+
+
 def serve(connection: Connection, memory_bytes: int, timeout: float) -> None:
     """Answer calls until the parent closes the connection."""
     with contextlib.suppress(ValueError, OSError):  # not every system limits address space
