@@ -16,7 +16,7 @@ import pyarrow as pa
 import steps
 
 import castctl.stages.one_step
-from castctl.models.language_model import LanguageModel
+from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
 from castctl.progress import Silent
 from castctl.runs.run import Run
@@ -49,7 +49,7 @@ def main() -> None:
     clock.wrap(castctl.stages.one_step, "rollout_step", "rollout")
     with steps.temporary_run(recipes["cast"]) as cast, steps.temporary_run(recipes["grpo"]) as grpo:
         policy = steps.make_step(cast).load(cast.recipe.model)
-        clock.wrap(policy, "score", "policy_pass")
+        clock.wrap(policy.model, "score", "policy_pass")
         rollout = clock.seconds["rollout"]
         if options.mixed is not None:
             draw_rewards(cast.step(0), options.mixed)
@@ -86,7 +86,7 @@ class Stepper:
     The policy moves on with each call; the teacher stays, so that there is a gap to shape by.
     """
 
-    def __init__(self, run: Run, policy: LanguageModel, clock: measure.Clock) -> None:
+    def __init__(self, run: Run, policy: Policy, clock: measure.Clock) -> None:
         state = new_state(run, policy, 0)
         self.run, self.clock, self.policy = run, clock, policy
         self.optimizer = state.optimizer
@@ -113,7 +113,7 @@ class Stepper:
             shape_step(folder, recipe.method, progress=Silent())
         with self.clock.watch("update"):
             batch = read_batch(folder, recipe.method)
-            stats = update(self.policy, self.policy, self.optimizer, batch, recipe, 0)
+            stats = update(self.policy.model, self.policy.model, self.optimizer, batch, recipe, 0)
         spent = time.perf_counter() - began
         self.trained_tokens = stats.tokens
         for part in PARTS:
@@ -140,7 +140,7 @@ def draw_rewards(folder: StepFolder, mixed: float) -> None:
 
 def mixed_share(folder: StepFolder) -> float:
     """Share of the groups in which GRPO has a gradient."""
-    return float((reward_groups(folder.read_all("rewards")).kind_G == "mixed").mean())
+    return float((reward_groups(folder.table("rewards")).kind_G == "mixed").mean())
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ from typing import Any
 
 import psutil
 
-from castctl.cli.main import THREADS
+import castctl
 
-for _name, _value in THREADS.items():
-    os.environ.setdefault(_name, _value)
+castctl.before_torch()
 
 Timed = Callable[[], float]
 """Does its work once and says how many seconds of it count."""

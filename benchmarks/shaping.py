@@ -65,11 +65,11 @@ def main() -> None:
 
 def load(step: StepFolder) -> tuple[Groups, TokenSignals]:
     """What the mathematics reads, in memory."""
-    table = step.read_all("signals")
+    table = step.table("signals")
     policy, offsets = ragged_column(table, "policy_logprobs")
     teacher, _ = ragged_column(table, "teacher_logprobs")
     gap = teacher.astype(np.float64) - policy
-    return reward_groups(step.read_all("rewards")), TokenSignals(offsets, gap)
+    return reward_groups(step.table("rewards")), TokenSignals(offsets, gap)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def main() -> None:
             with clock.watch("read"):
                 batch = read_batch(run.step(0), recipe.method)
             with clock.watch("passes"):
-                return update(state.policy, state.policy, state.optimizer, batch, recipe, 0)
+                return update(
+                    state.policy.model, state.policy.model, state.optimizer, batch, recipe, 0
+                )
 
         once()
         rounds: dict[str, list[float]] = defaultdict(list)

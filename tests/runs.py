@@ -69,7 +69,7 @@ def stage_tables(folder: StepFolder, stages: Iterable[str]) -> dict[str, pa.Tabl
     """These stages of a step, without the columns and metadata that may differ between reruns."""
     tables = {}
     for stage in stages:
-        table = folder.read_all(stage)
+        table = folder.table(stage)
         tables[stage] = table.drop_columns([c for c in table.column_names if c == "seconds"])
     return tables
 

@@ -108,9 +108,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_ratio_reads_the_group_s_opposite(run: Run) -> None:
     folder = run.step(0)
-    tokenizer = policy_at(run, 0).load(run.recipe.model).tokenizer
+    tokenizer = policy_at(run, 0).load(run.recipe.model).model.tokenizer
     rollouts, rewards, signals = (
-        folder.read_all(stage).to_pylist() for stage in ("rollouts", "rewards", "signals")
+        folder.table(stage).to_pylist() for stage in ("rollouts", "rewards", "signals")
     )
     mixed = 0
     for rollout, reward, signal in zip(rollouts, rewards, signals, strict=True):
@@ -144,8 +144,8 @@ def test_old_and_new_read_the_same_context(run: Run, tmp_path: Path) -> None:
 
 
 def test_advantages_are_those_of_grpo(run: Run) -> None:
-    rows = run.step(0).read_all("advantages").to_pylist()
-    rewards = run.step(0).read_all("rewards").to_pylist()
+    rows = run.step(0).table("advantages").to_pylist()
+    rewards = run.step(0).table("rewards").to_pylist()
     for row, reward in zip(rows, rewards, strict=True):
         group = [r["reward"] for r in rewards if r["prompt_id"] == reward["prompt_id"]]
         deviation = float(np.std(group))
@@ -158,13 +158,15 @@ def test_sampling_never_sees_the_context(run: Run) -> None:
     plain = run.recipe.model_copy(update={"method": small_recipe("grpo").method})
     other = create_run(plain, str(run.path.with_name("plain")), "test")
     rollout_stage(other, 0, policy_at(other, 0), progress=Silent())
-    assert other.step(0).read_all("rollouts").equals(run.step(0).read_all("rollouts"))
+    assert other.step(0).table("rollouts").equals(run.step(0).table("rollouts"))
 
 
 def test_evaluation_never_sees_the_context(run: Run) -> None:
     [done] = evaluate_tasks(run, 0, {run.recipe.eval.task: None}, progress=Silent())
-    template = PromptTemplate(policy_at(run, 0).load(run.recipe.model).tokenizer, run.recipe.data)
-    for row in done.folder.read_all("rollouts").to_pylist():
+    template = PromptTemplate(
+        policy_at(run, 0).load(run.recipe.model).model.tokenizer, run.recipe.data
+    )
+    for row in done.folder.table("rollouts").to_pylist():
         assert row["prompt_token_ids"] == template.render(row["problem"])
 
 
@@ -173,7 +175,7 @@ def test_rows_without_the_context_are_refused(run: Run, castctl: Cli, tmp_path: 
     recipe = run.recipe.model_copy(update={"method": small_recipe("grpo").method})
     other = create_run(recipe, str(plain), "test")
     for stage in ("rollouts", "rewards", "signals"):
-        table = run.step(0).read_all(stage)
+        table = run.step(0).table(stage)
         if stage == "signals":
             for name in ("bilateral_logprobs", "bilateral_prompt_token_ids"):
                 place = table.schema.get_field_index(name)

@@ -86,7 +86,7 @@ def by_hand(values: list[float]) -> dict[str, float]:
 def judged(run: Path, step: int) -> dict[str, list[float]]:
     """Rewards of an evaluation's samples by problem, from its shards."""
     rewards: dict[str, list[float]] = {}
-    for row in open_run(str(run)).eval_folder("embedded", step).read_all("rewards").to_pylist():
+    for row in open_run(str(run)).eval_folder("embedded", step).table("rewards").to_pylist():
         rewards.setdefault(row["prompt_id"], []).append(row["reward"])
     return rewards
 
@@ -129,9 +129,9 @@ def test_numbers_are_those_of_the_shards(made: Path) -> None:
         assert len(rows) == 2 * STEPS
         tokens, shares = 0, []
         for folder in (open_run(str(run)).step(step) for run in runs for step in range(STEPS)):
-            tokens += sum(map(len, folder.read_all("rollouts")["completion_token_ids"]))
+            tokens += sum(map(len, folder.table("rollouts")["completion_token_ids"]))
             groups: dict[str, list[float]] = {}
-            for row in folder.read_all("rewards").to_pylist():
+            for row in folder.table("rewards").to_pylist():
                 groups.setdefault(row["prompt_id"], []).append(row["reward"])
             shares.append(statistics.fmean(len(set(rewards)) == 1 for rewards in groups.values()))
         assert entry["generated_tokens"] == tokens

@@ -233,7 +233,7 @@ def test_a_checkpoint_that_a_training_run_removes_is_passed_over(
         return folders
 
     monkeypatch.setattr(room, "_with_checkpoint", pruned)
-    steps = [found.step(step) for step in found.steps()]
+    steps = [found.step(step) for step in found.steps]
     diagnosis, _ = diagnose(
         DIAGNOSTICS["opsd-gaps"], room.Subject(run, steps, found), asked=[], progress=Silent()
     )

@@ -52,7 +52,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent(), overwrite=True)
     shape_step(folder, method, longest=64, progress=Silent(), overwrite=True)
     rollouts, rewards, shaped = (
-        folder.read_all(stage) for stage in ("rollouts", "rewards", "advantages")
+        folder.table(stage) for stage in ("rollouts", "rewards", "advantages")
     )
     _, offsets = ragged_column(rollouts, "completion_token_ids")
     for key in ("prompt_id", "sample"):
@@ -89,7 +89,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
 def _assert_parts_do_not_matter(run: Run, tmp_path: Path) -> None:
     """One group a part, in reverse, by two processes: every row is the same."""
     folder, method = run.step(0), run.recipe.method
-    tables = {stage: folder.read_all(stage) for stage in ("rollouts", "rewards", "signals")}
+    tables = {stage: folder.table(stage) for stage in ("rollouts", "rewards", "signals")}
     ids = tables["rollouts"]["prompt_id"].to_pylist()
     other = StepFolder(tmp_path / "step-00000", 0, folder.total_steps)
     for part, id in enumerate(reversed(list(dict.fromkeys(ids)))):
@@ -98,7 +98,7 @@ def _assert_parts_do_not_matter(run: Run, tmp_path: Path) -> None:
             write_part(other.part_path(stage, part), stage, table.take(rows), {})
     for index in (1, 0):
         shape_step(other, method, longest=64, progress=Silent(), shard=Shard(index, 2))
-    both = [f.read_all("advantages").sort_by(SORTED) for f in (folder, other)]
+    both = [f.table("advantages").sort_by(SORTED) for f in (folder, other)]
     assert content_hash(both[0]) == content_hash(both[1])
 
 
@@ -163,9 +163,9 @@ def test_a_divergence_is_of_both_sides_at_the_sampling_temperature(tmp_path: Pat
     recipe = small_recipe("opsd", *SMALLER, "sampling.temperature=0.7", "train.steps=1")
     run, _ = train_small(tmp_path / "run", recipe)
     row = Metrics(run.path / "metrics.parquet").rows[-1]
-    model = policy_at(run, 0).load(recipe.model).model
+    model = policy_at(run, 0).load(recipe.model).model.model
     folder, total, tokens = run.step(0), 0.0, 0
-    rows = (folder.read_all(stage).to_pylist() for stage in ("rollouts", "signals"))
+    rows = (folder.table(stage).to_pylist() for stage in ("rollouts", "signals"))
     for rollout, signal in zip(*rows, strict=True):
         completion = rollout["completion_token_ids"]
         sides = []
@@ -189,7 +189,7 @@ def test_dropped_groups_are_replaced_until_there_are_enough(tmp_path: Path) -> N
     run, _ = train_small(tmp_path / "run", recipe)
     row = Metrics(run.path / "metrics.parquet").rows[-1]
     folder = run.step(0)
-    rollouts, shaped = folder.read_all("rollouts"), folder.read_all("advantages")
+    rollouts, shaped = folder.table("rollouts"), folder.table("advantages")
     prompts = rollouts["prompt_id"].unique()
     assert len(prompts) == 4 * row["rounds"] and folder.parts("rollouts") == list(
         range(2 * row["rounds"])
@@ -208,7 +208,7 @@ def test_data_that_runs_out_ends_the_rounds(
     recipe = small_recipe("dapo", *SMALLER, "train.steps=1", "sampling.n=2", "data.limit=5")
     run, _ = train_small(tmp_path / "run", recipe)
     folder = run.step(0)
-    prompts = folder.read_all("rollouts")["prompt_id"].unique()
-    kept = folder.read_all("advantages")
+    prompts = folder.table("rollouts")["prompt_id"].unique()
+    kept = folder.table("advantages")
     assert len(kept.filter(kept["kept"])["prompt_id"].unique()) < 4
     assert len(prompts) == 5 and "after every prompt of the data" in caplog.text

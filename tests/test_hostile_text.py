@@ -102,10 +102,10 @@ def test_data_is_stored_as_it_was_and_printed_harmlessly(
     assert [{name: row[name] for name in texts} for row in prompts] == rows()
     assert {row["source"] for row in prompts} == {file}
     step = open_run(str(folder)).step(0)
-    stored = step.read_all("rollouts").to_pylist()
+    stored = step.table("rollouts").to_pylist()
     assert {row["problem"] for row in stored} == {row["problem"] for row in rows()}
     assert {row["answer"] for row in stored} == {row["answer"] for row in rows()}
-    assert step.read_all("advantages").num_rows == 2 * len(rows())
+    assert step.table("advantages").num_rows == 2 * len(rows())
 
 
 HALF = "\\ud800"

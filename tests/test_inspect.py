@@ -111,7 +111,7 @@ def test_a_step_shows_its_stages_and_the_spread_of_its_tokens(castctl: Cli, run:
     ]  # fmt: skip
     made = {stage["stage"]: stage["made"] for stage in seen["stages"]}
     assert made["rollouts"]["sampling.n"] == 4 and made["advantages"]["settings.shaping.lam"] == 1
-    signals = run.step(1).read_all("signals")
+    signals = run.step(1).table("signals")
     policy, teacher = (
         signals[name].combine_chunks().flatten().to_numpy().astype(np.float64)
         for name in ("policy_logprobs", "teacher_logprobs")
@@ -122,7 +122,7 @@ def test_a_step_shows_its_stages_and_the_spread_of_its_tokens(castctl: Cli, run:
     assert [spread[name] for name in ("q05", "median", "q95")] == pytest.approx(
         np.quantile(gap, (0.05, 0.5, 0.95))
     )
-    rewards = run.step(1).read_all("rewards")
+    rewards = run.step(1).table("rewards")
     verdicts = [verdict for group in seen["groups"] for verdict in group["verdicts"]]
     assert verdicts == rewards["verdict"].to_pylist()
     shown = castctl("inspect", "small/step-00001", "--limit", "1")
@@ -156,7 +156,7 @@ def test_a_part_shows_its_columns_and_metadata(castctl: Cli, run: Run) -> None:
 
 
 def test_prompts_show_what_the_tokens_decode_to(castctl: Cli, run: Run) -> None:
-    rollout = run.step(1).read_all("rollouts").to_pylist()[0]
+    rollout = run.step(1).table("rollouts").to_pylist()[0]
     tokenizer = run_tokenizer(run)
     assert tokenizer is not None
     shown = castctl("inspect", "small", "--prompts", "--limit", "1").stdout
@@ -175,7 +175,7 @@ def test_prompts_show_what_the_tokens_decode_to(castctl: Cli, run: Run) -> None:
 
 def sample_name(run: Run) -> str:
     """The first completion of step 1 that has a flipped token."""
-    rows = run.step(1).read_all("advantages").to_pylist()
+    rows = run.step(1).table("advantages").to_pylist()
     row = next(row for row in rows if any(row["flipped"]))
     return f"{row['prompt_id']}/{row['sample']}"
 
@@ -222,7 +222,7 @@ def test_a_prompt_may_be_named_by_its_beginning(castctl: Cli, run: Run) -> None:
 def rename_prompts(step: StepFolder, *names: str) -> None:
     """Give the prompts of a step other ids, as parts made elsewhere have them."""
     strip_metadata(step)
-    known = dict.fromkeys(step.read_all("rollouts")["prompt_id"].to_pylist())
+    known = dict.fromkeys(step.table("rollouts")["prompt_id"].to_pylist())
     new = dict(zip(known, names, strict=True))
     for stage in STAGES:
         for part in (0, 1):
@@ -327,7 +327,7 @@ def test_untrusted_text_stays_text(castctl: Cli, run: Run) -> None:
     strip_metadata(run.step(1))
     rewrite(run.step(1), "rollouts", poison)
     rewrite(run.step(1), "rewards", lambda row: {**row, "extracted": HOSTILE})
-    name = run.step(1).read_all("rollouts")["prompt_id"][0].as_py() + "/0"
+    name = run.step(1).table("rollouts")["prompt_id"][0].as_py() + "/0"
     for arguments in (("--sample", name), (), ("--prompts",)):
         shown = castctl("inspect", "small/step-1", *arguments).stdout
         assert "\x1b" not in shown and "\u202e" not in shown
@@ -343,7 +343,7 @@ def test_a_flood_of_text_is_capped(castctl: Cli, run: Run) -> None:
     rewrite(run.step(1), "rollouts", lambda row: {**row, "problem": "x" * 1_000_000})
     many = [25] * 100_000
     rewrite(run.step(1), "signals", lambda row: {**row, "teacher_prompt_token_ids": many})
-    name = run.step(1).read_all("rollouts")["prompt_id"][0].as_py() + "/0"
+    name = run.step(1).table("rollouts")["prompt_id"][0].as_py() + "/0"
     left_out = {("--sample", name): "998,000", (): "999,940", ("--prompts",): "98,000"}
     for arguments, count in left_out.items():
         shown = castctl("inspect", "small/step-1", *arguments).stdout
@@ -494,7 +494,7 @@ WRONG = [
 def test_wrong_input_gets_one_line(
     castctl: Cli, run: Run, arguments: tuple[str, ...], words: str
 ) -> None:
-    prompt_id = run.step(1).read_all("rollouts")["prompt_id"][0].as_py()
+    prompt_id = run.step(1).table("rollouts")["prompt_id"][0].as_py()
     done = castctl("inspect", *(text.replace("{id}", prompt_id) for text in arguments), code=2)
     last = done.stderr.rstrip("\n").splitlines()[-1]
     assert last.startswith("castctl: ") and words in last

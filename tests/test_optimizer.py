@@ -20,6 +20,7 @@ from castctl.methods.method import Teacher
 from castctl.models import attention
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
+from castctl.models.policy import FullWeights, load_policy
 from castctl.models.teacher import TeacherCopy
 from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
 from castctl.runs.run import Run
@@ -137,7 +138,7 @@ def expected_rate(schedule: str, warmup: int, step: int, total: int) -> float:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_learning_rate_follows_its_schedule(name: str) -> None:
     model, chosen = tiny(), settings(**SCHEDULES[name])
-    rates = advance(model, Optimizer(model.model, chosen, 8), range(8))
+    rates = advance(model, Optimizer(FullWeights(model).trained(), chosen, 8), range(8))
     expected = [expected_rate(chosen.schedule, chosen.warmup_steps, k, 8) for k in range(8)]
     assert rates == pytest.approx(expected)
 
@@ -147,7 +148,7 @@ def test_the_learning_rate_follows_its_schedule(name: str) -> None:
 def test_a_restored_optimizer_continues_bit_for_bit(name: str, stop: int, tmp_path: Path) -> None:
     chosen = settings(**SCHEDULES[name], weight_decay=0.1)
     straight = tiny()
-    first = Optimizer(straight.model, chosen, 8)
+    first = Optimizer(FullWeights(straight).trained(), chosen, 8)
     rates = advance(straight, first, range(stop))
     first.save(tmp_path)
     halfway = weights(straight)
@@ -155,7 +156,7 @@ def test_a_restored_optimizer_continues_bit_for_bit(name: str, stop: int, tmp_pa
 
     resumed = tiny(seed=9)
     resumed.model.load_state_dict(halfway, strict=False)
-    second = Optimizer(resumed.model, chosen, 8)
+    second = Optimizer(FullWeights(resumed).trained(), chosen, 8)
     second.load(tmp_path)
     assert second.steps == stop
     assert advance(resumed, second, range(stop, 8)) == rates[stop:]
@@ -170,7 +171,9 @@ def test_steps_are_those_of_adamw_with_matrices_decayed_alone() -> None:
     exact = {name: value.double() for name, value in weights(model).items()}
     first = {name: torch.zeros_like(value) for name, value in exact.items()}
     second = {name: torch.zeros_like(value) for name, value in exact.items()}
-    optimizer = Optimizer(model.model, settings(betas=(0.8, 0.95), weight_decay=0.2), 5)
+    optimizer = Optimizer(
+        FullWeights(model).trained(), settings(betas=(0.8, 0.95), weight_decay=0.2), 5
+    )
     for step in range(5):
         optimizer.zero_grad()
         gradient(model, step)
@@ -189,7 +192,7 @@ def test_steps_are_those_of_adamw_with_matrices_decayed_alone() -> None:
 
 def test_a_step_without_a_gradient_decays_the_moments(tmp_path: Path) -> None:
     model = tiny()
-    optimizer = Optimizer(model.model, settings(betas=(0.5, 0.25)), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), settings(betas=(0.5, 0.25)), 10)
     advance(model, optimizer, range(1))
     before, old = moments(optimizer, tmp_path), weights(model)
     optimizer.zero_grad()
@@ -205,7 +208,7 @@ def test_a_step_without_a_gradient_decays_the_moments(tmp_path: Path) -> None:
 def test_gradients_are_zero_and_not_absent_before_the_first_backward_pass() -> None:
     model = tiny()
     before = weights(model)
-    optimizer = Optimizer(model.model, settings(), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), settings(), 10)
     optimizer.zero_grad()
     assert all(p.grad is not None and not p.grad.any() for p in model.model.parameters())
     assert optimizer.clip(1.0) == 0
@@ -215,7 +218,7 @@ def test_gradients_are_zero_and_not_absent_before_the_first_backward_pass() -> N
 
 def test_clipping_scales_the_whole_gradient_down_and_never_up() -> None:
     model = tiny()
-    optimizer = Optimizer(model.model, settings(), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), settings(), 10)
     optimizer.zero_grad()
     gradient(model, 0)
     before = [p.grad.clone() for p in model.model.parameters()]
@@ -231,7 +234,7 @@ def test_frozen_parameters_stay() -> None:
     model = tiny()
     embedding = model.model.get_input_embeddings().weight.requires_grad_(False)
     before = embedding.clone()
-    optimizer = Optimizer(model.model, settings(weight_decay=0.5), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), settings(weight_decay=0.5), 10)
     optimizer.zero_grad()
     assert embedding.grad is None
     optimizer.step()
@@ -241,11 +244,11 @@ def test_frozen_parameters_stay() -> None:
 @pytest.mark.parametrize("other", OTHER_SHAPES)
 def test_the_optimizer_state_of_another_model_is_refused(other: str, tmp_path: Path) -> None:
     theirs = qwen3(**OTHER_SHAPES[other])
-    optimizer = Optimizer(theirs.model, settings(), 10)
+    optimizer = Optimizer(FullWeights(theirs).trained(), settings(), 10)
     advance(theirs, optimizer, range(1))
     optimizer.save(tmp_path)
     with refused(str(tmp_path)):
-        Optimizer(tiny().model, settings(), 10).load(tmp_path)
+        Optimizer(FullWeights(tiny()).trained(), settings(), 10).load(tmp_path)
 
 
 def spoil_tensors(folder: Path) -> None:
@@ -281,12 +284,12 @@ def test_a_broken_optimizer_state_is_refused_in_one_line(
     spoil: Callable[[Path], None], tmp_path: Path
 ) -> None:
     model = tiny()
-    optimizer = Optimizer(model.model, settings(), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), settings(), 10)
     advance(model, optimizer, range(1))
     optimizer.save(tmp_path)
     spoil(tmp_path)
     with refused(str(tmp_path)):
-        Optimizer(model.model, settings(), 10).load(tmp_path)
+        Optimizer(FullWeights(model).trained(), settings(), 10).load(tmp_path)
 
 
 # The teacher
@@ -294,7 +297,7 @@ def test_a_broken_optimizer_state_is_refused_in_one_line(
 
 def test_a_snapshot_is_renewed_at_multiples() -> None:
     policy = tiny()
-    teacher = TeacherCopy(Teacher(kind="snapshot", every=3), policy)
+    teacher = TeacherCopy(Teacher(kind="snapshot", every=3), FullWeights(policy))
     renewed = {}
     for step in range(8):
         teacher.refresh(step)
@@ -310,7 +313,7 @@ def test_a_snapshot_is_renewed_at_multiples() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
 def test_an_average_follows_its_formula(decay: float) -> None:
     policy = tiny()
-    teacher = TeacherCopy(Teacher(kind="ema", decay=decay), policy)
+    teacher = TeacherCopy(Teacher(kind="ema", decay=decay), FullWeights(policy))
     exact = {name: value.double() for name, value in weights(policy).items()}
     for step in range(6):
         teacher.refresh(step)
@@ -325,7 +328,7 @@ def test_an_average_follows_its_formula(decay: float) -> None:
 def test_the_initial_teacher_never_moves() -> None:
     policy = tiny()
     start = weights(policy)
-    teacher = TeacherCopy(Teacher(kind="initial", every=1), policy)
+    teacher = TeacherCopy(Teacher(kind="initial", every=1), FullWeights(policy))
     for step in range(3):
         teacher.refresh(step)
         move(policy, step)
@@ -337,7 +340,7 @@ def test_the_initial_teacher_never_moves() -> None:
 @pytest.mark.parametrize("kind", ["current", "none"])
 def test_the_current_teacher_is_the_policy(kind: str, tmp_path: Path) -> None:
     policy = tiny()
-    teacher = TeacherCopy(Teacher(kind=kind), policy)
+    teacher = TeacherCopy(Teacher(kind=kind), FullWeights(policy))
     teacher.refresh(0)
     teacher.follow()
     assert teacher.model is policy and not teacher.is_copy
@@ -352,7 +355,7 @@ def test_a_teacher_takes_no_gradient_and_no_tokenizer_of_its_own() -> None:
         policy.model.get_input_embeddings().weight.shape
     )
     policy.model.train()
-    teacher = TeacherCopy(Teacher(kind="ema"), policy)
+    teacher = TeacherCopy(Teacher(kind="ema"), FullWeights(policy))
     copies = list(teacher.model.model.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in copies)
     assert not teacher.model.model.training and policy.model.training
@@ -392,12 +395,12 @@ POLICIES = {
 @pytest.mark.parametrize("make", POLICIES)
 def test_a_saved_teacher_comes_back_bit_for_bit(make: str, kind: str, tmp_path: Path) -> None:
     policy = POLICIES[make]()
-    teacher = TeacherCopy(Teacher(kind=kind), policy)
+    teacher = TeacherCopy(Teacher(kind=kind), FullWeights(policy))
     move(teacher.model, 1)
     expected = weights(teacher.model)
     teacher.save(tmp_path / "teacher")
     move(policy, 2)
-    restored = TeacherCopy(Teacher(kind=kind), policy)
+    restored = TeacherCopy(Teacher(kind=kind), FullWeights(policy))
     assert not same(weights(restored.model), expected)
     restored.load(tmp_path / "teacher")
     assert same(weights(restored.model), expected)
@@ -405,18 +408,18 @@ def test_a_saved_teacher_comes_back_bit_for_bit(make: str, kind: str, tmp_path: 
 
 
 def test_a_run_without_a_teacher_is_told_so(tmp_path: Path) -> None:
-    teacher = TeacherCopy(Teacher(kind="ema"), tiny())
+    teacher = TeacherCopy(Teacher(kind="ema"), FullWeights(tiny()))
     with refused(str(tmp_path), "ema teacher"):
         teacher.load(tmp_path / "teacher")
 
 
 def test_a_folder_without_weights_is_no_teacher(tmp_path: Path) -> None:
     with refused(str(tmp_path)):
-        TeacherCopy(Teacher(kind="ema"), tiny()).load(tmp_path)
+        TeacherCopy(Teacher(kind="ema"), FullWeights(tiny())).load(tmp_path)
 
 
 def test_a_teacher_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:
-    teacher = TeacherCopy(Teacher(kind="ema"), tiny())
+    teacher = TeacherCopy(Teacher(kind="ema"), FullWeights(tiny()))
     teacher.save(tmp_path)
     cut_in_half(tmp_path / "model.safetensors")
     with refused(str(tmp_path)):
@@ -425,24 +428,24 @@ def test_a_teacher_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", OTHER_SHAPES)
 def test_a_teacher_of_another_shape_is_refused(other: str, tmp_path: Path) -> None:
-    TeacherCopy(Teacher(kind="ema"), qwen3(**OTHER_SHAPES[other])).save(tmp_path)
+    TeacherCopy(Teacher(kind="ema"), FullWeights(qwen3(**OTHER_SHAPES[other]))).save(tmp_path)
     with refused(str(tmp_path)):
-        TeacherCopy(Teacher(kind="ema"), tiny()).load(tmp_path)
+        TeacherCopy(Teacher(kind="ema"), FullWeights(tiny())).load(tmp_path)
 
 
 # Checkpoints
 
 
 def state(kind: str = "ema", seed: int = 0) -> TrainState:
-    policy = tiny(seed=seed)
+    policy = FullWeights(tiny(seed=seed))
     teacher = TeacherCopy(Teacher(kind=kind, every=3), policy)
-    return TrainState(policy, teacher, Optimizer(policy.model, settings(), 20))
+    return TrainState(policy, teacher, Optimizer(policy.trained(), settings(), 20))
 
 
 def train(moving: TrainState, steps: range) -> None:
     for step in steps:
         moving.teacher.refresh(step)
-        advance(moving.policy, moving.optimizer, range(step, step + 1))
+        advance(moving.policy.model, moving.optimizer, range(step, step + 1))
         moving.teacher.follow()
 
 
@@ -458,13 +461,13 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(kind: str, tmp_path: Pat
     assert folder == run.checkpoint(4) and run.checkpoints() == [4]
     train(straight, range(4, 8))
 
-    policy = load_language_model(folder, ModelSettings(device="cpu"))
+    policy = load_policy(folder, ModelSettings(device="cpu"))
     teacher = TeacherCopy(Teacher(kind=kind, every=3), policy, 4)
-    resumed = TrainState(policy, teacher, Optimizer(policy.model, settings(), 20))
+    resumed = TrainState(policy, teacher, Optimizer(policy.trained(), settings(), 20))
     load_state(folder, resumed.teacher, resumed.optimizer)
     assert resumed.teacher.refreshed_at == (3 if kind == "snapshot" else 0)
     train(resumed, range(4, 8))
-    assert same(weights(resumed.policy), weights(straight.policy))
+    assert same(weights(resumed.policy.model), weights(straight.policy.model))
     assert same(weights(resumed.teacher.model), weights(straight.teacher.model))
     assert (folder / "teacher").is_dir() == (kind != "current")
 
@@ -492,7 +495,7 @@ def test_a_checkpoint_replaces_the_one_before_and_its_left_overs(tmp_path: Path)
     folder = save_checkpoint(run, 2, moving)
     assert not (folder / "stale").exists() and not half.exists()
     loaded = load_language_model(folder, ModelSettings(device="cpu"))
-    assert same(weights(loaded), weights(moving.policy))
+    assert same(weights(loaded), weights(moving.policy.model))
 
 
 @contextlib.contextmanager
@@ -540,5 +543,5 @@ def test_pruning_keeps_what_it_is_told_to(tmp_path: Path) -> None:
 def test_the_teacher_of_a_run_that_had_none_is_missed(tmp_path: Path) -> None:
     folder = save_checkpoint(run_at(tmp_path), 1, state("current"))
     with refused(str(folder), "snapshot teacher"):
-        load_teacher(folder, TeacherCopy(Teacher(kind="snapshot"), tiny()))
-    load_teacher(folder, TeacherCopy(Teacher(kind="current"), tiny()))
+        load_teacher(folder, TeacherCopy(Teacher(kind="snapshot"), FullWeights(tiny())))
+    load_teacher(folder, TeacherCopy(Teacher(kind="current"), FullWeights(tiny())))

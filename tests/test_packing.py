@@ -27,6 +27,7 @@ from castctl.models.head import fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
 from castctl.models.packing import Layout, flattened, microbatches, pack, rows_of
+from castctl.models.policy import FullWeights
 from castctl.ragged import offsets_of
 from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
 from castctl.stages.train.batch import TrainBatch
@@ -284,7 +285,7 @@ def update_gradients(slots: dict[str, Any], **train: Any) -> tuple[float, dict[s
             "train": train,
         }
     )
-    optimizer = Optimizer(model.model, OptimizerSettings(), 10)
+    optimizer = Optimizer(FullWeights(model).trained(), OptimizerSettings(), 10)
     if recipe.train.gradient_checkpointing:
         model.recompute_activations()
     stats = update(model, model, optimizer, train_batch(), recipe, 0)

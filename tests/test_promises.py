@@ -64,9 +64,9 @@ def test_a_run_repeats_itself_bit_for_bit(finished: Run, tmp_path: Path) -> None
 def test_shape_ignores_part_size_order_and_process(finished: Run, tmp_path: Path) -> None:
     step = finished.step(1)
     expected = {
-        (row["prompt_id"], row["sample"]): row for row in step.read_all("advantages").to_pylist()
+        (row["prompt_id"], row["sample"]): row for row in step.table("advantages").to_pylist()
     }
-    tables = {stage: step.read_all(stage) for stage in ("rollouts", "rewards", "signals")}
+    tables = {stage: step.table(stage) for stage in ("rollouts", "rewards", "signals")}
     prompts = list(dict.fromkeys(tables["rollouts"]["prompt_id"].to_pylist()))
     owner = np.array([prompts.index(p) for p in tables["rollouts"]["prompt_id"].to_pylist()])
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_shape_ignores_part_size_order_and_process(finished: Run, tmp_path: Path
                 write_part(folder.part_path(stage, part), stage, table.take(pa.array(rows)), {})
         for index in (1, 0):
             shape_step(folder, finished.recipe.method, progress=Silent(), shard=Shard(index, 2))
-        shaped = folder.read_all("advantages").to_pylist()
+        shaped = folder.table("advantages").to_pylist()
         assert len(shaped) == len(expected)
         assert all(row == expected[row["prompt_id"], row["sample"]] for row in shaped)
 
@@ -93,10 +93,10 @@ def test_the_loop_goes_on_from_stages_run_one_by_one(tmp_path: Path) -> None:
     shape_step(run.step(0), run.recipe.method, progress=Silent())
     train_stage(run, 0, policy_at(run, 0), overwrite=False)
     rollout_stage(run, 1, policy_at(run, 1), progress=Silent())
-    before = run.step(1).read_all("rollouts")
+    before = run.step(1).table("rollouts")
     with judging_pool(run.recipe.verifier) as pool:
         row = _Loop(run, 1, pool, Silent()).step(1)
-    assert row["step"] == 1 and run.step(1).read_all("rollouts").equals(before)
+    assert row["step"] == 1 and run.step(1).table("rollouts").equals(before)
 
 
 @pytest.mark.slow
@@ -123,6 +123,6 @@ def test_training_takes_each_prompt_once_an_epoch_across_a_resume(tmp_path: Path
     taken = [
         prompt
         for step in range(3)
-        for prompt in dict.fromkeys(run.step(step).read_all("rollouts")["prompt_id"].to_pylist())
+        for prompt in dict.fromkeys(run.step(step).table("rollouts")["prompt_id"].to_pylist())
     ]
     assert len(set(taken[:6])) == 6 and sorted(taken[:6]) == sorted(taken[6:])

@@ -424,6 +424,6 @@ def test_a_tiny_recipe_runs(here: Path, name: str) -> None:
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert rows[0]["groups_mixed"] > 0 and rows[0]["grad_norm"] > 0
     assert trained.after["k"] == 1
-    signals = pa.concat_tables(run.step(step).read_all("signals") for step in (0, 1))
+    signals = pa.concat_tables(run.step(step).table("signals") for step in (0, 1))
     for signal in recipe.method.needs:
         assert signals.column(signal).null_count < signals.num_rows, signal

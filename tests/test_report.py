@@ -194,7 +194,7 @@ def test_a_run_shows_its_recipe_course_and_evaluations(run: Run) -> None:
     assert len(ids) == len(set(ids))
     texts = dict(zip(page.index["ids"], page.index["texts"], strict=True))
     row = page.rows()[0]
-    completion = run.step(0).read_all("rollouts")["completion"][0].as_py()
+    completion = run.step(0).table("rollouts")["completion"][0].as_py()
     assert "".join(texts[id] for id in row["ids"]).startswith(completion)
 
 
@@ -204,7 +204,7 @@ def test_every_value_of_every_token_is_in_the_page(run: Run) -> None:
     ids = [index["groups"][group]["id"] for group in index["group"]]
     keys = list(zip(index["step"], ids, index["sample"], strict=True))
     for step in (0, 1):
-        stages = {s: run.step(step).read_all(s).to_pylist()
+        stages = {s: run.step(step).table(s).to_pylist()
                   for s in ("rollouts", "rewards", "signals", "advantages")}  # fmt: skip
         for rollout, reward, signal, shaped in zip(*stages.values(), strict=True):
             key = (step, rollout["prompt_id"], rollout["sample"])

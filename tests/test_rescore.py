@@ -82,7 +82,7 @@ def test_rows_with_a_makers_verdict() -> None:
 def test_the_run_made_of_them_is_read_by_other_commands() -> None:
     regrade(rows_file(Path("mine.jsonl"), ROWS), "one")
     folder = StepFolder(Path("runs/one/eval/mine/step-00000"))
-    rollouts, rewards = (folder.read_all(stage) for stage in ("rollouts", "rewards"))
+    rollouts, rewards = (folder.table(stage) for stage in ("rollouts", "rewards"))
     assert rollouts["completion"].to_pylist() == [ROWS[at]["response"] for at in (0, 2, 3, 1)]
     assert rollouts["sample"].to_pylist() == [0, 1, 2, 0]
     assert rewards["extracted"].to_pylist() == ["2", None, "3", "4"]
@@ -178,7 +178,7 @@ def test_several_responses_and_a_prompt_as_the_problem() -> None:
                   resps=[[r"\boxed{4}", r"\boxed{5}"]])  # fmt: skip
     _, part = regrade(rows_file(Path("samples_x_2026.jsonl"), [line]))
     assert moves(part) == {(None, "correct"): 1, (None, "wrong"): 1}
-    assert StepFolder(part.path).read_all("rollouts")["problem"].to_pylist() == ["Compute."] * 2
+    assert StepFolder(part.path).table("rollouts")["problem"].to_pylist() == ["Compute."] * 2
 
 
 WRONG = {

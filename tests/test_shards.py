@@ -243,7 +243,7 @@ def test_a_killed_process_leaves_whole_parts_alone(tmp_path: Path, there_before:
         assert equal(table, conforming()) or table["prompt_id"].to_pylist() == ["new"]
     assert folder.parts("rollouts") in ([[0]] if there_before else [[], [0]])
     assert folder.make("rollouts", 0, {}, {}, rollouts, overwrite=True)
-    assert equal(folder.read_all("rollouts"), conforming())
+    assert equal(folder.table("rollouts"), conforming())
 
 
 # Broken parts
@@ -684,7 +684,7 @@ def test_parts_are_numbered_files_alone(folder: StepFolder) -> None:
         (folder.path / "rewards" / name).write_text("")
     assert folder.parts("rewards") == [0, 12, 100_000]
     assert folder.require_parts("rewards", "never mind") == [0, 12, 100_000]
-    assert folder.read_all("rewards").num_rows == 9
+    assert folder.table("rewards").num_rows == 9
     with refused(str(folder.path), "signals", "run this first"):
         folder.require_parts("signals", "run this first")
 

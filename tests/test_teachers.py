@@ -140,9 +140,9 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_student_and_teacher_are_read_at_the_sampling_temperature(rolled: Run) -> None:
     """Both against all logits of transformers' own forward pass, over T = 0.7."""
-    model = policy_at(rolled, 0).load(rolled.recipe.model)
+    model = policy_at(rolled, 0).load(rolled.recipe.model).model
     folder = rolled.step(0)
-    rollouts, signals = (folder.read_all(s).to_pylist() for s in ("rollouts", "signals"))
+    rollouts, signals = (folder.table(s).to_pylist() for s in ("rollouts", "signals"))
     for rollout, signal in zip(rollouts[:3], signals[:3], strict=True):
         completion = rollout["completion_token_ids"]
         asked = {
@@ -159,14 +159,14 @@ def test_student_and_teacher_are_read_at_the_sampling_temperature(rolled: Run) -
 
 
 def test_the_prompt_tells_the_answer_and_the_completion_stays(rolled: Run) -> None:
-    tokenizer = policy_at(rolled, 0).load(rolled.recipe.model).tokenizer
+    tokenizer = policy_at(rolled, 0).load(rolled.recipe.model).model.tokenizer
     folder = rolled.step(0)
     metadata = folder.read("signals", 0).metadata["signals"]
     assert metadata["teacher_logprobs"]["context"] == "solution_or_answer"
     template = TeacherTemplate(tokenizer, rolled.recipe.data, rolled.recipe.method.teacher)
     assert metadata["teacher_prompt_token_ids"]["template"] == template.version
     rows = zip(
-        folder.read_all("rollouts").to_pylist(), folder.read_all("signals").to_pylist(), strict=True
+        folder.table("rollouts").to_pylist(), folder.table("signals").to_pylist(), strict=True
     )
     for rollout, signal in rows:
         prompt = tokenizer.decode(signal["teacher_prompt_token_ids"])
@@ -249,15 +249,15 @@ def test_the_gap_of_the_first_tokens_can_be_left_out(rolled: Run, castctl: Cli) 
     run = str(rolled.path)
     castctl("shape", "--run", run)
     folder = rolled.step(0)
-    heard = [row["weights"] for row in folder.read_all("advantages").to_pylist()]
+    heard = [row["weights"] for row in folder.table("advantages").to_pylist()]
     castctl("shape", "--run", run, "--set", "method.teacher.skip_tokens=3", "--overwrite")
-    rows = folder.read_all("advantages").to_pylist()
+    rows = folder.table("advantages").to_pylist()
     assert all(w == 1 for row in rows for w in row["weights"][:3])
     assert [row["weights"][3:] for row in rows] == [weights[3:] for weights in heard]
     from castctl.stages.measures import measure_step
 
     share = measure_step(folder)["gap_skipped_share"]
-    signals = folder.read_all("signals").to_pylist()
+    signals = folder.table("signals").to_pylist()
     gaps = [
         [abs(t - p) for t, p in zip(s["teacher_logprobs"], s["policy_logprobs"], strict=True)]
         for s in signals

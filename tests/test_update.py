@@ -37,10 +37,11 @@ def update_in_float64(
     run: Run, batch: TrainBatch, recipe: Recipe
 ) -> tuple[LanguageModel, UpdateStats]:
     """The initial policy after an update, its gradient still there, and the update's numbers."""
-    policy = policy_at(run, 0).load(recipe.model)
+    trained = policy_at(run, 0).load(recipe.model)
+    policy = trained.model
     policy.model.double()
     policy.dtype = torch.float64
-    state = new_state(Run(run.path, recipe), policy, 0)
+    state = new_state(Run(run.path, recipe), trained, 0)
     return policy, update(policy, policy, state.optimizer, batch, recipe, step=1)
 
 
@@ -145,9 +146,10 @@ def test_an_anchor_and_an_entropy_bonus_reach_every_token(run: Run, batch: Train
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(run: Run, batch: TrainBatch) -> None:
     broken = replace(batch, loss_weights=np.full_like(batch.loss_weights, np.nan))
-    policy = policy_at(run, 0).load(run.recipe.model)
+    trained = policy_at(run, 0).load(run.recipe.model)
+    policy = trained.model
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
-    state = new_state(run, policy, 0)
+    state = new_state(run, trained, 0)
     with pytest.raises(UserError, match="stopped before the weights"):
         update(policy, policy, state.optimizer, broken, run.recipe, step=1)
     assert distance(before, {n: p.detach() for n, p in policy.model.named_parameters()}) == 0

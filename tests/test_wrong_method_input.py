@@ -280,7 +280,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rollout_stage(run, 0, source, progress=Silent())
     score_stage(run, 0, source, None, progress=Silent())
     shape_step(run.step(0), run.recipe.method, progress=Silent())
-    kinds = run.step(0).read_all("advantages")["group_kind"].to_pylist()
+    kinds = run.step(0).table("advantages")["group_kind"].to_pylist()
     assert "mixed" in kinds
     return run
 

@@ -1,3 +1,314 @@
-"""castctl: run, take apart and compare RLVR methods for language models."""
+"""castctl: run, take apart and compare RLVR methods for language models.
+
+What the command line does, as functions. Importing this module imports no other but the errors';
+each function imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from castctl.errors import UserError
+
+if TYPE_CHECKING:
+    from castctl.diagnosis.diagnosis import Diagnosis
+    from castctl.progress import Progress
+    from castctl.recipe.recipe import Recipe, VerifierSettings
+    from castctl.runs.run import Run
+    from castctl.shards.stage import StepFolder
+    from castctl.stages.policies import PolicySource
+    from castctl.verify.judge import Judgement
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "UserError",
+    "create_run",
+    "diagnose",
+    "evaluate",
+    "grade",
+    "load_recipe",
+    "open_run",
+    "rollout",
+    "score",
+    "shape",
+    "train",
+    "update",
+]
+
+THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
+"""Measured on two cores: waiting threads that spin made two threads three times slower than one,
+and huge pages make fresh tensors seven times cheaper. Both are read when torch loads."""
+
+
+def load_recipe(recipe: str | Path | None = None, **overrides: Any) -> Recipe:
+    """A recipe by its name, such as `cast-qwen3-1.7b:mixed-only`, or its file; the embedded
+    default's where neither it nor another model is named.
+
+    `overrides` are settings by their dotted keys, `**{"optimizer.lr": 1e-5}`, or whole sections,
+    `optimizer={"lr": 1e-5}`; `method` may be a method's name alone. Raises `UserError` naming the
+    key that does not fit and what to write.
+    """
+    from castctl.recipe.reader import chosen_recipe, read_recipe
+
+    sections = _sections(overrides)
+    return read_recipe(chosen_recipe(recipe, sections), **sections)[0]
+
+
+def create_run(recipe: Recipe | str | Path | None = None, run: str | Path | None = None) -> Run:
+    """A new run folder, where `rollout` or `evaluate` begins: of that name or path, or named after
+    the method and the time. Raises `UserError` where it is there already."""
+    from castctl.runs.run import create_run
+
+    recipe = _recipe(recipe)
+    return create_run(recipe, None if run is None else str(run), recipe.method.name)
+
+
+def open_run(run: str | Path) -> Run:
+    """The run of that name or path: its `steps`, `metrics()`, and `step(12).table("advantages")`
+    as Arrow tables. Raises `UserError` where there is none."""
+    from castctl.runs.run import open_run
+
+    return open_run(str(run))
+
+
+def train(
+    recipe: Recipe | str | Path | None = None,
+    run: Run | str | Path | None = None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a new run to its last step, as `castctl train` does; with `resume`, go on with `run`.
+
+    `on_step` is told each step's metrics; raising in it stops the run after that step. Raises
+    `UserError` for a recipe that cannot train, and for numbers that go wrong.
+    """
+    from castctl.runs.run import discarded_if_empty
+
+    if resume and (run is None or recipe is not None):
+        raise UserError("resume=True goes on with a run by its own recipe; name run alone")
+    target = _run(run) if resume and run is not None else _new_run(recipe, run)
+    target.recipe.check_training()
+    before_torch()
+    from castctl.stages.train.loop import train
+
+    with discarded_if_empty(target):
+        train(target, _progress(quiet), on_step or (lambda row: None))
+    return target
+
+
+def rollout(
+    run: Run | str | Path, step: int = 0, *, overwrite: bool = False, quiet: bool = False,
+    **overrides: Any,
+) -> StepFolder:  # fmt: skip
+    """Sample completions of a step's prompts into its `rollouts/`; the step's folder.
+
+    As for all stages: `overrides` change the run's settings for this call, as for `load_recipe`;
+    parts that are there and made alike are kept, and those made otherwise refused with `UserError`
+    unless `overwrite` is set.
+    """
+    target = _run(run, overrides)
+    before_torch()
+    from castctl.stages.one_step import rollout_stage
+    from castctl.stages.policies import policy_at
+
+    source = policy_at(target, step)
+    rollout_stage(target, step, source, progress=_progress(quiet), overwrite=overwrite)
+    return target.step(step)
+
+
+def score(
+    run: Run | str | Path,
+    step: int = 0,
+    *,
+    signals: Iterable[str] | None = None,
+    model: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> StepFolder:
+    """Verify a step's answers into `rewards/` and score its tokens into `signals/`; its folder.
+
+    `signals` are the method's own unless named; `model` names other weights than the step's.
+    """
+    target = _run(run, overrides, model)
+    before_torch()
+    from castctl.stages.one_step import score_stage
+
+    score_stage(
+        target, step, _source(target, step, model), signals,
+        progress=_progress(quiet), overwrite=overwrite,
+    )  # fmt: skip
+    return target.step(step)
+
+
+def shape(
+    run: Run | str | Path, step: int = 0, *, overwrite: bool = False, quiet: bool = False,
+    **overrides: Any,
+) -> StepFolder:  # fmt: skip
+    """Turn a step's rewards and signals into `advantages/`, by `method=...` or the run's own; its
+    folder."""
+    from castctl.stages.shape import shape_step
+
+    target = _run(run, overrides)
+    recipe, folder = target.recipe, target.step(step)
+    shape_step(
+        folder, recipe.method, longest=recipe.sampling.max_tokens,
+        progress=_progress(quiet), overwrite=overwrite,
+    )  # fmt: skip
+    return folder
+
+
+def update(
+    run: Run | str | Path,
+    step: int = 0,
+    *,
+    model: str | Path | None = None,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> Path:
+    """One update from a shaped step, as `castctl train --from` does; the next step's checkpoint."""
+    target = _run(run, overrides, model)
+    before_torch()
+    from castctl.stages.one_step import train_stage
+
+    return train_stage(target, step, _source(target, step, model), overwrite)[0]
+
+
+def evaluate(
+    run: Run | str | Path,
+    *tasks: str,
+    step: int | None = None,
+    data: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a run's last checkpoint, or that of `step`, on benchmarks or files, the recipe's
+    task unless named; what `results.json` holds, by task.
+
+    `data` is a file with the problems of one task, or a folder with a file of each task's name.
+    """
+    target = _run(run, overrides)
+    before_torch()
+    from castctl.stages.evaluate.stage import evaluate_tasks, sources
+
+    at = max(target.checkpoints(), default=0) if step is None else step
+    places = sources(tasks or [target.recipe.eval.task], None if data is None else str(data))
+    done = evaluate_tasks(target, at, places, progress=_progress(quiet), overwrite=overwrite)
+    return {task: dict(each.result or {}) for task, each in zip(places, done, strict=True)}
+
+
+def diagnose(
+    name: str,
+    run: Run | str | Path | None = None,
+    *,
+    steps: Iterable[int] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Diagnosis:
+    """What a run's numbers mean, as `castctl diagnose NAME` finds it: every number in `.numbers`,
+    written to `diagnose/NAME/NAME.json` too.
+
+    `run` is a run, a path such as `RUN/step-00012`, or a folder of steps made elsewhere; the newest
+    run unless named. All steps that serve are read unless `steps` names some.
+    """
+    from castctl.diagnosis.catalog import find_diagnostic
+    from castctl.inspection.target import find_target
+
+    diagnostic = find_diagnostic(name)
+    target = find_target(None if run is None else str(getattr(run, "path", run)))
+    before_torch()
+    from castctl.diagnosis.runner import diagnose
+    from castctl.diagnosis.subject import Subject
+
+    subject = Subject(target.path, target.steps, target.run)
+    progress = _progress(quiet)
+    asked = list(steps)
+    return diagnose(diagnostic, subject, asked=asked, progress=progress, overwrite=overwrite)[0]
+
+
+def grade(
+    problem: str, completion: str, answer: str, *, verifier: VerifierSettings | None = None
+) -> Judgement:
+    """What a completion is worth, by the grader of training and evaluation: `.verdict`, `.reward`
+    and the `.extracted` answer.
+
+    Runs in worker processes that can be killed; they start with the first call, which takes a
+    second, and end with this process. One thread at a time.
+    """
+    from castctl.recipe.recipe import VerifierSettings
+    from castctl.verify.judge import Row, judge
+
+    settings = verifier or VerifierSettings(workers=1)
+    row = Row(problem, completion, answer, "stop")
+    return judge(_pool(settings), settings, [row])[0]
+
+
+_pools: dict[VerifierSettings, Any] = {}
+
+
+def _pool(settings: VerifierSettings) -> Any:
+    from castctl.verify.judge import judging_pool
+
+    if settings not in _pools:
+        _pools[settings] = judging_pool(settings)
+    return _pools[settings]
+
+
+def _recipe(recipe: Recipe | str | Path | None) -> Recipe:
+    return load_recipe(recipe) if recipe is None or isinstance(recipe, str | Path) else recipe
+
+
+def _new_run(recipe: Recipe | str | Path | None, run: Run | str | Path | None) -> Run:
+    if run is not None and not isinstance(run, str | Path):
+        raise UserError(f"{run.path} is a run already; go on with resume=True, or name a new one")
+    return create_run(recipe, run)
+
+
+def _run(
+    run: Run | str | Path, overrides: dict[str, Any] | None = None, model: str | Path | None = None
+) -> Run:
+    """A run, its recipe changed for one call."""
+    opened = open_run(run) if isinstance(run, str | Path) else run
+    if model is not None:
+        overrides = {**(overrides or {}), "model.path": str(model)}
+    return opened.changed(**_sections(overrides)) if overrides else opened
+
+
+def _source(run: Run, step: int, model: str | Path | None) -> PolicySource:
+    from castctl.stages.policies import named_policy, policy_at
+
+    return policy_at(run, step) if model is None else named_policy(run.recipe.model)
+
+
+def _sections(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested sections."""
+    from castctl.methods import merged
+
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key == "method" and isinstance(value, str):
+            value = {"name": value}
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merged(tree, value)
+    return tree
+
+
+def _progress(quiet: bool) -> Progress:
+    from castctl.progress import Silent
+    from castctl.report.console import progress
+
+    return Silent() if quiet else progress()
+
+
+def before_torch() -> None:
+    """Set what torch reads when it loads, where the user has not."""
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)

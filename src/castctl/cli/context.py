@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from castctl.errors import UserError
-from castctl.recipe.reader import Origins, default_recipe_path, load_recipe, read_recipe
+from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.report.console import say, tell
 from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
@@ -45,10 +45,8 @@ class Asked:
     def new_recipe(self) -> tuple[Recipe, Origins]:
         """The recipe named, or the embedded default's where no other model is named either, and
         where its settings come from."""
-        path, default = self.recipe, default_recipe_path()
-        model = self.sections.get("model", {}).get("path")
-        if path is None and model in (None, load_recipe(default).model.path):
-            path = default
+        path = chosen_recipe(self.recipe, self.sections)
+        if path != self.recipe:
             say(
                 "No recipe and no other model named: using the embedded default, a tiny model and "
                 "arithmetic that castctl makes itself."
@@ -59,8 +57,7 @@ class Asked:
         """A run with its recipe changed as asked, for this command alone."""
         if self.recipe is not None:
             raise UserError(f"run {run.path} has its recipe already; change it with --set")
-        recipe = load_recipe(run.path / "recipe.yaml", overrides=self.overrides, **self.sections)
-        return Run(run.path, recipe)
+        return run.changed(self.overrides, **self.sections)
 
 
 def run_and_step(name: str | None) -> tuple[str | None, int | None]:
@@ -108,7 +105,7 @@ def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
 def latest_step(run: Run, stage: str, asked: int | None, in_name: int | None) -> int:
     """The step asked for, or the last one that has the stage to read."""
     step = one_step(asked, in_name)
-    having = [k for k in run.steps() if run.step(k).parts(stage)]
+    having = [k for k in run.steps if run.step(k).parts(stage)]
     if step is not None:
         if step not in having:
             steps = ", ".join(map(str, having)) or "none"

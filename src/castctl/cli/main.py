@@ -29,10 +29,6 @@ from castctl.cli import (
 from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
 
-# Measured on two cores: waiting threads that spin made two threads three times slower than one,
-# and huge pages make fresh tensors seven times cheaper. Both are read when torch loads.
-THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
-
 INTERRUPTED = 130
 READER_GONE = 141
 """As a shell counts: 128 and the number of the signal, SIGINT and SIGPIPE."""
@@ -72,8 +68,7 @@ def main() -> None:
 
     Exits with 0, 1 (a bug), 2 (a mistake to mend), 130 (Ctrl-C) or 141 (nobody reads the output).
     """
-    for name, value in THREADS.items():
-        os.environ.setdefault(name, value)
+    castctl.before_torch()
     send_warnings_to_terminal()
     try:
         _refuse_broken_text(sys.argv[1:])

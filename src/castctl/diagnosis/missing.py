@@ -10,13 +10,14 @@ from castctl.errors import UserError
 from castctl.inspection.tokens import run_tokenizer
 from castctl.methods import MethodSettings
 from castctl.models.loading import load_tokenizer, locate_model
+from castctl.models.policy import Policy
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.shards.part import read_json, read_metadata, write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.one_step import teacher_at
-from castctl.stages.policies import PolicySource, budget_of, load_reference, make_scorers, policy_at
+from castctl.stages.policies import PolicySource, budget_of, make_scorers, policy_at, reference_of
 from castctl.stages.score.rewards import score_rewards
 from castctl.stages.score.scorers import Scorer
 from castctl.stages.score.signals import score_signals
@@ -66,7 +67,7 @@ def compute_missing(
         scorers = make_scorers(
             recipe, source.fingerprint, policy,
             teacher_at(own, folder.step, source, policy) if taught else None,
-            _reference(own) if anchored else None,
+            _reference(own, policy) if anchored else None,
         )  # fmt: skip
         whole = overwrite or not view.parts("signals")
         spent = score_signals(
@@ -92,13 +93,13 @@ def _judge(run: Run, view: StepFolder, progress: Progress, overwrite: bool) -> N
         )
 
 
-def _reference(run: Run) -> Scorer:
+def _reference(run: Run, policy: Policy) -> Scorer:
     if not (run.path / "recipe.yaml").is_file():
         raise UserError(
             f"{run.path} is no run, so nothing says which model is the reference; score the step "
             f"with castctl score --run {run.path} --signals ref_logprobs --model MODEL"
         )
-    return load_reference(run)
+    return reference_of(run, policy)
 
 
 def _temperature(folder: StepFolder, recipe: Recipe) -> float:

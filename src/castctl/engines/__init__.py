@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from castctl.progress import Advance
-from castctl.recipe.recipe import SamplingSettings
+from castctl.recipe.recipe import EngineSettings, SamplingSettings
+from castctl.shards.part import Metadata
+
+if TYPE_CHECKING:
+    from castctl.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,28 @@ class Completion:
 
 
 class Engine(Protocol):
-    """What a rollout needs of an engine."""
+    """What loop, stages and evaluation ask of an engine."""
+
+    @property
+    def identity(self) -> Metadata:
+        """What decides a draw beside the weights, the request and the sampling settings: `kind`,
+        `version` and `dtype`."""
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance
     ) -> list[Completion]:
         """One completion a request, in order; `advance` is told of finished completions."""
+
+    def sync(self) -> None:
+        """Take over the policy's weights, which have changed; nothing may be sampled before."""
+
+    def close(self) -> None:
+        """Give back what the engine holds; nothing is sampled after."""
+
+
+def make_engine(settings: EngineSettings, policy: Policy) -> Engine:
+    """The engine of a recipe, sampling from a policy's weights as they are."""
+    from castctl.engines.transformers_engine import TransformersEngine
+
+    makers = {"transformers": TransformersEngine}
+    return makers[settings.kind](policy.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.progress import Advance
 from castctl.recipe.recipe import SamplingSettings
+from castctl.shards.part import Metadata
 
 COMPACT_BELOW = 0.85
 """Finished rows leave the cache once less than this share is live: dropping copies the cache."""
@@ -34,6 +36,21 @@ class TransformersEngine:
         self.model = model
         self.stop_ids = stop_token_ids(model)
         self._cache_argument = cache_argument(model.model)
+
+    @property
+    def identity(self) -> Metadata:
+        """The library's version decides, since its models and filters compute the distribution."""
+        return {
+            "kind": "transformers",
+            "version": version("transformers"),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def sync(self) -> None:
+        """Nothing to do: the weights are the policy's own."""
+
+    def close(self) -> None:
+        """Nothing to give back: the model is the policy's."""
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance

@@ -77,8 +77,8 @@ def _best(run: Run) -> tuple[float, int] | None:
 
 def _last_reward(run: Run) -> float | None:
     """The mean reward of the last step that was scored by hand."""
-    scored = [step for step in run.steps() if run.step(step).parts("rewards")]
+    scored = [step for step in run.steps if run.step(step).parts("rewards")]
     if not scored:
         return None
-    mean = measure_rewards(run.step(scored[-1]).read_all("rewards"))["reward_mean"]
+    mean = measure_rewards(run.step(scored[-1]).table("rewards"))["reward_mean"]
     return mean if isinstance(mean, float) else None

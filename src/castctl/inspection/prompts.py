@@ -48,12 +48,12 @@ def view_prompts(
     folder: StepFolder, limit: int, texts: TokenTexts, ending: str | None
 ) -> PromptsView:
     """The first `limit` prompts of a step's rollouts; `ending` is that of the student's."""
-    rollouts = folder.read_all("rollouts")
+    rollouts = folder.table("rollouts")
     ids = rollouts["prompt_id"].to_pylist()
     first: dict[str, int] = {}
     for row, id in enumerate(ids):
         first.setdefault(id, row)
-    signals = folder.read_all("signals") if folder.parts("signals") else None
+    signals = folder.table("signals") if folder.parts("signals") else None
     teachers = _own_prompts(signals, "teacher_prompt_token_ids")
     bilaterals = _own_prompts(signals, "bilateral_prompt_token_ids")
     scored = signals is not None and signals["teacher_logprobs"].null_count < signals.num_rows

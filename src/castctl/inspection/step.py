@@ -106,10 +106,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
 def _spreads(folder: StepFolder) -> dict[str, Spread]:
     values = {}
     if folder.parts("advantages"):
-        column = folder.read_all("advantages")["advantages"].combine_chunks()
+        column = folder.table("advantages")["advantages"].combine_chunks()
         values["advantage"] = column.flatten().to_numpy(zero_copy_only=False)
     if folder.parts("signals"):
-        values["gap"] = gaps(folder.read_all("signals"), str(folder.path / "signals"))
+        values["gap"] = gaps(folder.table("signals"), str(folder.path / "signals"))
     spreads = {name: spread_of(flat) for name, flat in values.items()}
     return {name: spread for name, spread in spreads.items() if spread is not None}
 
@@ -118,7 +118,7 @@ def _groups(folder: StepFolder) -> list[GroupView]:
     """The groups in the order of the rewards; none without rewards."""
     if not folder.parts("rewards"):
         return []
-    rewards = folder.read_all("rewards")
+    rewards = folder.table("rewards")
     known = reward_groups(rewards)
     problems = _problems(folder)
     ids = dict.fromkeys(rewards["prompt_id"].to_pylist())
@@ -137,5 +137,5 @@ def _groups(folder: StepFolder) -> list[GroupView]:
 def _problems(folder: StepFolder) -> dict[str, str]:
     if not folder.parts("rollouts"):
         return {}
-    table = folder.read_all("rollouts")
+    table = folder.table("rollouts")
     return dict(zip(table["prompt_id"].to_pylist(), table["problem"].to_pylist(), strict=True))

@@ -78,7 +78,7 @@ def _locate(name: str) -> Path:
             return path
     if step is not None and is_run(base):
         run = open_run(base)
-        steps = ", ".join(map(str, run.steps())) or "none"
+        steps = ", ".join(map(str, run.steps)) or "none"
         raise UserError(f"{run.path} has no step {step}; steps there: {steps}")
     if wanted.suffix == ".parquet":
         raise UserError(f"there is no part {wanted}")

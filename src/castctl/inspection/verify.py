@@ -84,6 +84,7 @@ def _check_step(
         if missing := sorted(set(every) - set(numbers)):
             listed = ", ".join(map(str, missing))
             found.problems.append(f"{step.path / stage} lacks part {listed}, which others have")
+    whole = True
     for number in every:
         parts: dict[str, Part] = {}
         for stage, numbers in there.items():
@@ -91,8 +92,14 @@ def _check_step(
                 part = _read(step, stage, number, found)
                 if part is not None:
                     parts[stage] = part
+                whole &= part is not None
                 yield part
         _check_together(parts, prompts, found)
+    if whole:
+        try:
+            step.refuse_mixed("rollouts")
+        except UserError as error:
+            found.problems.append(str(error))
 
 
 def _read(step: StepFolder, stage: str, number: int, found: Verification) -> Part | None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
-from castctl.models.loading import fingerprint, load_language_model, load_weights, locate_model
+from castctl.models.loading import fingerprint, load_language_model, locate_model
+from castctl.models.policy import Policy, PolicyCopy
 from castctl.recipe.recipe import ModelSettings
 
 
@@ -53,14 +52,14 @@ class TeacherCopy:
     def __init__(
         self,
         settings: Teacher,
-        policy: LanguageModel,
+        policy: Policy,
         step: int = 0,
         other: OtherTeacher | None = None,
     ) -> None:
         self.settings = settings
         self.policy = policy
         self.refreshed_at = step
-        self._copy = policy.frozen_copy() if settings.is_copy else None
+        self._copy: PolicyCopy | None = policy.copy() if settings.is_copy else None
         self._other = other
 
     @property
@@ -68,7 +67,7 @@ class TeacherCopy:
         """The model that scores; the policy itself for `current`."""
         if self._other is not None:
             return self._other.model
-        return self.policy if self._copy is None else self._copy
+        return (self._copy or self.policy).model
 
     def name(self, policy_name: str) -> str:
         """What its numbers go by where the policy's go by `policy_name`."""
@@ -82,19 +81,23 @@ class TeacherCopy:
 
     def refresh(self, step: int) -> None:
         """Renew a snapshot whose turn it is: at steps 0, every, 2 every, ..."""
-        if self.settings.kind == "snapshot" and step % self.settings.every == 0:
-            self._blend(keep=0.0)
+        if (
+            self._copy is not None
+            and self.settings.kind == "snapshot"
+            and step % self.settings.every == 0
+        ):
+            self._copy.blend(keep=0.0)
             self.refreshed_at = step
 
     def follow(self) -> None:
         """Move an exponential average towards the policy after an update."""
-        if self.settings.kind == "ema":
-            self._blend(keep=self.settings.decay)
+        if self._copy is not None and self.settings.kind == "ema":
+            self._copy.blend(keep=self.settings.decay)
 
     def save(self, folder: Path) -> None:
-        """Write the copy as a Hugging Face folder; nothing for `current`."""
+        """Write the copy; nothing for `current`."""
         if self._copy is not None:
-            self._copy.model.save_pretrained(folder)
+            self._copy.save(folder)
 
     def load(self, folder: Path) -> None:
         """Restore the copy that `save` wrote; `UserError` where there is none."""
@@ -105,12 +108,4 @@ class TeacherCopy:
                 f"{folder.parent} has no {self.settings.kind} teacher: its run trained without "
                 "one; use method.teacher.kind=current, or a run of this method"
             )
-        load_weights(self._copy.model, folder)
-
-    @torch.no_grad()
-    def _blend(self, keep: float) -> None:
-        assert self._copy is not None
-        for mine, theirs in zip(
-            self._copy.model.parameters(), self.policy.model.parameters(), strict=True
-        ):
-            mine.copy_(theirs) if keep == 0 else mine.lerp_(theirs, 1 - keep)
+        self._copy.load(folder)

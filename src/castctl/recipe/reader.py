@@ -65,6 +65,13 @@ def read_recipe(
     return recipe, _origins(recipe, layers)
 
 
+def chosen_recipe(path: str | Path | None, sections: Tree) -> str | Path | None:
+    """`path`, or the embedded default's recipe where `sections` name no other model either."""
+    default = default_recipe_path()
+    model = sections.get("model", {}).get("path")
+    return default if path is None and model in (None, load_recipe(default).model.path) else path
+
+
 def _layers(path: Path) -> list[tuple[str, Tree]]:
     """The files that a recipe is made of, the one it rests on first: each one's name, and its
     settings over all before it."""

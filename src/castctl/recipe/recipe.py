@@ -108,6 +108,11 @@ class SamplingSettings(Section):
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+class EngineSettings(Section):
+    kind: Literal["transformers"] = "transformers"
+    """What samples, in rollout, evaluation and the loop: `transformers` decodes in this process."""
+
+
 class VerifierSettings(Section):
     function: str | None = None
     """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point."""
@@ -193,6 +198,7 @@ class Recipe(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()
     verifier: VerifierSettings = VerifierSettings()
     method: MethodSettings = MethodSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -10,13 +10,16 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 import castctl
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json, write_text
@@ -25,13 +28,16 @@ from castctl.shards.stage import WHOLE, Shard, StepFolder
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pyarrow", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The folder `path` and the recipe it was made from; `new` where this process made it."""
 
     path: Path
     recipe: Recipe
     new: bool = False
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"  # a notebook has no room for every setting
 
     @property
     def name(self) -> str:
@@ -45,6 +51,7 @@ class Run:
     def step(self, step: int) -> StepFolder:
         return StepFolder(self.path / f"step-{step:05d}", step, self.recipe.train.steps)
 
+    @property
     def steps(self) -> list[int]:
         """Steps that have a folder, ascending."""
         return _numbered(self.path, "step")
@@ -59,6 +66,20 @@ class Run:
 
     def eval_folder(self, task: str, step: int) -> StepFolder:
         return StepFolder(self.path / "eval" / task / f"step-{step:05d}", step, None)
+
+    def metrics(self) -> pa.Table:
+        """One row a step: `metrics.parquet` as it is now; `UserError` where there is none."""
+        file = self.path / "metrics.parquet"
+        try:
+            return pq.read_table(file)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no metrics yet; they come with castctl train") from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file} cannot be read ({one_line(error)})") from None
+
+    def changed(self, overrides: Iterable[str] = (), **sections: Any) -> Run:
+        """The run with its recipe changed for one call, as `read_recipe` changes it."""
+        return Run(self.path, load_recipe(self.path / "recipe.yaml", overrides, **sections))
 
     @property
     def manifest(self) -> dict[str, Any]:

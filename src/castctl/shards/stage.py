@@ -40,6 +40,9 @@ class Shard:
 WHOLE = Shard()
 """Every part: the share of a process alone."""
 
+IN_COMMON = {"rollouts": ("model", "engine", "temperature", "sampling", "seed", "templates")}
+"""What the metadata of all parts of a stage must agree on within a step."""
+
 
 def parse_shard(text: str | None, environment: dict[str, str]) -> Shard:
     """`i/n` with i from 0; without it the rank that torchrun or SLURM set, else everything."""
@@ -90,9 +93,10 @@ class StepFolder:
     def read(self, stage: str, part: int) -> Part:
         return read_part(self.part_path(stage, part), stage)
 
-    def read_all(self, stage: str) -> pa.Table:
-        """Every part of a stage, one after the other."""
-        return pa.concat_tables([self.read(stage, part).table for part in self.parts(stage)])
+    def table(self, stage: str) -> pa.Table:
+        """Every part of a stage, one after the other; `UserError` where there are none."""
+        parts = self.require_parts(stage, "run the stage that makes them first")
+        return pa.concat_tables([self.read(stage, part).table for part in parts])
 
     def rows(self, stage: str, parts: Iterable[int]) -> int:
         """How many rows these parts hold, by their headers."""
@@ -117,6 +121,31 @@ class StepFolder:
                         "add --overwrite to delete it and make the others again"
                     )
                 self.part_path(stage, part).unlink()
+
+    def refuse_mixed(self, stage: str, made: Metadata | None = None) -> None:
+        """Raise `UserError` where parts of a stage, or the parts there and what is about to be
+        `made`, differ in what a step must have in common.
+
+        Parts made elsewhere say nothing of it, and are taken as they are.
+        """
+        known, first = made, ""
+        for part in self.parts(stage):
+            path = self.part_path(stage, part)
+            said = read_metadata(path, stage) or {}
+            said = {key: said[key] for key in IN_COMMON[stage] if key in said}
+            if known is None:
+                known, first = said or None, path.name
+                continue
+            different = [key for key in said if said[key] != known.get(key, said[key])]
+            if different and not first:
+                raise _made_otherwise(path, said, known, different)
+            if different:
+                key, here, there = first_difference(said, known, different)
+                raise UserError(
+                    f"{path.parent} mixes {stage} that do not belong together: {key} is {here!r} "
+                    f"in {path.name} and {there!r} in {first}; make them again with "
+                    "--overwrite"
+                )
 
     def make(
         self,
@@ -147,12 +176,16 @@ class StepFolder:
             different = [key for key in metadata if there.get(key) != metadata[key]]
             if not different:
                 return False
-            raise UserError(
-                f"{path} is there with {describe_difference(there, metadata, different)}; "
-                "add --overwrite to make it again"
-            )
+            raise _made_otherwise(path, there, metadata, different)
         write_part(path, stage, work(), metadata)
         return True
+
+
+def _made_otherwise(path: Path, there: Metadata, now: Metadata, keys: Iterable[str]) -> UserError:
+    return UserError(
+        f"{path} is there with {describe_difference(there, now, keys)}; "
+        "add --overwrite to make it again"
+    )
 
 
 ABSENT = object()
@@ -160,6 +193,12 @@ ABSENT = object()
 
 def describe_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> str:
     """In words, the first setting in which two parts' metadata differ."""
+    key, before, after = first_difference(old, new, keys)
+    return f"another {key} ({before!r}, now {after!r})"
+
+
+def first_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> tuple[str, Any, Any]:
+    """The first setting below `keys` in which two parts' metadata differ, and its two values."""
     key = next(iter(keys))
     before, after = old.get(key), new.get(key)
     while isinstance(before, dict) and isinstance(after, dict):
@@ -169,7 +208,7 @@ def describe_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> st
             if before.get(k, ABSENT) != after.get(k, ABSENT)
         )
         key, before, after = f"{key}.{inner}", before.get(inner), after.get(inner)
-    return f"another {key} ({before!r}, now {after!r})"
+    return key, before, after
 
 
 def check_aligned(base: Part, others: Iterable[tuple[str, Part]], base_stage: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines.transformers_engine import TransformersEngine
+from castctl.engines import make_engine
 from castctl.errors import UserError
-from castctl.models.language_model import LanguageModel
+from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
 from castctl.progress import Progress
 from castctl.runs.prompts import prepare_prompts, prompts_of_step
@@ -20,9 +21,9 @@ from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
 from castctl.stages.policies import (
     PolicySource,
     budget_of,
-    load_reference,
     make_scorers,
     make_teacher,
+    reference_of,
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
@@ -54,15 +55,18 @@ def rollout_stage(
     """Write `rollouts/` of a step."""
     recipe = run.recipe
     policy = source.load(recipe.model)
-    template = PromptTemplate(policy.tokenizer, recipe.data)
-    prompts = prompts_of_step(prepare_prompts(run, policy.tokenizer, progress), run, step)
+    tokenizer = policy.model.tokenizer
+    template = PromptTemplate(tokenizer, recipe.data)
+    prompts = prompts_of_step(prepare_prompts(run, tokenizer, progress), run, step)
     folder = run.step(step)
     folder.keep_first(part_count(prompts, recipe.train.part_size), shard, overwrite)
-    rollout_step(
-        folder, prompts, TransformersEngine(policy), template, policy.tokenizer,
-        recipe.sampling, seed=recipe.seed, part_size=recipe.train.part_size,
-        model_fingerprint=source.fingerprint, progress=progress, shard=shard, overwrite=overwrite,
-    )  # fmt: skip
+    with contextlib.closing(make_engine(recipe.engine, policy)) as engine:
+        rollout_step(
+            folder, prompts, engine, template, tokenizer, recipe.sampling,
+            seed=recipe.seed, part_size=recipe.train.part_size,
+            model_fingerprint=source.fingerprint,
+            progress=progress, shard=shard, overwrite=overwrite,
+        )  # fmt: skip
 
 
 def score_stage(
@@ -84,10 +88,10 @@ def score_stage(
     _warn_of_another_sampler(folder, source)
     policy = source.load(recipe.model)
     teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
-    reference = load_reference(run) if "ref_logprobs" in signals else None
+    reference = reference_of(run, policy) if "ref_logprobs" in signals else None
     with judging_pool(recipe.verifier) as pool:
         score_rewards(
-            folder, recipe.verifier, pool, policy.tokenizer,
+            folder, recipe.verifier, pool, policy.model.tokenizer,
             progress=progress, shard=shard, overwrite=overwrite,
         )  # fmt: skip
     score_signals(
@@ -108,7 +112,7 @@ def _warn_of_another_sampler(folder: StepFolder, source: PolicySource) -> None:
         )  # fmt: skip
 
 
-def teacher_at(run: Run, step: int, source: PolicySource, policy: LanguageModel) -> TeacherCopy:
+def teacher_at(run: Run, step: int, source: PolicySource, policy: Policy) -> TeacherCopy:
     """The teacher as it scores `step`: restored from the checkpoint, then refreshed if due."""
     settings = run.recipe.method.teacher
     if settings.kind == "none":
@@ -148,7 +152,9 @@ def train_stage(
     elif step > 0:
         load_teacher(source.folder, state.teacher)  # which says that there is none
     state.teacher.refresh(step)
-    stats = update(state.policy, state.teacher.model, state.optimizer, batch, run.recipe, step)
+    stats = update(
+        state.policy.model, state.teacher.model, state.optimizer, batch, run.recipe, step
+    )
     state.teacher.follow()
     return save_checkpoint(run, step + 1, state, provenance), stats
 
@@ -167,7 +173,7 @@ def _update_provenance(run: Run, step: int, source: PolicySource) -> Metadata:
     return {
         "model": source.fingerprint,
         "settings": recipe.model_dump(mode="json", include=decisive),
-        "inputs": {stage: content_hash(folder.read_all(stage)) for stage in TRAINED_FROM},
+        "inputs": {stage: content_hash(folder.table(stage)) for stage in TRAINED_FROM},
     }
 
 

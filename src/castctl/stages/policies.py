@@ -13,8 +13,8 @@ from castctl.data.teacher_template import TeacherTemplate, endings_warning
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
-from castctl.models.language_model import LanguageModel
-from castctl.models.loading import fingerprint, load_language_model, locate_model
+from castctl.models.loading import fingerprint, locate_model
+from castctl.models.policy import Policy, load_policy
 from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings, Recipe
@@ -33,9 +33,9 @@ class PolicySource:
     folder: Path
     fingerprint: str
 
-    def load(self, settings: ModelSettings) -> LanguageModel:
-        """The model on its device."""
-        return load_language_model(self.folder, settings)
+    def load(self, settings: ModelSettings) -> Policy:
+        """The policy on its device."""
+        return load_policy(self.folder, settings)
 
 
 def policy_at(run: Run, step: int) -> PolicySource:
@@ -72,14 +72,13 @@ def policy_name(run: Run, step: int) -> str:
     return policy_at(run, 0).fingerprint if step == 0 else f"{run.name}@step-{step:05d}"
 
 
-def load_reference(run: Run) -> Scorer:
+def reference_of(run: Run, policy: Policy) -> Scorer:
     """The frozen initial policy of the run, whatever model a command names for its own work."""
     began = load_recipe(run.path / "recipe.yaml").model
     named = {"path": began.path, "revision": began.revision}
     settings = run.recipe.model.model_copy(update=named)
     source = named_policy(settings)
-    reference = source.load(settings)
-    reference.model.requires_grad_(False)
+    reference = policy.reference(lambda: source.load(settings).model)
     return Scorer(reference, source.fingerprint)
 
 
@@ -88,37 +87,38 @@ def budget_of(recipe: Recipe) -> Budget:
     return Budget(recipe.train.microbatch_tokens, recipe.train.head_chunk_tokens)
 
 
-def make_teacher(recipe: Recipe, policy: LanguageModel, step: int) -> TeacherCopy:
+def make_teacher(recipe: Recipe, policy: Policy, step: int) -> TeacherCopy:
     """The recipe's teacher around a policy at `step`; its copy is the policy as it is."""
-    settings = recipe.method.teacher
+    settings, tokenizer = recipe.method.teacher, policy.model.tokenizer
     if settings.own_prompt:
-        endings = TeacherTemplate(policy.tokenizer, recipe.data, settings).endings
+        endings = TeacherTemplate(tokenizer, recipe.data, settings).endings
         if endings is not None and not settings.skip_tokens:
             log.warning("%s", endings_warning(endings))
-        known = policy.tokenizer.chat_template or ""
+        known = tokenizer.chat_template or ""
         for name in settings.chat_template_options:
             if name not in known:
                 log.warning(
                     "the tokenizer's chat template does not use %s, which "
                     "method.teacher.chat_template_options sets", name,
                 )  # fmt: skip
-    return TeacherCopy(settings, policy, step, load_other_teacher(settings, recipe.model, policy))
+    other = load_other_teacher(settings, recipe.model, policy.model)
+    return TeacherCopy(settings, policy, step, other)
 
 
 def make_scorers(
     recipe: Recipe,
     name: str,
-    policy: LanguageModel,
+    policy: Policy,
     teacher: TeacherCopy | None = None,
     reference: Scorer | None = None,
 ) -> Scorers:
     """Who scores for a recipe's method; the policy's numbers go by `name`."""
-    method, tokenizer = recipe.method, policy.tokenizer
+    method, tokenizer = recipe.method, policy.model.tokenizer
     own_prompt = method.teacher.own_prompt
     bilateral = method.conditioning if isinstance(method.conditioning, Bilateral) else None
     shaping = method.shaping
     return Scorers(
-        policy=Scorer(policy, name),
+        policy=Scorer(policy.model, name),
         teacher=None if teacher is None else Scorer(teacher.model, teacher.name(name)),
         reference=reference,
         told=method.teacher,
@@ -126,7 +126,7 @@ def make_scorers(
         if own_prompt
         else None,
         bilateral=BilateralTemplate(
-            tokenizer, recipe.data, bilateral or Bilateral(), policy.context_tokens
+            tokenizer, recipe.data, bilateral or Bilateral(), policy.model.context_tokens
         ),
         perturbation=shaping if isinstance(shaping, OarPerturbation) else OarPerturbation(),
         gradient=shaping if isinstance(shaping, OarGradient) else OarGradient(),

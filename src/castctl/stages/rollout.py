@@ -39,9 +39,12 @@ def rollout_step(
 
     `prompts` has the schema of the `prompts` stage; a prompt's part is its position divided
     by `part_size`, counted from `first_part`. Each completion's randomness comes from (seed, step,
-    prompt, sample). Parts that are there with the same settings are kept.
+    prompt, sample). Parts that are there with the same settings are kept. Raises `UserError` where
+    the step has parts that were sampled otherwise.
     """
-    provenance = rollout_provenance(sampling, template, seed, model_fingerprint)
+    provenance = rollout_provenance(engine, sampling, template, seed, model_fingerprint)
+    if not overwrite:
+        folder.refuse_mixed("rollouts", provenance)
     count = part_count(prompts, part_size)
     parts = [p for p in range(count) if shard.owns(first_part + p)]
     total = sum(len(prompts.slice(p * part_size, part_size)) for p in parts) * sampling.n
@@ -73,12 +76,17 @@ def part_count(prompts: pa.Table, part_size: int) -> int:
 
 
 def rollout_provenance(
-    sampling: SamplingSettings, template: PromptTemplate, seed: int, model_fingerprint: str
+    engine: Engine,
+    sampling: SamplingSettings,
+    template: PromptTemplate,
+    seed: int,
+    model_fingerprint: str,
 ) -> Metadata:
     """What decides a rollout besides its prompts, as stored with each part."""
     settings = sampling.model_dump(mode="json", exclude={"allow_truncated", "temperature"})
     return {
         "model": model_fingerprint,
+        "engine": engine.identity,
         "templates": {"prompt": template.version},
         "temperature": sampling.temperature,
         "sampling": settings,

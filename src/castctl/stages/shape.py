@@ -57,6 +57,7 @@ def shape_step(
             f"{folder.path} has rollouts without rewards, part {missing[0]} first; "
             f"finish `castctl score --run {folder.path}`"
         )
+    folder.refuse_mixed("rollouts")
     owned = [part for part in parts if shard.owns(part)]
     moment = Moment(folder.step, folder.total_steps)
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:

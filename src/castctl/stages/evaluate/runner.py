@@ -108,14 +108,15 @@ def evaluate(
     )  # fmt: skip
     if len(folder.parts("rewards")) < parts:
         return None
-    rollouts = folder.read_all("rollouts")
+    rollouts = folder.table("rollouts")
     lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
-    rewards, task = folder.read_all("rewards"), recipe.eval.task
+    rewards, task = folder.table("rewards"), recipe.eval.task
     result = {
         "name": folder.path.parent.name,
         **_made(recipe, posed),
         "model": model_fingerprint,
+        "engine": engine.identity,
         "step": folder.step,
         **summarise(rewards, lengths, truncated, recipe.eval.k, pool, task),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from castctl.data.benchmarks import task_source
 from castctl.data.files import SUFFIXES
-from castctl.engines.transformers_engine import TransformersEngine
+from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Progress
@@ -53,12 +54,14 @@ def evaluate_tasks(
         for recipe, file in zip(recipes, tasks.values(), strict=True)
     ]
     policy = source.load(run.recipe.model)
-    engine = TransformersEngine(policy)
-    with judging_pool(run.recipe.verifier) as pool:
+    with (
+        contextlib.closing(make_engine(run.recipe.engine, policy)) as engine,
+        judging_pool(run.recipe.verifier) as pool,
+    ):
         for recipe, problems in zip(recipes, posed, strict=True):
             folder = run.eval_folder(folder_name(run, recipe.eval.task), step)
             result = evaluate(
-                folder, recipe, engine, policy.tokenizer, pool,
+                folder, recipe, engine, tokenizer, pool,
                 model_fingerprint=source.fingerprint, progress=progress, posed=problems,
                 shard=shard, overwrite=overwrite,
             )  # fmt: skip

@@ -36,7 +36,7 @@ class Stored:
 def read_stored(folder: StepFolder) -> Stored:
     """The rollouts of a folder with their rewards; `UserError` where there are no rollouts."""
     folder.require_parts("rollouts", "there is nothing to judge again")
-    rollouts = folder.read_all("rollouts")
+    rollouts = folder.table("rollouts")
     names = ("problem", "completion", "answer", "finish_reason")
     columns = [rollouts[name].to_pylist() for name in names]
     keys = list(zip(*(rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True))
@@ -88,7 +88,7 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     """
     from castctl.models.loading import load_tokenizer, locate_model
 
-    rollouts = folder.read_all("rollouts")
+    rollouts = folder.table("rollouts")
     lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
     if not lengths.any():
         raise UserError(f"{folder.path} came from a file; judge that file again with another --run")
@@ -101,7 +101,7 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     if result is None:
         return
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
-    rewards = folder.read_all("rewards")
+    rewards = folder.table("rewards")
     try:
         numbers = summarise(rewards, lengths, truncated, result["k"], pool, result["task"])
     except UserError:

@@ -104,6 +104,7 @@ def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any) 
 
 
 def owned_parts(folder: StepFolder, shard: Shard) -> list[int]:
-    """This shard's parts of the rollouts; `UserError` where there are none."""
+    """This shard's parts of the rollouts; `UserError` where there are none, or of two kinds."""
     parts = folder.require_parts("rollouts", "run `castctl rollout` first")
+    folder.refuse_mixed("rollouts")
     return [part for part in parts if shard.owns(part)]

@@ -66,6 +66,7 @@ def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
             f"{folder.path}: advantages and rollouts do not have the same parts; "
             "finish `castctl shape` first"
         )
+    folder.refuse_mixed("rollouts")
     batch = _joined([_read_part(folder, number, method) for number in numbers])
     needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
     if method.distillation.kind != "none":

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from castctl.errors import UserError
-from castctl.models.language_model import LanguageModel
+from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
@@ -23,7 +23,7 @@ STATE_FILE = "castctl.json"
 class TrainState:
     """All that moves while training."""
 
-    policy: LanguageModel
+    policy: Policy
     teacher: TeacherCopy
     optimizer: Optimizer
 
@@ -37,8 +37,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        state.policy.model.save_pretrained(temporary)
-        state.policy.tokenizer.save_pretrained(temporary)
+        state.policy.save(temporary)
         state.optimizer.save(temporary)
         if state.teacher.is_copy:
             state.teacher.save(temporary / "teacher")

@@ -16,10 +16,10 @@ import pyarrow as pa
 import torch
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines.transformers_engine import TransformersEngine
+from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.methods.baselines import ratio_margin
-from castctl.models.language_model import LanguageModel
+from castctl.models.policy import Policy
 from castctl.progress import Progress
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
@@ -29,11 +29,11 @@ from castctl.stages.evaluate.runner import evaluate
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.policies import (
     budget_of,
-    load_reference,
     make_scorers,
     make_teacher,
     policy_at,
     policy_name,
+    reference_of,
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
@@ -84,8 +84,10 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     tracker = start_tracker(run)
     state = "interrupted"
     try:
-        with judging_pool(run.recipe.verifier) as pool:
-            loop = _Loop(run, start, pool, progress)
+        with (
+            judging_pool(run.recipe.verifier) as pool,
+            contextlib.closing(_Loop(run, start, pool, progress)) as loop,
+        ):
             if start == 0:
                 loop.evaluate(0)
             for step in range(start, settings.steps):
@@ -132,16 +134,16 @@ def _result(run: Run, step: int) -> Result:
     return result
 
 
-def new_state(run: Run, policy: LanguageModel, step: int) -> TrainState:
+def new_state(run: Run, policy: Policy, step: int) -> TrainState:
     """Fresh teacher and optimizer around a policy."""
     settings = run.recipe.train
     updates = settings.steps * settings.epochs * settings.minibatches
     if settings.gradient_checkpointing:
-        policy.recompute_activations()
+        policy.model.recompute_activations()
     return TrainState(
         policy,
         make_teacher(run.recipe, policy, step),
-        Optimizer(policy.model, run.recipe.optimizer, updates),
+        Optimizer(policy.trained(), run.recipe.optimizer, updates),
     )
 
 
@@ -158,34 +160,40 @@ class _Loop:
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
         needs_reference = "ref_logprobs" in recipe.method.needs
-        self.reference = load_reference(run) if needs_reference else None
-        self.template = PromptTemplate(policy.tokenizer, recipe.data)
-        self.prompts = prepare_prompts(run, policy.tokenizer, progress)
-        self.engine = TransformersEngine(policy)
+        self.reference = reference_of(run, policy) if needs_reference else None
+        self.tokenizer = policy.model.tokenizer
+        self.template = PromptTemplate(self.tokenizer, recipe.data)
+        self.prompts = prepare_prompts(run, self.tokenizer, progress)
+        self.engine = make_engine(recipe.engine, policy)
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         self._warned_of_gap = False
 
+    def close(self) -> None:
+        self.engine.close()
+
     def step(self, step: int) -> Row:
         """Run all stages of one step; its metrics."""
         folder = self.run.step(step)
-        policy, teacher = self.state.policy, self.state.teacher
+        model, teacher = self.state.policy.model, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
         teacher.refresh(step)
         rounds = self._shaped_rounds(step, seconds)
         with _timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method)
-            stats = update(policy, teacher.model, self.state.optimizer, batch, self.recipe, step)
+            stats = update(model, teacher.model, self.state.optimizer, batch, self.recipe, step)
             teacher.follow()
+        with _timed(seconds, "sync"):
+            self.engine.sync()
         self.name = policy_name(self.run, step + 1)
         with _timed(seconds, "measure"):
             measures = measure_step(folder)
-            rewards = folder.read_all("rewards")
+            rewards = folder.table("rewards")
             measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
             measures["rounds"] = rounds
         self._warn_of_zero_gap(step, measures)
         self._warn_of_zero_rewards(step, measures)
-        return _row(step, measures, stats, seconds, policy.device)
+        return _row(step, measures, stats, seconds, model.device)
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
         """Roll out, score and shape the step's prompts, and others in place of dropped groups as
@@ -214,22 +222,24 @@ class _Loop:
         self, step: int, prompts: pa.Table, first_part: int, seconds: dict[str, float]
     ) -> int:
         """Roll out these prompts, then score and shape all of the step; the next part's number."""
-        folder, policy = self.run.step(step), self.state.policy
+        folder = self.run.step(step)
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
         with _timed(seconds, "rollout"):
             next_part = rollout_step(
-                folder, prompts, self.engine, self.template, policy.tokenizer, sampling,
+                folder, prompts, self.engine, self.template, self.tokenizer, sampling,
                 seed=self.recipe.seed, part_size=settings.part_size, first_part=first_part,
                 model_fingerprint=self.name, progress=self.progress,
             )  # fmt: skip
         with _timed(seconds, "verify"):
             score_rewards(
-                folder, self.recipe.verifier, self.pool, policy.tokenizer, progress=self.progress
+                folder, self.recipe.verifier, self.pool, self.tokenizer, progress=self.progress
             )
         with _timed(seconds, "score"):
             passes = score_signals(
                 folder, method.needs | {"entropies"},
-                make_scorers(self.recipe, self.name, policy, self.state.teacher, self.reference),
+                make_scorers(
+                    self.recipe, self.name, self.state.policy, self.state.teacher, self.reference
+                ),
                 temperature=sampling.temperature, budget=budget_of(self.recipe),
                 progress=self.progress,
             )  # fmt: skip
@@ -243,7 +253,7 @@ class _Loop:
         """Evaluate the policy at the start of `step`."""
         result = evaluate(
             self.run.eval_folder(task_name(self.recipe.eval.task), step), self.recipe,
-            self.engine, self.state.policy.tokenizer, self.pool,
+            self.engine, self.tokenizer, self.pool,
             model_fingerprint=self.name, progress=self.progress,
         )  # fmt: skip
         assert result is not None, "one process owns every part"

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from castctl.errors import UserError
+from castctl.models.policy import NamedParameters
 from castctl.recipe.recipe import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over a model's trainable parameters; `total_steps` optimizer steps in all."""
+    """AdamW over a policy's trained parameters; `total_steps` optimizer steps in all."""
 
-    def __init__(self, model: Any, settings: OptimizerSettings, total_steps: int) -> None:
+    def __init__(
+        self, trained: NamedParameters, settings: OptimizerSettings, total_steps: int
+    ) -> None:
         from transformers import get_scheduler
 
-        self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self._named = trained
         matrices = [p for _, p in self._named if p.ndim > 1]
         vectors = [p for _, p in self._named if p.ndim <= 1]
         self._adamw = torch.optim.AdamW(
