@@ -6,6 +6,7 @@ each function imports what it needs.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -93,7 +94,8 @@ def train(
     if resume and (run is None or recipe is not None):
         raise UserError("resume=True goes on with a run by its own recipe; name run alone")
     target = _run(run) if resume and run is not None else _new_run(recipe, run)
-    target.recipe.check_training()
+    for warning in target.recipe.check_training():
+        logging.getLogger("castctl").warning("%s", warning)
     before_torch()
     from castctl.stages.train.loop import train
 
