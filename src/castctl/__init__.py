@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError
+from castctl.versions import VERSION
 
 if TYPE_CHECKING:
     from castctl.diagnosis.diagnosis import Diagnosis
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from castctl.stages.policies import PolicySource
     from castctl.verify.judge import Judgement
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "UserError",

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import castctl
 from castctl.comparison.entries import Entry
 from castctl.comparison.evaluations import EvaluationComparison
 from castctl.comparison.numbers import Comparison
@@ -22,6 +21,7 @@ from castctl.progress import Progress
 from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
 from castctl.shards.part import write_json
 from castctl.stages.train.metrics import Row
+from castctl.versions import VERSION
 
 NUMBERS = "comparison.json"
 """The file that makes a folder a comparison."""
@@ -112,7 +112,7 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Run, Row], None]) -> 
 
 def write_numbers(comparison: Comparison | EvaluationComparison, folder: Path) -> None:
     """Write every number to `comparison.json`."""
-    numbers = {"finished": True, "castctl": castctl.__version__, **asdict(comparison)}
+    numbers = {"finished": True, "castctl": VERSION, **asdict(comparison)}
     write_json(folder / NUMBERS, numbers)
 
 

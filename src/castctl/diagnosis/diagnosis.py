@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import castctl
 from castctl.diagnosis.data import StepData
 from castctl.diagnosis.needs import Need
 from castctl.errors import UserError
@@ -16,6 +15,7 @@ from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
 from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.shards.part import read_json, write_json
+from castctl.versions import VERSION
 
 Numbers = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Diagnosis:
     numbers: Numbers
     notes: list[str]
     seed: int
-    castctl: str = castctl.__version__
+    castctl: str = VERSION
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,14 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import castctl
+from castctl.versions import library_versions
 from castctl.errors import UserError, one_line
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,12 +213,13 @@ def _numbered(folder: Path, prefix: str) -> list[int]:
 
 
 def _new_manifest(name: str, recipe: Recipe, origins: Origins | None) -> dict[str, Any]:
+    libraries = library_versions()
     return {
         "name": name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        "castctl": castctl.__version__,
+        "castctl": libraries.pop("castctl"),
         "python": platform.python_version(),
-        "libraries": {library: _version(library) for library in LIBRARIES},
+        "libraries": libraries,
         "git_commit": _git_commit(),
         "machine": {
             "system": platform.platform(),
@@ -232,13 +231,6 @@ def _new_manifest(name: str, recipe: Recipe, origins: Origins | None) -> dict[st
         "origins": origins,
         "state": "new",
     }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import castctl
 from castctl.report.document import Section
 from castctl.report.html.markup import facts_html, navigation_html, section_html, text_of
 from castctl.report.html.payload import Completions
 from castctl.shards.part import atomic_file
+from castctl.versions import VERSION
 
 BROWSER = "completions"
 """The id of the section in which completions are read."""
@@ -57,7 +57,7 @@ def _pieces(
     yield Template(_resource("page.html")).substitute(
         policy=_policy(style, scripts),
         title=text_of(title),
-        made=text_of(f"castctl {castctl.__version__}"),
+        made=text_of(f"castctl {VERSION}"),
         facts=facts_html(facts),
         navigation=navigation_html(links),
         body=body,

@@ -18,13 +18,14 @@ from castctl.shards.columns import list_column
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions
-from castctl.stages.evaluate.results import Result, library_versions
+from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import pass_at_k, problem_share
 from castctl.stages.evaluate.stored import Stored
 from castctl.stages.evaluate.summary import summarise
 from castctl.stages.shape import group_numbers
 from castctl.verify.judge import Judgement, grader_name
 from castctl.verify.pool import CheckPool
+from castctl.versions import library_versions
 
 
 def write_evaluation(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
-import castctl
 from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES
 from castctl.recipe.recipe import Recipe
@@ -16,9 +14,6 @@ from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
 
 Result = dict[str, Any]
-
-LIBRARIES = ("torch", "transformers", "tokenizers", "math-verify", "sympy", "datasets", "numpy")
-"""The libraries that an evaluation's numbers may hang on."""
 
 
 def task_name(task: str) -> str:
@@ -71,15 +66,3 @@ def read_result(folder: StepFolder) -> Result | None:
     """The result that `evaluate` wrote, None where it is not done; `UserError` if it is broken."""
     file = folder.path / "results.json"
     return read_json(file) if file.is_file() else None
-
-
-def library_versions() -> dict[str, str | None]:
-    """The versions of castctl and of what its numbers may hang on; None where one is missing."""
-    return {"castctl": castctl.__version__, **{name: _version(name) for name in LIBRARIES}}
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -17,12 +17,13 @@ from castctl.recipe.recipe import DataSettings, Recipe, SamplingSettings
 from castctl.runs.prompts import usable_prompts
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
-from castctl.stages.evaluate.results import Result, library_versions
+from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.summary import summarise
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
 from castctl.verify.judge import grader_name
 from castctl.verify.pool import CheckPool
+from castctl.versions import library_versions
 
 PART_SIZE = 32
 """Problems in one part of an evaluation."""

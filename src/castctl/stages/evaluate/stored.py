@@ -11,11 +11,12 @@ from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import write_json
 from castctl.shards.stage import StepFolder, agreed
-from castctl.stages.evaluate.results import library_versions, read_result
+from castctl.stages.evaluate.results import read_result
 from castctl.stages.evaluate.summary import summarise
 from castctl.stages.score.rewards import score_rewards
 from castctl.verify.judge import Row, grader_name
 from castctl.verify.pool import CheckPool
+from castctl.versions import library_versions
 
 
 @dataclass(frozen=True)
