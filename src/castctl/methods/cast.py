@@ -43,7 +43,7 @@ class CastShaping(TokenShaping):
     tau_floor: Positive = 0.5
     """Smallest threshold, in nats (ours). The gap of a past self is no noise: it is largest on
     the very tokens that are being learned, and a floor of 0.001 nats flips those and stops the
-    learning (README, "What we measured")."""
+    learning (docs/measured.md)."""
     tau_nats: Positive | None = None
     """A fixed threshold in nats in place of the two above; 0 flips by sign alone."""
     kappa_correct: Positive = 0.5
