@@ -20,7 +20,8 @@ from castctl.engines.sampling import row_key
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models import attention
 from castctl.models.language_model import LanguageModel
-from castctl.recipe.reader import default_recipe_path, load_recipe
+from castctl.recipe.files import default_recipe_path
+from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import SamplingSettings
 from castctl.stages.policies import named_policy
 

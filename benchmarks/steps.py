@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from castctl.progress import Silent
-from castctl.recipe.reader import default_recipe_path, load_recipe
+from castctl.recipe.files import default_recipe_path
+from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, create_run
 from castctl.stages.one_step import rollout_stage, score_stage

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from castctl.progress import Silent
-from castctl.recipe.reader import default_recipe_path, load_recipe
+from castctl.recipe.files import default_recipe_path
+from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, create_run
 from castctl.shards.part import content_hash

@@ -21,7 +21,8 @@ from scipy.stats import t as student
 
 from castctl.comparison.entries import plan
 from castctl.comparison.numbers import Comparison, EntryNumbers, SeedNumbers
-from castctl.recipe.reader import dump_recipe, read_recipe, recipes_folder
+from castctl.recipe.files import recipes_folder
+from castctl.recipe.reader import dump_recipe, read_recipe
 from castctl.report.comparison import comparison_page
 from castctl.report.plots import draw_curves
 from castctl.runs.run import open_run

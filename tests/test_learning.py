@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from castctl.progress import Silent
-from castctl.recipe.reader import default_recipe_path, load_recipe
+from castctl.recipe.files import default_recipe_path
+from castctl.recipe.reader import load_recipe
 from castctl.runs.run import create_run
 from castctl.stages.evaluate.statistics import paired_difference
 from castctl.stages.train.loop import train

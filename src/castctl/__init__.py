@@ -46,10 +46,13 @@ THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_E
 and huge pages make fresh tensors seven times cheaper. Both are read when torch loads."""
 
 
-def load_recipe(recipe: str | Path | None = None, **overrides: Any) -> Recipe:
+def load_recipe(
+    recipe: str | Path | None = None, *, tiny: bool = False, **overrides: Any
+) -> Recipe:
     """A recipe by its name, such as `cast-qwen3-1.7b:mixed-only`, or its file; the embedded
     default's where neither it nor another model is named.
 
+    With `tiny`, its method on the embedded default, as `--tiny` takes it there.
     `overrides` are settings by their dotted keys, `**{"optimizer.lr": 1e-5}`, or whole sections,
     `optimizer={"lr": 1e-5}`; `method` may be a method's name alone. Raises `UserError` naming the
     key that does not fit and what to write.
@@ -57,7 +60,7 @@ def load_recipe(recipe: str | Path | None = None, **overrides: Any) -> Recipe:
     from castctl.recipe.reader import chosen_recipe, read_recipe
 
     sections = _sections(overrides)
-    return read_recipe(chosen_recipe(recipe, sections), **sections)[0]
+    return read_recipe(chosen_recipe(recipe, sections), tiny=tiny, **sections)[0]
 
 
 def create_run(recipe: Recipe | str | Path | None = None, run: str | Path | None = None) -> Run:

@@ -28,7 +28,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="ENTRY...",
-            help="Recipes to train (a YAML file, or a name such as tiny) and finished runs; or "
+            help="Recipes to train (a YAML file, a name such as tiny, or either with :VARIANT) and "
+            "finished runs; or "
             "evaluations (their folders, results.json files, or runs that hold one alone).",
         ),
     ],
@@ -38,6 +39,7 @@ def compare(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="The first seed; else the recipe's own.")
     ] = None,
+    tiny: opt.TinyOption = False,
     steps: opt.StepsOption = None,
     k: opt.EvalSamplesOption = None,
     set_: opt.SetOption = None,
@@ -61,30 +63,31 @@ def compare(
     from castctl.comparison.sameness import require_same_evaluation, require_same_problems
     from castctl.comparison.training import comparison_folder, opened
 
-    def asked(path: Path | None) -> Asked:
-        return Asked(path, set_, seed, train={"steps": steps}, eval={"k": k})
+    def asked(name: str | None) -> Asked:
+        path = None if name is None else Path(name)
+        return Asked(path, set_, seed, tiny=tiny, train={"steps": steps}, eval={"k": k})
 
-    def read(path: Path) -> "tuple[Recipe, Origins]":
-        recipe, origins = asked(path).new_recipe()
+    def read(name: str) -> "tuple[Recipe, Origins]":
+        recipe, origins = asked(name).new_recipe()
         for warning in recipe.check_training():
-            say(f"castctl: warning: {path}: {warning}")
+            say(f"castctl: warning: {name}: {warning}")
         return recipe, origins
 
     evaluations = find_evaluations(entries)
     if evaluations is not None:
         if asked(None).changes or seeds > 1:
             raise UserError(
-                "evaluations are taken as they are; leave --seeds, --seed, --steps, -k and --set "
-                "out"
+                "evaluations are taken as they are; leave --seeds, --seed, --steps, -k, --tiny and "
+                "--set out"
             )
         _compare_evaluations(evaluations, comparison_folder(name), as_json)
         return
     folder = comparison_folder(name)
-    planned = plan(entries, folder, seeds, read)
+    planned = plan(entries, folder, seeds, read, tiny)
     if (asked(None).changes or seeds > 1) and not any(entry.trained for entry in planned):
         raise UserError(
-            "every entry is a finished run, taken as it is; leave --seeds, --seed, --steps, -k "
-            "and --set out, or name recipes"
+            "every entry is a finished run, taken as it is; leave --seeds, --seed, --steps, -k, "
+            "--tiny and --set out, or name recipes"
         )
     require_same_evaluation(planned)
     require_same_problems(planned)

@@ -25,9 +25,11 @@ class Asked:
         overrides: Iterable[str] | None = None,
         seed: int | None = None,
         method: str | None = None,
+        tiny: bool = False,
         **sections: dict[str, Any],
     ) -> None:
         self.recipe = recipe
+        self.tiny = tiny
         self.overrides = list(overrides or [])
         self.sections: dict[str, Any] = {
             name: {key: value for key, value in section.items() if value is not None}
@@ -35,27 +37,30 @@ class Asked:
         }
         self.sections["seed"] = seed
         self.sections["method"] = {} if method is None else {"name": method}
+        for section in ("model", "data"):
+            if tiny and "path" in self.sections.get(section, {}):
+                raise UserError(f"--tiny is the embedded model and data; leave --{section} out")
 
     @property
     def changes(self) -> bool:
         """Whether anything was asked for at all."""
         given = any(value not in (None, {}) for value in self.sections.values())
-        return given or bool(self.overrides) or self.recipe is not None
+        return given or bool(self.overrides) or self.recipe is not None or self.tiny
 
     def new_recipe(self) -> tuple[Recipe, Origins]:
         """The recipe named, or the embedded default's where no other model is named either, and
         where its settings come from."""
-        path = chosen_recipe(self.recipe, self.sections)
+        path = self.recipe if self.tiny else chosen_recipe(self.recipe, self.sections)
         if path != self.recipe:
             say(
                 "No recipe and no other model named: using the embedded default, a tiny model and "
                 "arithmetic that castctl makes itself."
             )
-        return read_recipe(path, self.overrides, **self.sections)
+        return read_recipe(path, self.overrides, tiny=self.tiny, **self.sections)
 
     def changed(self, run: Run) -> Run:
         """A run with its recipe changed as asked, for this command alone."""
-        if self.recipe is not None:
+        if self.recipe is not None or self.tiny:
             raise UserError(f"run {run.path} has its recipe already; change it with --set")
         return run.changed(self.overrides, **self.sections)
 

@@ -53,6 +53,7 @@ def diagnose(
         ),
     ] = None,
     recipe: opt.RecipeOption = None,
+    tiny: opt.TinyOption = False,
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
@@ -79,7 +80,7 @@ def diagnose(
     from castctl.diagnosis.runner import diagnose as run_diagnostic
     from castctl.diagnosis.runner import output_folder
 
-    asked = Asked(recipe, set_, model={"path": model, "device": device, "dtype": dtype})
+    asked = Asked(recipe, set_, tiny=tiny, model={"path": model, "device": device, "dtype": dtype})
     found = _subject(subject, asked, model is not None)
     say(f"{diagnostic.name} of {found.path}")
     diagnosis, steps = run_diagnostic(

@@ -51,6 +51,7 @@ def evaluate(
     ] = None,
     model: opt.ModelOption = None,
     recipe: opt.RecipeOption = None,
+    tiny: opt.TinyOption = False,
     rescore: Annotated[
         Path | None,
         typer.Option(
@@ -100,20 +101,20 @@ def evaluate(
         _refuse_beside_rescore(
             TASK=tasks, data=data, checkpoint=checkpoint, model=model, k=k, limit=limit,
             temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
-            shard=shard, markdown=as_markdown or None,
+            shard=shard, markdown=as_markdown or None, tiny=tiny or None,
         )  # fmt: skip
         _rescore(rescore, run, Asked(recipe, set_), overwrite, as_json)
         return
     share = shard_of(shard)
     asked = Asked(
-        recipe, set_, seed,
+        recipe, set_, seed, tiny=tiny,
         model={"path": model, "device": device, "dtype": dtype},
         eval={
             "task": _first_task(tasks, data), "k": k, "temperature": temperature,
             "max_tokens": max_tokens, "limit": limit,
         },
     )  # fmt: skip
-    fresh = model is not None or recipe is not None
+    fresh = model is not None or recipe is not None or tiny
     if fresh:
         refuse_scattered_shards(share, run)
     target = _target(run, asked, fresh)

@@ -1,7 +1,6 @@
 """`castctl explain`, and what `castctl train --dry-run` prints."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,9 +16,8 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="Recipe in YAML, or the name of one.")
-    ] = None,
+    recipe: opt.RecipeArgument = None,
+    tiny: opt.TinyOption = False,
     method: opt.MethodOption = None,
     model: opt.ModelOption = None,
     data: opt.DataOption = None,
@@ -34,7 +32,9 @@ def explain(
     """
     from castctl.cli.context import Asked
 
-    asked = Asked(recipe, set_, method=method, model={"path": model}, data={"path": data})
+    asked = Asked(
+        recipe, set_, method=method, tiny=tiny, model={"path": model}, data={"path": data}
+    )
     show_explanation(*asked.new_recipe(), as_json=as_json)
 
 

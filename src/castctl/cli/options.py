@@ -16,6 +16,13 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option("--recipe", help="Recipe in YAML, or the name of one; tiny by default."),
 ]
+RecipeArgument = Annotated[
+    Path | None,
+    typer.Argument(help="Recipe in YAML, or the name of one; NAME:VARIANT is a variant of it."),
+]
+TinyOption = Annotated[
+    bool, typer.Option("--tiny", help="The recipe's method on the embedded model and data.")
+]
 MethodOption = Annotated[
     str | None, typer.Option("--method", "-m", help="Method; castctl methods lists them.")
 ]

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from castctl.cli import options as opt
+from castctl.errors import UserError
 from castctl.report.console import say, tell
 
 
@@ -15,38 +16,28 @@ def register(app: typer.Typer) -> None:
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="Print this one with all it extends and every default in place."),
+        typer.Argument(
+            metavar="[NAME[:VARIANT]]",
+            help="Print this one with all it extends and every default in place.",
+        ),
     ] = None,
+    tiny: opt.TinyOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
     """List the recipes that come with castctl, or print one, or one of yours, as it resolves."""
+    from castctl.recipe.files import recipes_folder
     from castctl.report.marks import print_json
-
-    if name is not None:
-        _show_one(name, as_json)
-        return
-
-    from castctl.recipe.reader import recipes_folder
-    from castctl.report.recipes import RecipesTable, all_facts
+    from castctl.report.recipes import all_facts, recipe_json, recipe_text, recipes_table
     from castctl.report.tables import show
 
-    facts = all_facts()
-    if as_json:
-        print_json({"folder": recipes_folder(), "recipes": facts})
-        return
-    show(RecipesTable(facts))
-    say("Next: castctl train NAME, or castctl recipes NAME to read one")
-
-
-def _show_one(name: str, as_json: bool) -> None:
-    from castctl.recipe.reader import dump_recipe, find_recipe, load_recipe
-    from castctl.report.marks import print_json
-
-    path = find_recipe(name)
-    recipe = load_recipe(path)
-    if as_json:
-        print_json({"name": path.stem, "path": path, "recipe": recipe.model_dump(mode="json")})
+    if name is not None:
+        print_json(recipe_json(name, tiny)) if as_json else tell(recipe_text(name, tiny))
+    elif tiny:
+        raise UserError("--tiny changes one recipe; name it, as in castctl recipes NAME --tiny")
+    elif as_json:
+        print_json({"folder": recipes_folder(), "recipes": all_facts()})
     else:
-        tell(f"# {path}\n{dump_recipe(recipe)}".rstrip("\n"))
+        show(recipes_table(all_facts()))
+        say("Next: castctl train NAME:VARIANT; --tiny tries its method on the embedded model")

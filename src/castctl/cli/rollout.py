@@ -13,6 +13,7 @@ def rollout(
     run: opt.RunOption = None,
     step: opt.StepOption = None,
     recipe: opt.RecipeOption = None,
+    tiny: opt.TinyOption = False,
     model: opt.ModelOption = None,
     data: opt.DataOption = None,
     limit: opt.LimitOption = None,
@@ -39,7 +40,7 @@ def rollout(
 
     share = context.shard_of(shard)
     asked = context.Asked(
-        recipe, set_, seed, method,
+        recipe, set_, seed, method, tiny,
         model={"path": model, "device": device, "dtype": dtype},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},

@@ -22,6 +22,7 @@ def score(
         ),
     ] = None,
     recipe: opt.RecipeOption = None,
+    tiny: opt.TinyOption = False,
     model: opt.ModelOption = None,
     temperature: opt.TemperatureOption = None,
     seed: opt.SeedOption = None,
@@ -42,7 +43,7 @@ def score(
 
     share = context.shard_of(shard)
     asked = context.Asked(
-        recipe, set_, seed, method,
+        recipe, set_, seed, method, tiny,
         model={"path": model, "device": device, "dtype": dtype},
         sampling={"temperature": temperature},
     )  # fmt: skip

@@ -14,6 +14,7 @@ def shape(
     step: opt.StepOption = None,
     method: opt.MethodOption = None,
     recipe: opt.RecipeOption = None,
+    tiny: opt.TinyOption = False,
     set_: opt.SetOption = None,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
@@ -29,7 +30,7 @@ def shape(
     from castctl.report.console import progress
 
     share = context.shard_of(shard)
-    target, in_name = context.find_run(run, context.Asked(recipe, set_, None, method))
+    target, in_name = context.find_run(run, context.Asked(recipe, set_, None, method, tiny))
     number = context.latest_step(target, "rewards", step, in_name)
     context.announce(target, number)
 

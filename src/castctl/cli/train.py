@@ -1,7 +1,6 @@
 """`castctl train`."""
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,9 +23,8 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="Recipe in YAML, or the name of one.")
-    ] = None,
+    recipe: opt.RecipeArgument = None,
+    tiny: opt.TinyOption = False,
     method: opt.MethodOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run, or its path.")] = None,
     resume: Annotated[
@@ -64,7 +62,7 @@ def train(
     from castctl.runs.run import create_run, newest_run, open_run
 
     asked = Asked(
-        recipe, set_, seed, method,
+        recipe, set_, seed, method, tiny,
         model={"path": model, "device": device, "dtype": dtype},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},

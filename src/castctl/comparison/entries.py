@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.errors import UserError
-from castctl.recipe.reader import Origins, known_recipes
+from castctl.recipe.files import Named, known_recipes, look_up, now_called
+from castctl.recipe.names import twin_name
+from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
@@ -18,7 +20,7 @@ from castctl.stages.evaluate.results import Result, read_result, task_name
 NAME_BYTES = 80
 """Longest name of a recipe in the names of its runs, in bytes of UTF-8."""
 
-ReadRecipe = Callable[[Path], tuple[Recipe, Origins]]
+ReadRecipe = Callable[[str], tuple[Recipe, Origins]]
 """Reads a recipe with what the options change in it, and where its settings come from."""
 
 
@@ -67,8 +69,11 @@ class Entry:
     """One a seed."""
 
 
-def plan(sources: Iterable[str], folder: Path, seeds: int, read: ReadRecipe) -> list[Entry]:
-    """The entries named, in that order; a recipe with `seeds` runs to be in `folder`.
+def plan(
+    sources: Iterable[str], folder: Path, seeds: int, read: ReadRecipe, tiny: bool = False
+) -> list[Entry]:
+    """The entries named, in that order; a recipe with `seeds` runs to be in `folder`, named as its
+    twin where it is `tiny`.
 
     Raises `UserError` for what is neither a recipe nor a run, for a run that is not finished,
     and for a run in `folder` that was made with another recipe.
@@ -81,30 +86,31 @@ def plan(sources: Iterable[str], folder: Path, seeds: int, read: ReadRecipe) -> 
             name = untaken(found.path.resolve().name, taken)
             entries.append(Entry(name, source, False, [_finished(found)]))
         else:
-            name = untaken(_short(found.stem), taken)
-            entries.append(Entry(name, source, True, _with_seeds(name, found, folder, seeds, read)))
+            name = untaken(_short(twin_name(found.name) if tiny else found.name), taken)
+            runs = _with_seeds(name, source, folder, seeds, read)
+            entries.append(Entry(name, source, True, runs))
     return entries
 
 
-def _find(source: str) -> Path | Run:
-    """The recipe's file, or the run, that `source` names."""
+def _find(source: str) -> Named | Run:
+    """The recipe, or the run, that `source` names."""
+    recipes = known_recipes()
     try:
-        if Path(source).is_file():
-            return Path(source)
-        recipes = known_recipes()
-        if is_run(source):
+        if is_run(source) and not Path(source).is_file():
             if source in recipes:
                 raise UserError(
                     f"{source} is a recipe and a run; name {recipes[source]}, or the run by its "
                     "path"
                 )
             return open_run(source)
-        if source in recipes:
-            return recipes[source]
+        if found := look_up(source):
+            return found
         if (Path(source) / "comparison.json").is_file():
             raise UserError(f"{source} is a comparison; name one of the runs in it")
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
+    if moved := now_called(source):
+        raise UserError(moved)
     near = difflib.get_close_matches(source, recipes, n=1)
     hint = f"did you mean {near[0]}?" if near else f"recipes known by name: {', '.join(recipes)}"
     raise UserError(f"{source} is no recipe's file, no recipe's name and no run; {hint}")
@@ -119,9 +125,9 @@ def untaken(name: str, taken: set[str]) -> str:
     return choice
 
 
-def _short(stem: str) -> str:
-    """A file's name fit to begin a folder's name."""
-    plain = re.sub(r"[^\w.+=-]+", "-", stem).strip(".-")
+def _short(name: str) -> str:
+    """A recipe's name fit to begin a folder's name."""
+    plain = re.sub(r"[^\w.+=-]+", "-", name).strip(".-")
     return plain.encode()[:NAME_BYTES].decode(errors="ignore") or "recipe"
 
 
@@ -137,8 +143,10 @@ def _finished(run: Run) -> Planned:
     return planned
 
 
-def _with_seeds(name: str, file: Path, folder: Path, seeds: int, read: ReadRecipe) -> list[Planned]:
-    recipe, origins = read(file)
+def _with_seeds(
+    name: str, source: str, folder: Path, seeds: int, read: ReadRecipe
+) -> list[Planned]:
+    recipe, origins = read(source)
     planned = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         told = origins if seed == recipe.seed else {**origins, "seed": "option"}

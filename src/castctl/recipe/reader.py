@@ -1,13 +1,10 @@
-"""Recipes as text: read from YAML, options and overrides, refused in one line, written back.
-
-A file may begin with `extends: OTHER.yaml`, a path beside it or the name of a recipe that comes
-with castctl, and then says only what differs.
-"""
+"""Recipes as text: read from YAML, options and overrides, refused in one line, written back."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,45 +12,49 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from castctl.errors import UserError, one_line
+from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.methods.method import kinds_of
 from castctl.methods.presets import ALIASES
+from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
 from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
 
-Tree = dict[str, Any]
-
 ABSENT = object()
 
 Origins = dict[str, str]
 """Where each setting that is not its default comes from, by dotted key: `preset NAME`, the file of
-the recipe or of one that it extends, `option` or `--set`."""
+the recipe or of one that it extends, with the variant in it, `option` or `--set`."""
 
 
 def load_recipe(
-    path: str | Path | None = None,
+    name: str | Path | None = None,
     overrides: Iterable[str] = (),
+    *,
+    tiny: bool = False,
     **sections: dict[str, Any] | int | None,
 ) -> Recipe:
     """The recipe that `read_recipe` reads, without its origins."""
-    return read_recipe(path, overrides, **sections)[0]
+    return read_recipe(name, overrides, tiny=tiny, **sections)[0]
 
 
 def read_recipe(
-    path: str | Path | None = None,
+    name: str | Path | None = None,
     overrides: Iterable[str] = (),
+    *,
+    tiny: bool = False,
     **sections: dict[str, Any] | int | None,
 ) -> tuple[Recipe, Origins]:
-    """Read a recipe: the file over those it extends, then `sections` (options), then `a.b=c`
-    overrides.
+    """Read a recipe: the file over those it extends, its variant, then `sections` (options), then
+    `a.b=c` overrides.
 
-    `path` is a file, or the name of a recipe that comes with castctl. Raises `UserError` naming
-    the key, what is wrong with it, and the nearest valid key.
+    `name` is a file, or the name of a recipe that comes with castctl, or either with `:VARIANT`.
+    With `tiny`, it is its method on the embedded default. Raises `UserError` naming the key, what
+    is wrong with it, and the nearest valid key.
     """
-    layers = [("recipe", Tree())] if path is None else _layers(find_recipe(path))
+    layers = _layers(name, tiny)
     tree = layers[-1][1]
     given = {key: value for key, value in sections.items() if value not in (None, {})}
     tree = _over(tree, given)
@@ -65,47 +66,31 @@ def read_recipe(
     return recipe, _origins(recipe, layers)
 
 
-def chosen_recipe(path: str | Path | None, sections: Tree) -> str | Path | None:
-    """`path`, or the embedded default's recipe where `sections` name no other model either."""
+def chosen_recipe(name: str | Path | None, sections: Tree) -> str | Path | None:
+    """`name`, or the embedded default's recipe where `sections` name no other model either."""
     default = default_recipe_path()
     model = sections.get("model", {}).get("path")
-    return default if path is None and model in (None, load_recipe(default).model.path) else path
+    return default if name is None and model in (None, load_recipe(default).model.path) else name
 
 
-def _layers(path: Path) -> list[tuple[str, Tree]]:
-    """The files that a recipe is made of, the one it rests on first: each one's name, and its
+def _layers(name: str | Path | None, tiny: bool) -> list[tuple[str, Tree]]:
+    """The parts that a recipe is made of, the one it rests on first: each one's name, and its
     settings over all before it."""
-    layers: list[tuple[str, Tree]] = []
-    for file, own in reversed(_chain(path)):
-        tree = _over(layers[-1][1] if layers else {}, own)
-        validated(Recipe, tree, str(file))  # so that its mistake is told from an option's
-        layers.append((file.name if file.parent == recipes_folder() else str(file), tree))
+    parts = [] if name is None else read_source(name).parts
+    if tiny:
+        parts = [*read_source(default_recipe_path()).parts, *map(_on_tiny, parts)]
+    layers: list[tuple[str, Tree]] = [("recipe", {})]
+    for part in parts:
+        tree = _over(layers[-1][1], part.settings)
+        validated(Recipe, tree, str(part.of))  # so that its mistake is told from an option's
+        layers.append((part.of.origin, tree))
     return layers
 
 
-def _chain(path: Path) -> list[tuple[Path, Tree]]:
-    """A recipe and those it extends, one after the other, each with what its file says."""
-    chain: list[tuple[Path, Tree]] = []
-    seen: set[Path] = set()
-    while path.resolve() not in seen:
-        seen.add(path.resolve())
-        tree = _read_yaml(path)
-        base = tree.pop("extends", None)
-        chain.append((path, tree))
-        if base is None:
-            return chain
-        path = _base(path, base)
-    raise UserError(f"{chain[-1][0]} extends {path}, which rests on it in turn; end the circle")
-
-
-def _base(file: Path, name: object) -> Path:
-    """The recipe that `file` extends."""
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{file}: extends names one other recipe, such as `extends: tiny.yaml`")
-    found = _there(file.parent / name) or known_recipes().get(name.removesuffix(".yaml"))
-    if found is None:
-        raise UserError(f"{file} extends {name}, and there is no such recipe; {_nearest(name)}")
-    return found
+def _on_tiny(part: Part) -> Part:
+    """What a part says of the embedded default: its method, and what it says differs there."""
+    method = {key: value for key, value in part.settings.items() if key == "method"}
+    return replace(part, settings=_over(method, part.tiny))
 
 
 def _over(base: Tree, own: Tree) -> Tree:
@@ -156,75 +141,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def default_recipe_path() -> Path:
-    """The recipe of the embedded default, used where neither recipe nor model is named."""
-    return recipes_folder() / "tiny.yaml"
-
-
-def recipes_folder() -> Path:
-    """The folder of recipes: inside an installed package, or beside `src/` in a clone."""
-    package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
-
-
-def known_recipes() -> dict[str, Path]:
-    """The recipes that come with castctl, by name."""
-    found = {path.stem: path for path in recipes_folder().glob("*.yaml")}
-    return dict(sorted(found.items()))
-
-
-def find_recipe(name: str | Path) -> Path:
-    """The file that `name` names: one there, with or without `.yaml`, or else the recipe of that
-    name that comes with castctl.
-
-    Raises `UserError` with the nearest name where there is none.
-    """
-    path = Path(name)
-    known = known_recipes().get(str(name).removesuffix(".yaml"))
-    found = _there(path) or _there(Path(f"{name}.yaml")) or known
-    if found is None:
-        raise UserError(f"no recipe at {path}; {_nearest(str(name))}, or --method alone")
-    return found
-
-
-def _there(path: Path) -> Path | None:
-    """The path where something is that is no folder."""
-    try:
-        return path if path.exists() and not path.is_dir() else None
-    except OSError as error:
-        raise UserError(f"cannot read recipe {path}: {error.strerror or error}") from None
-
-
-def _nearest(name: str) -> str:
-    stem = Path(name).name.removesuffix(".yaml")
-    near = difflib.get_close_matches(stem, known_recipes(), n=1, cutoff=0.6)
-    hint = f"the nearest one is {near[0]}" if near else "castctl recipes lists those there are"
-    return f"{hint}; name that, or a YAML file"
-
-
 def validated(section: type[T], tree: Any, origin: str) -> T:
     """`tree` as settings of type `section`; `UserError` in one line where it does not fit."""
     try:
         return section.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: {_first_problem(section, error)}") from None
-
-
-def _read_yaml(path: Path) -> Tree:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; name a YAML file, or --method alone") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is a ValueError
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, such as `method: ...`")
-    return tree
 
 
 def _parse_override(override: str) -> Tree:

@@ -1,32 +1,42 @@
-"""What `castctl recipes` says: those that come with castctl, in short."""
+"""What `castctl recipes` says: those that come with castctl, in short, and one as it resolves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
-from castctl.recipe.reader import known_recipes, load_recipe
+from castctl.recipe.files import Part, find_recipe, known_recipes, read_source
+from castctl.recipe.reader import dump_recipe, load_recipe
 from castctl.report.marks import line
 from castctl.report.page import plain_table
-from castctl.report.settings import TABLE_WIDTH
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """A variant by its name, what its file says it is, and the file's path."""
+
+    name: str
+    about: str
+    path: Path
 
 
 @dataclass(frozen=True)
 class RecipeFacts:
-    """A recipe in short; `summary` is the first comment of its file."""
+    """A recipe in short, with all its variants, those of what it extends too."""
 
     name: str
     path: Path
+    about: str
     method: str
     model: str
     data: str
     steps: int
-    summary: str
+    variants: list[VariantFacts]
 
 
 def all_facts() -> list[RecipeFacts]:
@@ -35,57 +45,57 @@ def all_facts() -> list[RecipeFacts]:
 
 
 def _facts_of(name: str, path: Path) -> RecipeFacts:
-    recipe = load_recipe(path)
+    source, recipe = read_source(path), load_recipe(path)
     return RecipeFacts(
         name=name,
         path=path,
+        about=source.parts[-1].about,
         method=recipe.method.name,
         model=recipe.model.path,
         data=recipe.data.path,
         steps=recipe.train.steps,
-        summary=_first_comment(path),
+        variants=_facts_of_variants(source.variants.values()),
     )
 
 
-def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+def _facts_of_variants(variants: Iterable[Part]) -> list[VariantFacts]:
+    return [VariantFacts(each.of.variant or "", each.about, each.of.file) for each in variants]
 
 
-@dataclass(frozen=True)
-class RecipesTable:
-    """A row a recipe, or a paragraph where rows would not fit."""
-
-    recipes: list[RecipeFacts]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width >= TABLE_WIDTH:
-            yield self._table()
-        else:
-            for recipe in self.recipes:
-                yield from _paragraph(recipe)
-
-    def _table(self) -> RenderableType:
-        table = plain_table("recipe", "method", "model", "data", "steps", "what it is", right=False)
-        for column in table.columns:
-            column.no_wrap = column.header in ("recipe", "method", "steps")
-        table.columns[4].justify = "right"
-        for recipe in self.recipes:
-            cells = (recipe.method, _last(recipe.model), _last(recipe.data), str(recipe.steps))
-            table.add_row(
-                Text(recipe.name, "bold"), *(Text(line(cell)) for cell in cells),
-                Text(line(recipe.summary)),
-            )  # fmt: skip
-        return table
+def recipes_table(recipes: Iterable[RecipeFacts]) -> Table:
+    """A row a recipe, its variants beside it; narrow enough for 80 columns."""
+    table = plain_table("recipe", "what it is", "its variants", right=False)
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for recipe in recipes:
+        own = [f":{each.name}" for each in recipe.variants if each.path == recipe.path]
+        others = {each.path.stem: None for each in recipe.variants if each.path != recipe.path}
+        told = " ".join([*own, *(f"those of {name}" for name in others)])
+        table.add_row(Text(recipe.name, "bold"), Text(line(recipe.about)), Text(line(told)))
+    return table
 
 
-def _paragraph(recipe: RecipeFacts) -> Iterator[RenderableType]:
-    yield Text(recipe.name, "bold")
-    short = f"{recipe.method}, {recipe.model}, {recipe.data}, {recipe.steps:,} steps"
-    text = Text.assemble(f"{line(recipe.summary)}\n", (line(short), "dim"))
-    yield Padding(text, (0, 0, 0, 4))
+def recipe_text(name: str | Path, tiny: bool = False) -> str:
+    """One recipe, or one variant, with all it extends and every default in place: YAML after
+    comments that say what it is, and so a recipe again."""
+    found, source = find_recipe(name), read_source(name)
+    comments = [f"{found} --tiny" if tiny else str(found), source.parts[-1].about]
+    if found.variant is None and source.variants:
+        width = max(map(len, source.variants))
+        comments.append("its variants:")
+        comments += [f"  :{each:{width}}  {of.about}" for each, of in source.variants.items()]
+    said = "\n".join(f"# {line(each, 1000)}".rstrip() for each in comments if each)
+    return f"{said}\n{dump_recipe(load_recipe(name, tiny=tiny))}".rstrip("\n")
 
 
-def _last(path: str) -> str:
-    """A hub id without its owner, which would take the width of two columns."""
-    return path.rpartition("/")[2]
+def recipe_json(name: str | Path, tiny: bool = False) -> dict[str, Any]:
+    """The same for programs."""
+    found, source = find_recipe(name), read_source(name)
+    return {
+        "name": found.name,
+        "path": found.file,
+        "tiny": tiny,
+        "about": source.parts[-1].about,
+        "variants": _facts_of_variants(source.variants.values()),
+        "recipe": load_recipe(name, tiny=tiny).model_dump(mode="json"),
+    }
