@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,5 +95,7 @@ def interval(estimate: Estimate, with_bounds: bool = True) -> str:
 
 
 def show(table: RenderableType) -> None:
-    """Print a table, or a page of them, to standard output, whatever its width."""
-    Console(width=None if Console().is_terminal else 100).print(table)
+    """Print a table, or a page of them, to standard output: as wide as the terminal or `COLUMNS`
+    says, and 100 columns where neither does."""
+    told = Console().is_terminal or "COLUMNS" in os.environ
+    Console(width=None if told else 100).print(table)
