@@ -10,7 +10,7 @@ from pathlib import Path
 
 from castctl.errors import UserError
 from castctl.recipe.files import Named, known_recipes, look_up, now_called
-from castctl.recipe.names import twin_name
+from castctl.recipe.former_names import twin_name
 from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run, is_run, open_run, read_manifest

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from castctl.errors import UserError, one_line
-from castctl.recipe.names import new_name
+from castctl.recipe.former_names import new_name
 
 Tree = dict[str, Any]
 
