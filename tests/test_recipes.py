@@ -17,14 +17,8 @@ import yaml
 from castctl.errors import UserError
 from castctl.methods import PRESETS
 from castctl.progress import Silent
-from castctl.recipe.reader import (
-    dump_recipe,
-    find_recipe,
-    known_recipes,
-    load_recipe,
-    read_recipe,
-    recipes_folder,
-)
+from castctl.recipe.files import find_recipe, known_recipes, read_source, recipes_folder
+from castctl.recipe.reader import dump_recipe, load_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import create_run
 from castctl.settings import settings_in
@@ -32,11 +26,10 @@ from castctl.stages.train.loop import train
 from conftest import Cli
 
 RECIPES = known_recipes()
-TINY = [name for name in RECIPES if name.startswith("tiny-")]
-LARGE = [name for name in RECIPES if not name.startswith("tiny")]
-BASE = "qwen3-dapo"
+LARGE = [name for name in RECIPES if name != "tiny"]
+SPELLED = [f"{name}:{each}" for name in LARGE for each in read_source(name).variants] + LARGE
 
-ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cast-qwen3-1.7b": {
         "mixed-only": {"zero_variance.kind": "zero"},
         "no-reversal": {"shaping.flip": False},
@@ -44,43 +37,38 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "symmetric-clip": {
             "shaping.positive_range": (0.8, 1.2), "shaping.negative_range": (0.8, 1.2),
         },
+        "rcc": {"baseline.kind": "rcc"},
     },
-    "sdpg-urkl-qwen3-4b": {
-        "no-gate": {"distillation.gate": False},
-        "no-distillation": {"distillation.kind": "none", "teacher.kind": "none"},
+    "sdpg-qwen3-4b": {
+        "ufkl": {"name": "sdpg-ufkl", "anchor.kind": "ufkl"},
+        "fkl": {"anchor.kind": "fkl"},
+        "rkl": {"anchor.kind": "rkl"},
         "no-anchor": {"anchor.kind": "none"},
+        "no-distillation": {"distillation.kind": "none", "teacher.kind": "none"},
+        "no-gate": {"distillation.gate": False},
         "dual-clip": {
             "surrogate.kind": "clip", "surrogate.clip_high": 0.28, "surrogate.dual_clip": 10,
         },
         "scheduled": {"distillation.warmup_steps": 50, "distillation.decay_steps": 100},
-        "fkl": {"anchor.kind": "fkl"},
-        "rkl": {"anchor.kind": "rkl"},
         "sampled-token": {"distillation.tokens": "sampled"},
     },
     "rlsd-qwen3-1.7b": {"no-decay": {"shaping.decay_steps": 0}},
     "oar-p-qwen3-1.7b": {"joint": {"shaping.score": "answer_joint"}},
+    "bicc+rcc-qwen3-4b": {
+        "bicc": {"name": "bicc", "baseline.kind": "mean_std"},
+        "rcc": {"name": "rcc", "conditioning.kind": "none"},
+    },
 }  # fmt: skip
-"""By the recipe that each is an ablation of: what it sets in the method."""
+"""What each variant sets in the method."""
 
 TINY_CHANGES: dict[str, dict[str, Any]] = {
-    "tiny-oar-p": {"shaping.budget": 16},
-    "tiny-oar-p-joint": {"shaping.budget": 16},
-    "tiny-sdpg-scheduled": {"distillation.warmup_steps": 5, "distillation.decay_steps": 10},
-}
-"""Where a twin's method is not quite its big brother's."""
-
-
-def recipe_of(name: str) -> Recipe:
-    return load_recipe(RECIPES[name])
-
-
-def ablation(base: str, name: str) -> str:
-    """`sdpg-qwen3-4b-fkl` is one of `sdpg-urkl-qwen3-4b`."""
-    return f"{base.replace('sdpg-urkl', 'sdpg')}-{name}"
-
-
-def twin(name: str) -> str:
-    return "tiny-" + re.sub(r"-qwen3-[\d.]+b", "", name)
+    "oar-p-qwen3-1.7b": {"shaping.budget": 16},
+    "oar-p-qwen3-1.7b:joint": {"shaping.budget": 16},
+    "sdpg-qwen3-4b:scheduled": {
+        "distillation.warmup_steps": 5, "distillation.decay_steps": 10,
+    },
+}  # fmt: skip
+"""Where the method is not quite the same on the embedded default."""
 
 
 def differences(one: Recipe, base: Recipe) -> dict[str, Any]:
@@ -96,58 +84,63 @@ def in_method(changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_can_train(name: str) -> None:
-    assert recipe_of(name).check_training() == []
+    assert load_recipe(name).check_training() == []
 
 
-def test_every_method_has_a_recipe_and_a_tiny_one() -> None:
-    for names in (LARGE, TINY):
-        assert {recipe_of(name).method.name for name in names} == set(PRESETS)
+def test_every_method_has_a_recipe() -> None:
+    assert {load_recipe(name).method.name for name in SPELLED} == set(PRESETS)
 
 
-def test_every_recipe_has_a_tiny_twin_with_its_method() -> None:
-    assert {twin(name) for name in LARGE if name != BASE} == set(TINY)
-    tiny = recipe_of("tiny")
-    for name in LARGE:
-        if name == BASE:
-            continue
-        small = recipe_of(twin(name))
-        assert small.model_copy(update={"method": tiny.method}) == tiny, name
-        changed = {
-            f"method.{each.key}": each.value
-            for each in settings_in(small.method, recipe_of(name).method)
-            if each.changed
-        }
-        assert changed == in_method(TINY_CHANGES.get(twin(name), {})), name
+@pytest.mark.parametrize("name", SPELLED)
+def test_tiny_is_the_method_on_the_embedded_default(name: str) -> None:
+    tiny, small = load_recipe("tiny"), load_recipe(name, tiny=True)
+    assert small.model_copy(update={"method": tiny.method}) == tiny
+    changed = {
+        f"method.{each.key}": each.value
+        for each in settings_in(small.method, load_recipe(name).method)
+        if each.changed
+    }
+    assert changed == in_method(TINY_CHANGES.get(name, {}))
+
+
+def test_the_embedded_default_is_its_own_twin() -> None:
+    tiny = load_recipe("tiny")
+    assert load_recipe("tiny", tiny=True) == load_recipe(tiny=True) == tiny
+
+
+def test_every_variant_is_known_here() -> None:
+    listed = {
+        f"{name}:{each.of.variant}"
+        for name, path in RECIPES.items()
+        for each in read_source(name).variants.values()
+        if each.of.file == path
+    }
+    assert listed == {f"{base}:{name}" for base, names in VARIANTS.items() for name in names}
 
 
 @pytest.mark.parametrize(
-    ("base", "name"), [(base, name) for base, names in ABLATIONS.items() for name in names]
+    ("base", "name"), [(base, name) for base, names in VARIANTS.items() for name in names]
 )
-def test_an_ablation_is_the_settings_away_that_it_says(base: str, name: str) -> None:
-    changed = differences(recipe_of(ablation(base, name)), recipe_of(base))
-    assert changed == in_method(ABLATIONS[base][name])
-
-
-def test_a_free_combination_is_cast_with_another_baseline() -> None:
-    changed = differences(recipe_of("cast+rcc-qwen3-1.7b"), recipe_of("cast-qwen3-1.7b"))
-    assert changed == {"method.baseline.kind": "rcc"}
+def test_a_variant_is_the_settings_away_that_it_says(base: str, name: str) -> None:
+    changed = differences(load_recipe(f"{base}:{name}"), load_recipe(base))
+    assert changed == in_method(VARIANTS[base][name])
 
 
 @pytest.mark.parametrize("size", ["1.7b", "4b", "8b"])
 def test_sizes_differ_in_model_and_rows_alone(size: str) -> None:
     for method in ("cast", "opsd", "grpo+opsd"):
-        recipe = recipe_of(f"{method}-qwen3-{size}")
+        recipe = load_recipe(f"{method}-qwen3-{size}")
         assert recipe.model.path == f"Qwen/Qwen3-{size.upper()}"
-        smallest = recipe_of(f"{method}-qwen3-1.7b")
+        smallest = load_recipe(f"{method}-qwen3-1.7b")
         assert differences(recipe, smallest).keys() <= {"model.path", "sampling.max_rows"}
 
 
 def test_the_papers_settings() -> None:
-    cast = recipe_of("cast-qwen3-4b")
+    cast = load_recipe("cast-qwen3-4b")
     assert cast.data.path == "BytedTsinghua-SIA/DAPO-Math-17k"
     assert (cast.train.steps, cast.eval.task, cast.eval.k) == (300, "aime24", 16)
-    for anchor in ("urkl", "ufkl"):
-        sdpg = recipe_of(f"sdpg-{anchor}-qwen3-4b")
+    for anchor, name in (("urkl", "sdpg-qwen3-4b"), ("ufkl", "sdpg-qwen3-4b:ufkl")):
+        sdpg = load_recipe(name)
         assert sdpg.model.path == "Qwen/Qwen3-4B" and sdpg.data.path == cast.data.path
         assert (sdpg.train.steps, sdpg.eval.task, sdpg.eval.k) == (400, "aime24", 32)
         assert sdpg.method.anchor.kind == anchor and sdpg.method.anchor.coefficient == 0.001
@@ -173,23 +166,19 @@ def test_every_setting_of_a_file_says_whose_choice_it_is(name: str) -> None:
     text = RECIPES[name].read_text()
     lines = text.splitlines()
     for number, key in lines_with_scalars(yaml.compose(text)):
-        if key not in ("extends", "method.name"):
+        if not re.search(r"(^|\.)(about|extends|method\.name)$", key):
             assert re.search(r"  # (paper|ours)\b", lines[number]), lines[number]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_file_begins_with_what_it_is(name: str) -> None:
-    text = RECIPES[name].read_text()
-    assert re.match(r"# [^\n]{20,}\n", text)
-    if name in TINY:
-        [brother] = re.findall(r"# (\S+)\.yaml on the embedded default", text)
-        assert twin(brother) == name
+def test_a_recipe_and_its_variants_say_what_they_are(name: str) -> None:
+    source = read_source(name)
+    assert RECIPES[name].read_text().startswith("about: ")
+    for each in (source.parts[-1], *source.variants.values()):
+        assert 5 < len(each.about) < 60, each.of
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n for n in LARGE if re.match(r"(cast|cast\+rcc|opsd|grpo\+opsd)-qwen3-[\d.]+b$", n)],
-)
+@pytest.mark.parametrize("name", [n for n in LARGE if re.match(r"(cast|opsd|grpo\+opsd)-", n)])
 def test_where_the_paper_trains_lora_the_file_says_that_full_weights_are(name: str) -> None:
     comments = [line[2:] for line in RECIPES[name].read_text().splitlines() if line[:2] == "# "]
     assert "The paper trains LoRA; here full weights are trained" in " ".join(comments)
@@ -230,11 +219,39 @@ def test_a_file_says_only_what_differs_from_the_one_it_extends(here: Path) -> No
 
 
 def test_a_recipe_of_castctls_is_extended_by_its_name(here: Path) -> None:
-    for name in ("tiny-cast", "tiny-cast.yaml"):
+    for name in ("rlsd-qwen3-1.7b", "rlsd-qwen3-1.7b.yaml"):
         recipe, origins = read_recipe(write("mine.yaml", f"extends: {name}\nseed: 5"))
-        assert recipe == recipe_of("tiny-cast").model_copy(update={"seed": 5})
-        assert origins["optimizer.lr"] == "tiny.yaml"
-        assert origins["method.name"] == "tiny-cast.yaml" and origins["seed"] == "mine.yaml"
+        assert recipe == load_recipe("rlsd-qwen3-1.7b").model_copy(update={"seed": 5})
+        assert origins["model.path"] == "grpo-qwen3-1.7b.yaml"
+        assert origins["method.name"] == "rlsd-qwen3-1.7b.yaml" and origins["seed"] == "mine.yaml"
+    write("tiny.yaml", "extends: tiny\nseed: 6")  # castctl's, not itself
+    assert load_recipe("tiny.yaml") == load_recipe(recipes_folder() / "tiny.yaml", ["seed=6"])
+
+
+def test_a_variant_is_laid_over_its_file(here: Path) -> None:
+    mine = write(
+        "mine.yaml",
+        "extends: cast-qwen3-1.7b:no-reversal\nseed: 1\ntrain: {steps: 9}\nvariants:\n"
+        "  fast: {about: in a  hurry, seed: 2, train: {steps: 3}, tiny: {sampling: {n: 4}}}\n"
+        "  other: {method: {name: opsd}}\n"
+        "  no-reversal: {seed: 3}\n",
+    )
+    recipe, origins = read_recipe(f"{mine}:fast")
+    assert (recipe.seed, recipe.train.steps, recipe.sampling.n) == (2, 3, 8)
+    assert origins["train.steps"] == "mine.yaml:fast"
+    assert origins["method.shaping.flip"] == "cast-qwen3-1.7b.yaml:no-reversal"
+    assert origins["method.name"] == "cast-qwen3-1.7b.yaml"
+    assert load_recipe("mine:other").method == load_recipe(method={"name": "opsd"}).method
+    assert load_recipe("mine:no-reversal").seed == 3
+    inherited = load_recipe("mine:mixed-only")
+    assert inherited.method.zero_variance.kind == "zero" and inherited.seed == 1
+    assert list(read_source(mine).variants)[:3] == ["fast", "other", "no-reversal"]
+    assert read_source("mine:fast").parts[-1].about == "in a hurry"
+
+    tiny, origins = read_recipe("mine:fast", tiny=True)
+    plain = load_recipe("cast-qwen3-1.7b:no-reversal", tiny=True)
+    assert tiny == plain.model_copy(update={"sampling": tiny.sampling}) and tiny.sampling.n == 4
+    assert origins["sampling.n"] == "mine.yaml:fast" and origins["optimizer.lr"] == "tiny.yaml"
 
 
 def test_another_kind_or_method_starts_afresh(here: Path) -> None:
@@ -258,10 +275,26 @@ WRONG = [
         {"a.yaml": "extends: b.yaml", "b.yaml": "extends: c.yaml", "c.yaml": "extends: b.yaml"},
         "c.yaml extends b.yaml, which rests on it in turn",
     ),
-    ({"a.yaml": "extends: tiny-csat.yaml"}, "a.yaml extends tiny-csat.yaml, and there is no such"),
-    ({"a.yaml": "extends: tiny-csat"}, "the nearest one is tiny-cast;"),
+    ({"a.yaml": "extends: csat.yaml"}, "a.yaml extends csat.yaml, and there is no such"),
+    ({"a.yaml": "extends: csat-qwen3-4b"}, "the nearest one is cast-qwen3-4b;"),
+    ({"a.yaml": "extends: tiny-cast"}, "a.yaml: recipe tiny-cast is now cast-qwen3-1.7b --tiny;"),
+    ({"a.yaml": "extends: cast-qwen3-4b:x"}, "recipe cast-qwen3-4b has no variant 'x'; there are"),
+    ({"a.yaml": "variants: [x]"}, "a.yaml: variants is a mapping of names and settings"),
+    ({"a.yaml": "variants: {x: [y]}"}, "a.yaml:x: a variant is a mapping of sections"),
+    ({"a.yaml": "variants: {x y: {}}"}, "a.yaml: a variant cannot be called 'x y'"),
+    ({"a.yaml": "variants: {4: {}}"}, "a.yaml: a variant cannot be called 4"),
+    ({"a.yaml": "about: [x]"}, "a.yaml: about is a line of text"),
+    ({"a.yaml": "tiny: x"}, "a.yaml: tiny is a mapping of sections"),
     ({"a.yaml": "extends: zzz"}, "castctl recipes lists those there are"),
     ({"a.yaml": f"extends: {'z' * 300}"}, "cannot read recipe"),
+    (
+        {"a.yaml": "extends: b.yaml:x", "b.yaml": "variants: {x: {sampling: {m: 3}}}"},
+        "b.yaml:x: unknown key sampling.m",
+    ),
+    (
+        {"a.yaml": "extends: a.yaml:x\nvariants: {x: {}}"},
+        "a.yaml extends a.yaml, which rests on it",
+    ),
     ({"a.yaml": "extends: [tiny, cast]"}, "extends names one other recipe"),
     ({"a.yaml": "extends: ''"}, "extends names one other recipe"),
     ({"a.yaml": "extends: b.yaml", "b.yaml": "sampling: {m: 3}"}, "b.yaml: unknown key sampling.m"),
@@ -285,78 +318,151 @@ def test_a_recipe_that_rests_on_nothing_is_refused(
 
 
 def test_a_file_here_wins_over_a_recipe_of_that_name(here: Path) -> None:
-    folder = recipes_folder()
-    assert find_recipe("tiny-cast") == find_recipe("tiny-cast.yaml") == folder / "tiny-cast.yaml"
-    Path("tiny-cast").mkdir()  # a folder is no recipe
-    assert find_recipe("tiny-cast") == folder / "tiny-cast.yaml"
-    assert find_recipe("tiny-cast") != write("tiny-cast.yaml", "seed: 7").resolve()
-    assert load_recipe("tiny-cast").seed == load_recipe("tiny-cast.yaml").seed == 7
+    name, own = "rloo-qwen3-1.7b", recipes_folder() / "rloo-qwen3-1.7b.yaml"
+    assert find_recipe(name).file == find_recipe(f"{name}.yaml").file == own
+    Path(name).mkdir()  # a folder is no recipe
+    assert find_recipe(name).file == own
+    write(f"{name}.yaml", "seed: 7")
+    assert load_recipe(name).seed == load_recipe(f"{name}.yaml").seed == 7
+
+
+def test_a_file_whose_name_has_a_colon_wins_over_a_variant(here: Path) -> None:
+    write("a.yaml", "variants: {b: {seed: 1}, 'c': {seed: 2}}")
+    assert [load_recipe(name).seed for name in ("a:b", "a.yaml:b", "./a:c")] == [1, 1, 2]
+    write("a:b", "seed: 3")
+    write("a:c.yaml", "seed: 4\nvariants: {d: {seed: 5}}")
+    assert [load_recipe(name).seed for name in ("a:b", "a:c", "a:c:d")] == [3, 4, 5]
+
+
+UNKNOWN = {
+    "csat-qwen3-4b": "no recipe at csat-qwen3-4b; the nearest one is cast-qwen3-4b;",
+    "cast-qwen3-1.7:mixed-only": "the nearest one is cast-qwen3-1.7b:mixed-only;",
+    "qqq": "castctl recipes lists those there are",
+    "no/tiny.yaml": "the nearest one is tiny;",
+    "cast-qwen3-1.7b:mixed-onyl": "recipe cast-qwen3-1.7b has no variant 'mixed-onyl'; the nearest "
+    "one is mixed-only; there are mixed-only, no-reversal, with-answer, symmetric-clip, rcc",
+    "cast-qwen3-1.7b:": "has no variant ''; there are mixed-only,",
+    "cast-qwen3-1.7b:rcc:mixed-only": "has no variant 'rcc:mixed-only'",
+    "grpo-qwen3-1.7b:x": "recipe grpo-qwen3-1.7b has no variants; name it without :x",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_name_is_refused_in_a_line(here: Path, name: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe(name)
+    assert UNKNOWN[name] in str(refused.value) and "\n" not in str(refused.value)
+
+
+FORMER = {
+    "qwen3-dapo": "grpo-qwen3-1.7b",
+    "bicc-qwen3-4b": "bicc+rcc-qwen3-4b:bicc",
+    "cast+rcc-qwen3-1.7b": "cast-qwen3-1.7b:rcc",
+    "cast-qwen3-1.7b-mixed-only": "cast-qwen3-1.7b:mixed-only",
+    "sdpg-qwen3-4b-fkl": "sdpg-qwen3-4b:fkl",
+    "sdpg-urkl-qwen3-4b": "sdpg-qwen3-4b",
+    "recipes/sdpg-ufkl-qwen3-4b.yaml": "sdpg-qwen3-4b:ufkl",
+    "tiny-cast.yaml": "cast-qwen3-1.7b --tiny",
+    "tiny-cast-mixed-only": "cast-qwen3-1.7b:mixed-only --tiny",
+    "tiny-cast+rcc": "cast-qwen3-1.7b:rcc --tiny",
+    "tiny-bicc+rcc": "bicc+rcc-qwen3-4b --tiny",
+    "tiny-bicc": "bicc+rcc-qwen3-4b:bicc --tiny",
+    "tiny-rcc": "bicc+rcc-qwen3-4b:rcc --tiny",
+    "tiny-grpo+opsd": "grpo+opsd-qwen3-1.7b --tiny",
+    "tiny-oar-p-joint": "oar-p-qwen3-1.7b:joint --tiny",
+    "tiny-sdpg-urkl": "sdpg-qwen3-4b --tiny",
+    "tiny-sdpg-ufkl": "sdpg-qwen3-4b:ufkl --tiny",
+    "tiny-sdpg-no-gate": "sdpg-qwen3-4b:no-gate --tiny",
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_name_says_the_one_of_today(here: Path, name: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe(name)
+    former = Path(name).name.removesuffix(".yaml")
+    assert str(refused.value) == f"recipe {former} is now {FORMER[name]}"
+    now, tiny = FORMER[name].removesuffix(" --tiny"), FORMER[name].endswith(" --tiny")
+    assert load_recipe(now, tiny=tiny).method.name in PRESETS
 
 
 def test_commands_take_a_recipe_by_its_name(castctl: Cli) -> None:
-    dry = castctl("train", "tiny-cast-mixed-only", "--dry-run").stdout
-    assert "cast trains model embedded" in dry and "extends" not in dry
-    listed = json.loads(castctl("explain", "tiny-rlsd-no-decay", "--json").stdout)
-    settings = {each["key"]: each for each in listed["settings"]}
-    assert settings["method.shaping.decay_steps"]["origin"] == "tiny-rlsd-no-decay.yaml"
+    dry = castctl("train", "cast-qwen3-1.7b:mixed-only", "--tiny", "--dry-run").stdout
+    assert "cast trains model embedded" in dry and "variants" not in dry
+    listed = castctl("explain", "rlsd-qwen3-1.7b:no-decay", "--tiny", "--json").stdout
+    settings = {each["key"]: each for each in json.loads(listed)["settings"]}
+    decay = settings["method.shaping.decay_steps"]
+    assert (decay["value"], decay["origin"]) == (0, "rlsd-qwen3-1.7b.yaml:no-decay")
+    assert settings["method.name"]["origin"] == "rlsd-qwen3-1.7b.yaml"
     assert settings["optimizer.lr"]["origin"] == "tiny.yaml"
-    for name, words in {
-        "tiny-csat": "no recipe at tiny-csat; the nearest one is tiny-cast",
-        "qqq": "castctl recipes lists those there are",
-        "no/tiny-cast.yaml": "the nearest one is tiny-cast",
-    }.items():
-        [line] = castctl("train", "--quiet", name, code=2).stderr.splitlines()
-        assert words in line
+    [line] = castctl("train", "--quiet", "csat-qwen3-4b", code=2).stderr.splitlines()
+    assert "no recipe at csat-qwen3-4b; the nearest one is cast-qwen3-4b" in line
+    [line] = castctl("compare", "tiny-cast", "tiny", code=2).stderr.splitlines()
+    assert line == "castctl: recipe tiny-cast is now cast-qwen3-1.7b --tiny"
+
+
+def test_tiny_names_model_and_data_itself(castctl: Cli) -> None:
+    for command in ("train", "rollout", "explain"):
+        for option in ("--model", "--data"):
+            [line] = castctl(command, "--tiny", option, "x", code=2).stderr.splitlines()
+            assert line == f"castctl: --tiny is the embedded model and data; leave {option} out"
 
 
 # castctl recipes
 
 
 def test_recipes_are_listed(castctl: Cli) -> None:
-    done = castctl("recipes")
-    [row] = [line for line in done.stdout.splitlines() if line.startswith("sdpg-urkl-qwen3-4b ")]
-    assert all(word in row for word in ("sdpg-urkl ", "Qwen3-4B", "400", "SDPG with the"))
-    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 100
     page = json.loads(castctl("recipes", "--json").stdout)
     assert [row["name"] for row in page["recipes"]] == sorted(RECIPES)
-    [tiny] = [row for row in page["recipes"] if row["name"] == "tiny-bicc"]
-    assert tiny == {
-        "name": "tiny-bicc",
-        "path": str(recipes_folder() / "tiny-bicc.yaml"),
-        "method": "bicc",
-        "model": "embedded",
-        "data": "embedded",
-        "steps": 50,
-        "summary": "bicc-qwen3-4b.yaml on the embedded default.",
+    [row] = [row for row in page["recipes"] if row["name"] == "oar-p-qwen3-1.7b"]
+    path = str(recipes_folder() / "oar-p-qwen3-1.7b.yaml")
+    about = "the score is the answer's joint log-prob (paper)"
+    assert row == {
+        "name": "oar-p-qwen3-1.7b",
+        "path": path,
+        "about": "OAR-P, arXiv 2601.07408",
+        "method": "oar-p",
+        "model": "Qwen/Qwen3-1.7B",
+        "data": "BytedTsinghua-SIA/DAPO-Math-17k",
+        "steps": 300,
+        "variants": [{"name": "joint", "about": about, "path": path}],
     }
 
 
-def test_on_80_columns_recipes_are_paragraphs(
+def test_the_list_fits_80_columns_and_breaks_no_word(
     castctl: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     shown = re.sub(r"\x1b\[[\d;]*m", "", castctl("recipes").stdout)
     lines = [line.rstrip() for line in shown.splitlines()]
-    assert max(map(len, lines)) <= 80
-    at = lines.index("cast-qwen3-1.7b-with-answer")
-    assert (
-        lines[at + 1]
-        == "    Ablation of cast-qwen3-1.7b.yaml (paper): the teacher sees the answer."
-    )
-    data = "BytedTsinghua-SIA/DAPO-Math-17k"
-    assert lines[at + 2] == f"    cast, Qwen/Qwen3-1.7B, {data}, 300 steps"
+    assert max(map(len, lines)) <= 80 and len(lines) < 30
+    assert {*RECIPES} <= {*shown.split()}
+    variants = {f":{name}" for path in RECIPES.values() for name in read_source(path).variants}
+    assert variants == {word for word in shown.split() if word[0] == ":"}
+    [row] = [line for line in lines if line.startswith("cast-qwen3-4b ")]
+    assert row.split(maxsplit=1)[1].endswith("those of cast-qwen3-1.7b")
 
 
 def test_one_recipe_is_printed_as_it_resolves(castctl: Cli, here: Path) -> None:
-    printed = castctl("recipes", "tiny-sdpg-fkl").stdout
-    assert printed.startswith(f"# {recipes_folder() / 'tiny-sdpg-fkl.yaml'}\nseed: 0\n")
-    assert load_recipe(write("again.yaml", printed)) == recipe_of("tiny-sdpg-fkl")
-    write("mine.yaml", "extends: tiny-cast\nseed: 9")
-    page = json.loads(castctl("recipes", "mine.yaml", "--json").stdout)
-    assert (page["name"], page["path"]) == ("mine", "mine.yaml")
-    assert page["recipe"]["seed"] == 9 and page["recipe"]["method"]["name"] == "cast"
-    assert "nearest one is tiny-cast" in castctl("recipes", "tiny-csat", code=2).stderr
+    printed = castctl("recipes", "sdpg-qwen3-4b").stdout
+    path = recipes_folder() / "sdpg-qwen3-4b.yaml"
+    assert printed.startswith(f"# {path}\n# SDPG, arXiv 2606.04036\n# its variants:\n")
+    assert "\n#   :fkl              the anchor exp(-u) (paper's code)\n" in printed
+    assert load_recipe(write("again.yaml", printed)) == load_recipe("sdpg-qwen3-4b")
+
+    printed = castctl("recipes", "sdpg-qwen3-4b:fkl", "--tiny").stdout
+    about = "the anchor exp(-u) (paper's code)"
+    assert printed.startswith(f"# {path}:fkl --tiny\n# {about}\nseed: 0\n")
+    again = load_recipe(write("again.yaml", printed))
+    assert again == load_recipe("sdpg-qwen3-4b:fkl", tiny=True)
+
+    write("mine.yaml", "extends: cast-qwen3-1.7b\nseed: 9\nvariants: {fast: {seed: 3}}")
+    page = json.loads(castctl("recipes", "mine.yaml:fast", "--json").stdout)
+    assert (page["name"], page["path"], page["about"]) == ("mine:fast", "mine.yaml", "")
+    assert [each["name"] for each in page["variants"]][:2] == ["fast", "mixed-only"]
+    assert page["recipe"]["seed"] == 3 and page["recipe"]["method"]["name"] == "cast"
+    assert "name it" in castctl("recipes", "--tiny", code=2).stderr
 
 
 # What an ablation does
@@ -386,7 +492,7 @@ def step(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["", "mixed-only", "no-reversal", "symmetric-clip"])
 def test_an_ablation_leaves_out_what_it_says(castctl: Cli, step: Path, name: str) -> None:
-    recipe = "-".join(filter(None, ("cast-qwen3-1.7b", name)))
+    recipe = ":".join(filter(None, ("cast-qwen3-1.7b", name)))
     castctl("shape", "--run", "by-hand", "--recipe", recipe)
     rows = pq.read_table(step / "advantages/part-00000.parquet").to_pylist()
     shaped = {(row["prompt_id"], row["sample"]): row for row in rows}
@@ -404,7 +510,7 @@ def test_an_ablation_leaves_out_what_it_says(castctl: Cli, step: Path, name: str
     assert wrong["advantages"][:2] == pytest.approx([-b for b in blame], abs=1e-5)
 
 
-# The tiny ones run
+# Each method runs
 
 FEW = [
     "seed=1", "train.steps=2", "train.prompts_per_step=4", "train.part_size=2", "sampling.n=4",
@@ -412,13 +518,16 @@ FEW = [
 ]  # fmt: skip
 """Two quick steps; the seed gives groups of every kind."""
 
+ONE_EACH = {load_recipe(name).method.name: name for name in SPELLED}
+"""A recipe of each method."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", *TINY])
-def test_a_tiny_recipe_runs(here: Path, name: str) -> None:
-    recipe = load_recipe(RECIPES[name], FEW)
+@pytest.mark.parametrize("name", ONE_EACH.values())
+def test_a_recipe_runs_on_the_embedded_default(here: Path, name: str) -> None:
+    recipe = load_recipe(name, FEW, tiny=True)
     rows: list[dict[str, Any]] = []
-    run = create_run(recipe, "run", name)
+    run = create_run(recipe, "run", "test")
     trained = train(run, Silent(), rows.append)
     assert [row["step"] for row in rows] == [0, 1]
     assert all(np.isfinite(row["loss"]) for row in rows)
