@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -126,14 +127,14 @@ def _float(value: object) -> float | None:
 
 def _settings(settings: list[SettingView]) -> list[RenderableType]:
     changed = [setting for setting in settings if setting.origin != DEFAULT]
-    known = any(setting.origin is not None for setting in changed)
-    table = plain_table("setting", "value", "default", *(["from"] if known else []), right=False)
-    for setting in changed:
-        origin = [Text(line(setting.origin))] if known else []
-        values = (Text(line(value_text(value))) for value in (setting.value, setting.default))
-        table.add_row(Text(line(setting.key)), *values, *origin)
     count = f"{len(changed)} of {len(settings)}; --json has all"
-    return [title(f"Settings that are not defaults ({count})"), table]
+    pages: list[RenderableType] = [title(f"Settings that are not defaults ({count})")]
+    for setting in changed:  # a table of them would break words at 80 columns
+        origin = "" if setting.origin is None else f", from {line(setting.origin)}"
+        default = f"default {line(value_text(setting.default))}{origin}"
+        pages.append(Text(f"{line(setting.key)} = {line(value_text(setting.value))}"))
+        pages.append(Padding(Text(default, "dim"), (0, 0, 0, 4)))
+    return pages
 
 
 def verification_page(found: Verification) -> Group:
