@@ -26,6 +26,7 @@ from castctl.cli import (
     shape,
     train,
 )
+from castctl.cli.spelling import SpelledApp
 from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
 
@@ -33,7 +34,7 @@ INTERRUPTED = 130
 READER_GONE = 141
 """As a shell counts: 128 and the number of the signal, SIGINT and SIGPIPE."""
 
-app = typer.Typer(
+app = SpelledApp(
     name="castctl",
     help="Run, take apart and compare RLVR methods for language models.",
     epilog="Stages: rollout, score, shape, train. Start with: castctl train --method cast",
@@ -48,6 +49,15 @@ for command in (
     command.register(app)
 
 
+@app.command("help", hidden=True)
+def _help(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="A command.")] = None,
+) -> None:
+    """Show what castctl, or a command of it, can do: as --help does."""
+    app([] if name is None else [name, "--help"], standalone_mode=False)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"castctl {castctl.__version__}")
@@ -57,7 +67,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _castctl(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Version.")
     ] = False,
 ) -> None:
     pass

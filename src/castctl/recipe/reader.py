@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from castctl.errors import UserError
 from castctl.methods import merged
-from castctl.methods.method import kinds_of
 from castctl.methods.presets import ALIASES
 from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
+from castctl.recipe.problems import problems
 from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
 
@@ -146,7 +144,7 @@ def validated(section: type[T], tree: Any, origin: str) -> T:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_first_problem(section, error)}") from None
+        raise UserError(f"{origin}: {problems(section, error)}") from None
 
 
 def _parse_override(override: str) -> Tree:
@@ -160,72 +158,3 @@ def _parse_override(override: str) -> Tree:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
-
-
-def _first_problem(section: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
-    # Discriminated unions put the chosen kind into the location; it is no key of the recipe.
-    kinds = _kinds(section)
-    keys = ".".join(str(part) for part in problem["loc"] if part not in kinds)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(section)
-        begun = [key for key in known if key.startswith(keys)]
-        near = begun or difflib.get_close_matches(keys, known, n=1, cutoff=0.6)
-        if not near:
-            return f"unknown key {keys}; the sections are {', '.join(section.model_fields)}{more}"
-        if near[0] == keys:
-            return f"key {keys} does not belong to the kind chosen beside it{more}"
-        return f"unknown key {keys}; the nearest one is {near[0]}{more}"
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        field = _field_at(section, keys.split("."))
-        here = [kind for each in _sections_in(field) for kind in kinds_of(each)] if field else kinds
-        return f"{keys}.kind must say which: {', '.join(here)}{more}"
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        field = _field_at(section, keys.split("."))
-        inner = _sections_in(field) if field else []
-        first = next((key for each in inner for key in each.model_fields), "KEY")
-        mapping = f"{{{first}: {problem['input']}}}"
-        return f"{keys}: write its settings as a mapping, such as {mapping}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if keys and problem["type"] != "value_error":
-        shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""
-        return (
-            f"{keys}: {message[0].lower() + message[1:]}{f', got {shown}' if shown else ''}{more}"
-        )
-    return f"{keys + ': ' if keys else ''}{message}{more}"
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for inner in _sections_in(field):
-            keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _kinds(section: type[BaseModel]) -> set[str]:
-    """Names of the members of every discriminated union below `section`."""
-    kinds = set()
-    for field in section.model_fields.values():
-        inner = _sections_in(field)
-        if field.discriminator:
-            kinds |= {kind for each in inner for kind in kinds_of(each)}
-        kinds = kinds.union(*map(_kinds, inner))
-    return kinds
-
-
-def _field_at(section: type[BaseModel], keys: Sequence[str]) -> FieldInfo | None:
-    """The field that dotted keys lead to; None where they lead nowhere."""
-    field = section.model_fields.get(keys[0])
-    if field is None or len(keys) == 1:
-        return field
-    found = (_field_at(inner, keys[1:]) for inner in _sections_in(field))
-    return next((each for each in found if each is not None), None)
-
-
-def _sections_in(field: FieldInfo) -> list[type[BaseModel]]:
-    """The section that a field holds, or each that its union allows."""
-    candidates = (field.annotation, *get_args(field.annotation))
-    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

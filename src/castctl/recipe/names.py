@@ -1,0 +1,124 @@
+"""What settings are called: castctl's own keys, and the names that other tools have for them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("optimizer.lr",),
+    "max_steps": ("train.steps",),
+    "num_generations": ("sampling.n",),
+    "num_iterations": ("train.epochs",),
+    "num_train_epochs": ("train.steps (steps of the loop)",),
+    "max_completion_length": ("sampling.max_tokens",),
+    "max_prompt_length": ("data.max_prompt_tokens",),
+    "per_device_train_batch_size": ("train.prompts_per_step", "train.microbatch_tokens"),
+    "gradient_accumulation_steps": ("train.microbatch_tokens",),
+    "beta": ("method.anchor.coefficient (KL to the initial policy)",),
+    "epsilon": ("method.surrogate.clip_low", "method.surrogate.clip_high"),
+    "epsilon_high": ("method.surrogate.clip_high",),
+    "delta": ("method.surrogate.dual_clip",),
+    "loss_type": ("method.surrogate.aggregation",),
+    "scale_rewards": ("method.baseline.kind",),
+    "mask_truncated_completions": ("method.overlong.kind=mask",),
+    "reward_funcs": ("verifier.function",),
+    "lr_scheduler_type": ("optimizer.schedule",),
+    "adam_beta1": ("optimizer.betas",),
+    "adam_beta2": ("optimizer.betas",),
+    "save_steps": ("train.checkpoint_every",),
+    "eval_steps": ("eval.every",),
+    "report_to": ("logging.trackers",),
+    "bf16": ("model.dtype=bfloat16",),
+    "model_name_or_path": ("model.path",),
+    "dataset_name": ("data.path",),
+    "name": ("--run NAME",),
+    "run_name": ("--run NAME",),
+    "output_dir": ("--run PATH",),
+    "resume_from_checkpoint": ("--resume",),
+    # verl
+    "train_batch_size": ("train.prompts_per_step",),
+    "ppo_epochs": ("train.epochs",),
+    "ppo_mini_batch_size": ("train.minibatches (how many, not how large)",),
+    "ppo_max_token_len_per_gpu": ("train.microbatch_tokens",),
+    "max_response_length": ("sampling.max_tokens",),
+    "total_training_steps": ("train.steps",),
+    "total_epochs": ("train.steps (steps of the loop)",),
+    "save_freq": ("train.checkpoint_every",),
+    "test_freq": ("eval.every",),
+    "adv_estimator": ("method.name",),
+    "clip_ratio": ("method.surrogate.clip_low", "method.surrogate.clip_high"),
+    "clip_ratio_low": ("method.surrogate.clip_low",),
+    "clip_ratio_high": ("method.surrogate.clip_high",),
+    "clip_ratio_c": ("method.surrogate.dual_clip",),
+    "entropy_coeff": ("method.surrogate.entropy_bonus",),
+    "grad_clip": ("optimizer.max_grad_norm",),
+    "kl_coef": ("method.anchor.coefficient",),
+    "kl_loss_coef": ("method.anchor.coefficient",),
+    "kl_loss_type": ("method.anchor.kind",),
+    "use_kl_loss": ("method.anchor.kind=k3",),
+    "loss_agg_mode": ("method.surrogate.aggregation",),
+    "norm_adv_by_std_in_grpo": ("method.baseline.kind",),
+    "train_files": ("data.path",),
+    "val_files": ("eval.task",),
+    "experiment_name": ("--run NAME",),
+    "project_name": ("logging.project",),
+    "default_local_dir": ("--run PATH",),
+    # both, and others
+    "batch_size": ("train.prompts_per_step",),
+    "config": ("castctl train FILE", "--recipe FILE"),
+    "output": ("--run PATH",),
+    "clip": ("method.surrogate.clip_low", "method.surrogate.clip_high"),
+}
+"""TRL's `GRPOConfig` first, then verl: a name's last part, and what castctl writes for it: a
+setting, a setting with its value or a word about it, or an option."""
+
+IN_EVALUATIONS: dict[str, tuple[str, ...]] = {
+    "apply_chat_template": ("data.chat",),
+    "batch_size": ("sampling.max_rows",),
+    "gen_kwargs": ("--temperature", "--max-tokens", "eval.top_p"),
+    "max_gen_toks": ("eval.max_tokens",),
+    "model_args": ("--model PATH",),
+    "num_fewshot": ("data.prompt_template (examples are its text)",),
+    "output_path": ("--run PATH",),
+    "pretrained": ("model.path",),
+    "repeats": ("eval.k",),
+    "system_instruction": ("data.system_prompt",),
+    "tasks": ("castctl eval TASK",),
+}
+"""The same of lm-evaluation-harness, for `castctl eval`."""
+
+
+def plain(name: str) -> str:
+    """A name as the tables have it: the last part, underscored, in small letters."""
+    return name.rpartition(".")[2].replace("-", "_").lower()
+
+
+def meanings(section: type[BaseModel], name: str, *, evaluation: bool = False) -> list[str]:
+    """What castctl writes for a name: settings whose last part it is, then what other tools mean
+    by it; in an evaluation, its own settings win."""
+    leaf = plain(name)
+    own = [key for key in known_keys(section) if "." in key and plain(key) == leaf]
+    if evaluation:
+        own = [key for key in own if key.startswith("eval.")] or own
+        if leaf in IN_EVALUATIONS:
+            return [*own, *IN_EVALUATIONS[leaf]]
+    return list(dict.fromkeys([*own, *ELSEWHERE.get(leaf, IN_EVALUATIONS.get(leaf, ()))]))
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key below a section, whatever the kinds chosen, each once."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for inner in sections_in(field):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def sections_in(field: FieldInfo) -> list[type[BaseModel]]:
+    """The section that a field holds, or each that its union allows."""
+    candidates = (field.annotation, *get_args(field.annotation))
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
