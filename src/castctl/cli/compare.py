@@ -80,6 +80,7 @@ def compare(
                 "evaluations are taken as they are; leave --seeds, --seed, --steps, -k, --tiny and "
                 "--set out"
             )
+        _require_two(entries, comparison_folder(name))
         _compare_evaluations(evaluations, comparison_folder(name), as_json)
         return
     folder = comparison_folder(name)
@@ -89,11 +90,20 @@ def compare(
             "every entry is a finished run, taken as it is; leave --seeds, --seed, --steps, -k, "
             "--tiny and --set out, or name recipes"
         )
+    _require_two(entries, folder)
     require_same_evaluation(planned)
     require_same_problems(planned)
     with opened(folder):
         compared = _compare(planned, folder)
     _show(compared, folder, as_json)
+
+
+def _require_two(entries: list[str], folder: Path) -> None:
+    """`UserError` for one entry alone, unless its comparison is there and goes on."""
+    if len(entries) == 1 and not folder.is_dir():
+        raise UserError(
+            f"{entries[0]} has nothing to be compared with; name a second recipe, run or evaluation"
+        )
 
 
 def _compare_evaluations(entries: "list[Evaluation]", folder: Path, as_json: bool) -> None:

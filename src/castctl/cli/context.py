@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from castctl.errors import UserError
+from castctl.methods.presets import ALIASES, PRESETS
+from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.report.console import say, tell
@@ -28,6 +30,8 @@ class Asked:
         tiny: bool = False,
         **sections: dict[str, Any],
     ) -> None:
+        if recipe is not None and method is None and _is_method(str(recipe)):
+            recipe, method = None, str(recipe)
         self.recipe = recipe
         self.tiny = tiny
         self.overrides = list(overrides or [])
@@ -65,6 +69,11 @@ class Asked:
         return run.changed(self.overrides, **self.sections)
 
 
+def _is_method(name: str) -> bool:
+    """Whether a method has the name that stands where a recipe does, and no recipe has it."""
+    return name in (*PRESETS, *ALIASES) and look_up(name) is None
+
+
 def run_and_step(name: str | None) -> tuple[str | None, int | None]:
     """What --run names: a run and, in RUN/step-00012, a step."""
     return (None, None) if name is None else split_step(name)
@@ -78,7 +87,8 @@ def one_step(option: int | None, in_name: int | None) -> int | None:
 
 
 def start_run(asked: Asked, name: str | None, kind: str | None = None) -> Run:
-    """A new run, or the one of that name where it is there."""
+    """The run of that name where it is there, else a new one: what --run means to the commands that
+    begin runs. To all others `open_run` says that it is not there."""
     if name is not None and is_run(name):
         return asked.changed(open_run(name))
     recipe, origins = asked.new_recipe()

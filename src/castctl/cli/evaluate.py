@@ -38,13 +38,7 @@ def evaluate(
             ".csv for each task; data.problem_column names a column.",
         ),
     ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            help="Run to evaluate, else the newest; of --rescore, the new one of a file's samples.",
-        ),
-    ] = None,
+    run: opt.RunOption = None,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", help="last (the default), best, or the number of a step."),
@@ -148,16 +142,17 @@ def _first_task(tasks: list[str] | None, data: str | None) -> str | None:
 
 
 def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
-    """The run to evaluate; a new one for a model or recipe named, or where there is none."""
-    from castctl.runs.run import create_run, is_run, newest_run, open_run
+    """The run to evaluate: the one named or the newest; a new one for a model or recipe named, or
+    where there is none."""
+    from castctl.cli.context import start_run
+    from castctl.runs.run import is_run, newest_run, open_run
 
-    if name is not None and (not fresh or (is_run(name) and not open_run(name).checkpoints())):
-        return asked.changed(open_run(name))
-    newest = None if fresh else newest_run()
-    if newest is not None:
-        return asked.changed(newest)
-    recipe, origins = asked.new_recipe()
-    return create_run(recipe, name, "eval", origins)
+    if name is not None and fresh and is_run(name) and open_run(name).checkpoints():
+        raise UserError(
+            f"run {open_run(name).path} has weights of its own; name another --run for other ones"
+        )
+    newest = newest_run() if name is None and not fresh else None
+    return start_run(asked, name, "eval") if newest is None else asked.changed(newest)
 
 
 def _step(run: "Run", checkpoint: str) -> int:

@@ -51,7 +51,6 @@ for command in (
 
 @app.command("help", hidden=True)
 def _help(
-    context: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="A command.")] = None,
 ) -> None:
     """Show what castctl, or a command of it, can do: as --help does."""
@@ -67,7 +66,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _castctl(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Version."),
     ] = False,
 ) -> None:
     pass

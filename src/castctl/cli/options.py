@@ -9,7 +9,12 @@ import typer
 from castctl.report.console import be_quiet
 
 RunOption = Annotated[
-    str | None, typer.Option("--run", help="Run, by name or path; RUN/step-00012 names a step too.")
+    str | None,
+    typer.Option(
+        "--run",
+        help="Run, by name or path, or RUN/step-00012; rollout, train and eval begin one where the "
+        "name is new.",
+    ),
 ]
 StepOption = Annotated[int | None, typer.Option("--step", min=0, help="Step of the run.")]
 RecipeOption = Annotated[
@@ -18,7 +23,10 @@ RecipeOption = Annotated[
 ]
 RecipeArgument = Annotated[
     Path | None,
-    typer.Argument(help="Recipe in YAML, or the name of one; NAME:VARIANT is a variant of it."),
+    typer.Argument(
+        help="Recipe in YAML, or the name of one; NAME:VARIANT is a variant of it. A method's name "
+        "stands for --method."
+    ),
 ]
 TinyOption = Annotated[
     bool, typer.Option("--tiny", help="The recipe's method on the embedded model and data.")
@@ -54,7 +62,11 @@ SeedOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="Override one setting; may be repeated. A setting's own name does too: --lr 1e-5.",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16.")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import typer
@@ -53,7 +54,7 @@ class SpelledCommand(TyperCommand):
         elif "--set" not in known:
             raise UserError(f"castctl {self.name} has no option {name}; see its --help")
         elif len(meant) > 1 or meant[0] not in keys:
-            said = [f"--set {each}=VALUE" if each in keys else each for each in meant]
+            said = [_typed(each, keys) for each in meant]
             raise UserError(f"castctl {self.name} has no option {name}; write {choice(said)}")
         else:
             value = next(rest, None) if value is None else value
@@ -63,6 +64,13 @@ class SpelledCommand(TyperCommand):
                 line = f"castctl: {name} is {meant[0]} here"
                 print(printable(line), file=sys.stderr, flush=True)
             yield from ("--set", f"{meant[0]}={value}")
+
+
+def _typed(meant: str, keys: Container[str]) -> str:
+    """What to type for one of a name's meanings: a setting, one with a word to it, or an option."""
+    if meant in keys:
+        return f"--set {meant}=VALUE"
+    return f"--set {meant}" if re.split("[ =]", meant)[0] in keys else meant
 
 
 class SpelledApp(typer.Typer):

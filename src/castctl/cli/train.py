@@ -26,7 +26,7 @@ def train(
     recipe: opt.RecipeArgument = None,
     tiny: opt.TinyOption = False,
     method: opt.MethodOption = None,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run, or its path.")] = None,
+    run: opt.RunOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --run, or the newest run, as it was begun.")
     ] = False,

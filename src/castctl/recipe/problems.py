@@ -63,7 +63,9 @@ def _unknown(section: type[BaseModel], keys: str, value: Any) -> list[str]:
     if near:
         return [f"unknown key {keys}; the nearest one is {near[0]}"]
     if isinstance(value, dict) and value:
-        return [p for key, inner in value.items() for p in _unknown(section, f"{keys}.{key}", inner)]
+        return [
+            p for key, inner in value.items() for p in _unknown(section, f"{keys}.{key}", inner)
+        ]
     return [f"unknown key {keys}; the sections are {', '.join(section.model_fields)}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import os
 import platform
 import re
@@ -143,9 +144,9 @@ def open_run(name: str) -> Run:
     """The run of that name or path; `UserError` where there is none."""
     path = _as_path(name)
     if not (path / "manifest.json").is_file():
-        there = [run.name for run in run_folders()]
-        known = f"; among those there are {', '.join(sorted(there)[-5:])}" if there else ""
-        raise UserError(f"no run at {path}{known}")
+        near = difflib.get_close_matches(path.name, [run.name for run in run_folders()], n=1)
+        hint = f"the nearest one is {near[0]}" if near else "castctl runs lists those there are"
+        raise UserError(f"no run at {path}; {hint}, and castctl train --run begins a new one")
     return Run(path, load_recipe(path / "recipe.yaml"))
 
 
