@@ -28,7 +28,11 @@ def train(
     method: opt.MethodOption = None,
     run: opt.RunOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --run, or the newest run, as it was begun.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with --run, or the newest run, as it was begun; with --steps, for longer.",
+        ),
     ] = False,
     from_: Annotated[
         str | None,
@@ -71,10 +75,11 @@ def train(
     )  # fmt: skip
     if resume and (from_ or dry_run):
         raise UserError("--resume goes on with a run; leave --from and --dry-run out")
+    longer = asked.sections.pop("train").get("steps") if resume else None
     if resume and asked.changes:
         raise UserError(
-            "a resumed run keeps its recipe; leave the other options out, or start another run "
-            "from its weights with --model RUN/checkpoints/step-NNNNN"
+            "a resumed run keeps its recipe, but for --steps; leave the other options out, or start "
+            "another run from its weights with --model RUN/checkpoints/step-NNNNN"
         )
     if from_ is not None:
         _train_from(from_, asked, model, overwrite)
@@ -83,7 +88,7 @@ def train(
         target = open_run(run) if run is not None else newest_run()
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
-        _train(target)
+        _train(target if longer is None else _extended(target, longer))
         return
     settings, origins = asked.new_recipe()
     if dry_run:
@@ -93,6 +98,20 @@ def train(
     for warning in settings.check_training():
         say(f"castctl: warning: {warning}")
     _train(create_run(settings, run, settings.method.name, origins))
+
+
+def _extended(run: "Run", steps: int) -> "Run":
+    """The run made longer, with a warning where its course is not that of one so long."""
+    from castctl.runs.extend import extend
+
+    longer = extend(run, steps)
+    planned = run.recipe.train.steps
+    if planned != steps and run.recipe.reads_total:
+        say(
+            f"castctl: warning: {' and '.join(run.recipe.reads_total)} reads the number of steps: "
+            f"the steps done followed {planned}, so the course differs from one planned for {steps}"
+        )
+    return longer
 
 
 def _train(run: "Run") -> None:

@@ -22,6 +22,7 @@ class NoDistillation(Section):
     """`none`: no distillation loss (paper: GRPO's)."""
     needs: ClassVar[frozenset[str]] = frozenset()
     binary_rewards: ClassVar[bool] = False
+    decay_steps: ClassVar[int] = 0
 
     def weights_N(
         self, base_R: NDArray[np.float64], offsets: Ints, moment: Moment, skip_tokens: int

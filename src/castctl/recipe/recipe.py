@@ -238,6 +238,17 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def reads_total(self) -> list[str]:
+        """The schedules that depend on `train.steps`, as settings: another number of steps changes
+        every step, not the last ones alone."""
+        cosine = self.optimizer.schedule == "cosine"
+        decay = self.method.distillation.decay_steps
+        return [
+            *(["optimizer.schedule=cosine"] if cosine else []),
+            *([f"method.distillation.decay_steps={decay}"] if decay else []),
+        ]
+
     def check_training(self) -> list[str]:
         """Refuse what cannot train; return warnings about what can but may surprise.
 

@@ -158,7 +158,8 @@ class StepFolder:
     ) -> bool:
         """Make a part unless it is there already; whether it was made.
 
-        Raises `UserError` where the part there was made otherwise and `overwrite` is off.
+        Raises `UserError` where the part there was made otherwise and `overwrite` is off. The total
+        of steps is written down alone: what reads it says so in its `provenance`.
         """
         path = self.part_path(stage, part)
         metadata = {
@@ -173,7 +174,8 @@ class StepFolder:
             if there is None:
                 log.warning("%s was made elsewhere; kept as it is", path)
                 return False
-            different = [key for key in metadata if there.get(key) != metadata[key]]
+            decisive = [key for key in metadata if key != "total_steps"]
+            different = [key for key in decisive if there.get(key) != metadata[key]]
             if not different:
                 return False
             raise _made_otherwise(path, there, metadata, different)

@@ -69,6 +69,8 @@ def shape_step(
 
             tables = {stage: part.table for stage, part in inputs.items()}
             settings = shaping_settings(method)
+            if method.distillation.decay_steps:
+                settings |= {"total_steps": folder.total_steps}
             if (ending := _ending(inputs, method, longest)) is not None:
                 settings |= {"longest": ending.longest}
             made = {"settings": settings} | mark_foreign(inputs)
