@@ -16,6 +16,7 @@ from castctl.cli import (
     diagnose,
     evaluate,
     explain,
+    init,
     inspect,
     methods,
     recipes,
@@ -43,7 +44,7 @@ app = SpelledApp(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    rollout, score, shape, train, evaluate, compare, diagnose, report, explain, inspect, runs,
+    init, rollout, score, shape, train, evaluate, compare, diagnose, report, explain, inspect, runs,
     methods, recipes,
 ):  # fmt: skip
     command.register(app)
@@ -54,7 +55,7 @@ def _help(
     name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="A command.")] = None,
 ) -> None:
     """Show what castctl, or a command of it, can do: as --help does."""
-    app([] if name is None else [name, "--help"], standalone_mode=False)
+    app([*([] if name is None else [name]), "--help"], standalone_mode=False)
 
 
 def _print_version(wanted: bool) -> None:

@@ -78,8 +78,8 @@ def train(
     longer = asked.sections.pop("train").get("steps") if resume else None
     if resume and asked.changes:
         raise UserError(
-            "a resumed run keeps its recipe, but for --steps; leave the other options out, or start "
-            "another run from its weights with --model RUN/checkpoints/step-NNNNN"
+            "a resumed run keeps its recipe, but for --steps; leave the other options out, or "
+            "start another run from its weights with --model RUN/checkpoints/step-NNNNN"
         )
     if from_ is not None:
         _train_from(from_, asked, model, overwrite)
