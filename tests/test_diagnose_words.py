@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import rc_context
+from rich.console import Console
 
 from castctl.diagnosis import confidence, credit, engine, flips, groups
 from castctl.diagnosis.data import StepData
@@ -24,6 +26,7 @@ from castctl.report.diagnostics import flips as flips_report
 from castctl.report.diagnostics import groups as groups_report
 from castctl.report.diagnostics import write_pictures
 from castctl.report.document import Picture, Section, Sheet
+from castctl.report.section_page import section_page
 from random_steps import random_step
 
 ROOMS = {
@@ -67,7 +70,8 @@ def section(tmp_path: Path) -> Make:
 
 
 def words_of(section: Section) -> str:
-    return "\n".join(block for block in section.blocks if isinstance(block, str))
+    """What it says, the answer and the paragraphs."""
+    return "\n".join([*section.answer, *(b for b in section.blocks if isinstance(b, str))])
 
 
 def check(section: Section) -> None:
@@ -88,6 +92,14 @@ def check(section: Section) -> None:
             assert not re.search(r"\b(None|nan)\b", block), block
     names = [block.name for block in section.blocks if isinstance(block, Picture)]
     assert len(set(names)) == len(names)
+    assert len(section.answer) == 2 and all(len(words) <= 240 for words in section.answer)
+    assert not re.search(r"\b(None|nan)\b|  |\(\)", " ".join(section.answer)), section.answer
+    page = io.StringIO()
+    Console(file=page, width=80).print(section_page(section, full=False))
+    answered, *rest = page.getvalue().split("\n\n")
+    assert " ".join(answered.split()).endswith(" ".join(" ".join(section.answer).split()))
+    assert all(len(line) <= 80 for line in page.getvalue().splitlines()) and "--full" in rest[-1]
+    assert "does not show" not in page.getvalue()
     assert section.id and section.title
 
 

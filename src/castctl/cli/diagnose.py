@@ -57,6 +57,7 @@ def diagnose(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    full: opt.FullOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Compute again what an earlier diagnosis computed.")
     ] = False,
@@ -64,7 +65,7 @@ def diagnose(
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
-    """See what a run's numbers mean: tables, plots, NAME.json and an HTML page.
+    """See what a run's numbers mean: the answer, tables, plots, NAME.json and an HTML page.
 
     Signals that are missing are computed into diagnose/, never over the run's own.
     """
@@ -88,7 +89,7 @@ def diagnose(
     )
     out = output_folder(found, diagnostic)
     page = _write(diagnosis, found, steps, out)
-    _show(diagnosis, out, page, as_json)
+    _show(diagnosis, out, page, full, as_json)
 
 
 def _explain() -> None:
@@ -173,7 +174,7 @@ def _write(
     return page
 
 
-def _show(diagnosis: "Diagnosis", out: Path, page: Path, as_json: bool) -> None:
+def _show(diagnosis: "Diagnosis", out: Path, page: Path, full: bool, as_json: bool) -> None:
     from castctl.report.diagnostics import section_of
     from castctl.report.marks import print_json
     from castctl.report.section_page import section_page
@@ -182,7 +183,7 @@ def _show(diagnosis: "Diagnosis", out: Path, page: Path, as_json: bool) -> None:
     if as_json:
         print_json(diagnosis)
         return
-    show(section_page(section_of(diagnosis)))
+    show(section_page(section_of(diagnosis), full))
     plots = sum(1 for _ in out.glob("*.png"))
     tell(f"{out}: {diagnosis.name}.json, {plots} plots, report.html")
     say(f"Open {page} in a browser to see completions token by token.")

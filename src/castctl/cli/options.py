@@ -80,6 +80,9 @@ OverwriteOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the recipe and the work it implies; start nothing.")
 ]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Print every table, and what they do not show.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for programs, and nothing else.")
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from castctl.diagnosis.diagnosis import Diagnosis, read_diagnosis
@@ -27,9 +28,8 @@ SECTIONS: dict[str, Callable[[Diagnosis], Section]] = {
 
 
 def section_of(diagnosis: Diagnosis) -> Section:
-    """A diagnosis with what must be known of its making before its numbers."""
-    section = SECTIONS[diagnosis.name](diagnosis)
-    return Section(section.id, section.title, [*diagnosis.notes, *section.blocks])
+    """What a diagnosis found, and what must be known of its making."""
+    return replace(SECTIONS[diagnosis.name](diagnosis), notes=diagnosis.notes)
 
 
 def diagnosis_sections(folder: Path) -> list[Section]:

@@ -16,7 +16,16 @@ from castctl.report.diagnostics.figures import (
     points,
     whole_steps,
 )
-from castctl.report.diagnostics.words import cell, few, share, share_cell, side_of, slope, value
+from castctl.report.diagnostics.words import (
+    answer,
+    cell,
+    few,
+    share,
+    share_cell,
+    side_of,
+    slope,
+    value,
+)
 from castctl.report.document import Picture, Section, Sheet
 from castctl.report.marks import number
 
@@ -25,6 +34,10 @@ if TYPE_CHECKING:
 
 REDUCTIONS = {"sum": "sum over tokens", "mean": "mean over tokens"}
 SIDES = {"correct": CORRECT, "incorrect": INCORRECT}
+STILL = (
+    "As at step 0 of a run, Cov(r, d) is zero, b* is mean(r), and RCC is GRPO. Diagnose a later "
+    "step."
+)
 
 
 def section(diagnosis: Diagnosis) -> Section:
@@ -37,7 +50,25 @@ def section(diagnosis: Diagnosis) -> Section:
             blocks.append(_baseline(numbers))
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
-    return Section(diagnosis.name, "Confidence: drift from the reference and RCC", blocks)
+    title = "Confidence: drift from the reference and RCC"
+    return Section(diagnosis.name, title, blocks, answer=_answer(numbers))
+
+
+def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
+    if not numbers["completions"]:
+        return "No completion has both a reward and a reference's log-probs.", "So nothing follows."
+    if not _moved(numbers):
+        return "No completion has drifted: the policy is the reference.", STILL
+    auc, risk = numbers["sum"]["auc_within"], numbers["baseline"]["risk"]
+    goes = {1: "goes with reward", -1: "goes against reward"}.get(
+        side_of(auc, 0.5), "is not shown to go with reward"
+    )
+    first = f"Within a prompt drift {goes}: AUC {cell(auc) or 'unknown, no pair in one group'}."
+    if not numbers["mixed"]:
+        return answer(first, "No group is mixed, so RCC corrects nothing.", numbers["prompts"])
+    makes = {1: "larger", -1: "smaller"}.get(side_of(risk, 1.0), "no change shown")
+    second = f"RCC's weighted risk is {cell(risk) or 'unknown'} times GRPO's: {makes}."
+    return answer(first, second, numbers["prompts"])
 
 
 def _moved(numbers: dict[str, Any]) -> bool:
@@ -61,7 +92,8 @@ def _drift(numbers: dict[str, Any]) -> Sheet:
         "groups. Cov(r, d) within mixed groups, their mean. AUC: how often a correct completion "
         "has the higher d, ties half; 0.5 is chance. Brackets: 95 % intervals over prompts."
     )
-    return Sheet("Drift of correct and of incorrect completions", headings, rows, note)
+    first = ("d of a completion", "Cov(r, d)", "AUC within groups")
+    return Sheet("Drift of correct and of incorrect completions", headings, rows, note, first=first)
 
 
 def _baseline(numbers: dict[str, Any]) -> Sheet:
@@ -82,7 +114,8 @@ def _baseline(numbers: dict[str, Any]) -> Sheet:
         "a baseline is to make small; the exact b = E[w^2 r] / E[w^2] makes it least, and b* is "
         "its first-order form. All of a group's baselines are judged on the group itself."
     )
-    return Sheet("What RCC does to the baseline, mixed groups", ("", "value"), rows, note)
+    title, headings = "What RCC does to the baseline, mixed groups", ("", "value")
+    return Sheet(title, headings, rows, note, first=headings)
 
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
@@ -100,10 +133,7 @@ def _words(numbers: dict[str, Any]) -> list[str]:
     if not numbers["completions"]:
         return ["No completion here has both a reward and a reference's log-probs."]
     if not _moved(numbers):
-        return [
-            "d is zero for every completion: the policy is the reference, as at step 0 of a run. "
-            "Cov(r, d) is zero with it, b* is mean(r), and RCC is GRPO. Diagnose a later step."
-        ]
+        return [f"d is zero for every completion. {STILL}"]
     words = [_still(numbers), _separates(numbers["sum"])]
     if numbers["mixed"]:
         words += [_covariance(numbers), _variance(numbers["baseline"])]

@@ -15,6 +15,7 @@ from castctl.report.diagnostics.figures import (
     points,
 )
 from castctl.report.diagnostics.words import (
+    answer,
     cell,
     few,
     share,
@@ -41,7 +42,31 @@ def section(diagnosis: Diagnosis) -> Section:
         blocks += [*_pictures(numbers), _tokens(numbers)]
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
-    return Section(diagnosis.name, "Credit by influence: OAR-P against OAR-G", blocks)
+    title = "Credit by influence: OAR-P against OAR-G"
+    return Section(diagnosis.name, title, blocks, answer=_answer(numbers))
+
+
+def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
+    if numbers["rho"] is None:
+        return "No completion could be compared: none has both scores.", _scored(numbers)
+    verdict = {1: "agree on", -1: "contradict one another on"}.get(
+        side_of(numbers["rho"]), "are not shown to agree on"
+    )
+    second = (
+        f"Of one's top tenth {share_cell(numbers['overlap'], '%')} is in the other's; by chance "
+        f"{numbers['overlap_chance']['mean']:.1%}."
+    )
+    if numbers["overhead"] is not None:
+        cost = numbers["overhead"]
+        second += (
+            f" OAR-P costs {number(cost['perturbation'])} times the policy's pass, OAR-G "
+            f"{number(cost['gradient'])} times."
+        )
+    return answer(
+        f"OAR-P and OAR-G {verdict} which tokens count: rank correlation {cell(numbers['rho'])}.",
+        second,
+        numbers["prompts"],
+    )
 
 
 def _agreement(numbers: dict[str, Any]) -> Sheet:
@@ -66,7 +91,8 @@ def _agreement(numbers: dict[str, Any]) -> Sheet:
         f"that have both, {numbers['flat']:,} whose scores do not vary. Spearman's correlation "
         "within a completion. Brackets: 95 % intervals over prompts."
     )
-    return Sheet("Agreement of both influences", ("", "value"), rows, note)
+    headings = ("", "value")
+    return Sheet("Agreement of both influences", headings, rows, note, first=headings)
 
 
 def _weights(numbers: dict[str, Any]) -> Sheet:
@@ -85,7 +111,8 @@ def _weights(numbers: dict[str, Any]) -> Sheet:
     )
     headings = ("", "tokens scored, %", "scores: top 10 %", "scores: Gini", "weights: top 10 %",
                 "weights: Gini")  # fmt: skip
-    return Sheet("Where scores and weights sit", headings, rows, note)
+    first = ("", "scores: top 10 %", "weights: top 10 %")
+    return Sheet("Where scores and weights sit", headings, rows, note, first=first)
 
 
 def _tokens(numbers: dict[str, Any]) -> Sheet:

@@ -22,6 +22,7 @@ from castctl.report.diagnostics.figures import (
     whole_steps,
 )
 from castctl.report.diagnostics.words import (
+    answer,
     around,
     cell,
     few,
@@ -44,6 +45,7 @@ NOTABLE = 1e-2
 implementations in half precision do."""
 
 TOLD = 10
+TITLE = "Sampler against scorer"
 
 
 def section(diagnosis: Diagnosis) -> Section:
@@ -51,7 +53,7 @@ def section(diagnosis: Diagnosis) -> Section:
     numbers = diagnosis.numbers
     if not numbers["tokens"]:
         words = "No token has log-probs of both the sampler and the scorer."
-        return Section(diagnosis.name, "Sampler against scorer", [words])
+        return Section(diagnosis.name, TITLE, answer=(words, "So nothing can be compared."))
     blocks: list[str | Sheet | Picture] = [
         _differences(numbers),
         _weights(numbers),
@@ -62,24 +64,33 @@ def section(diagnosis: Diagnosis) -> Section:
     ]
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
-    return Section(diagnosis.name, "Sampler against scorer", blocks)
+    return Section(diagnosis.name, TITLE, blocks, answer=_answer(numbers))
+
+
+def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
+    return answer(
+        f"Sampler and scorer differ by {cell(numbers['size'])} nats a token, by "
+        f"{number(numbers['largest'])} at most.",
+        f"That is {_verdict(numbers)}.",
+        numbers["prompts"],
+    )
 
 
 def _differences(numbers: dict[str, Any]) -> Sheet:
     rows = [
         ["mean", cell(numbers["mean"])],
         ["mean size", cell(numbers["size"])],
-        ["standard deviation", number(numbers["std"])],
+        ["  standard deviation", number(numbers["std"])],
         ["largest size", number(numbers["largest"])],
         *(
             [f"  {100 * float(level):g} % of tokens below", number(bound)]
             for level, bound in numbers["quantiles"].items()
         ),
         *(
-            [f"tokens beyond {tail} nats, %", share_cell(told)]
+            [f"{'' if tail == '0.1' else '  '}tokens beyond {tail} nats, %", share_cell(told)]
             for tail, told in numbers["beyond"].items()
         ),
-        ["KL(sampler || scorer) a token, k1", cell(numbers["k1"])],
+        ["  KL(sampler || scorer) a token, k1", cell(numbers["k1"])],
         ["KL(sampler || scorer) a token, k3", cell(numbers["k3"])],
     ]
     note = (
@@ -88,7 +99,8 @@ def _differences(numbers: dict[str, Any]) -> Sheet:
         f"{numbers['left_out']:,} more without a finite log-prob on both sides. k1 is the mean of "
         "-diff, k3 that of exp(diff) - 1 - diff. Brackets: 95 % intervals over prompts."
     )
-    return Sheet("Differences of log-probs", ("", "value"), rows, note)
+    headings = ("", "value")
+    return Sheet("Differences of log-probs", headings, rows, note, first=headings)
 
 
 def _weights(numbers: dict[str, Any]) -> Sheet:
@@ -110,7 +122,8 @@ def _weights(numbers: dict[str, Any]) -> Sheet:
         "the sampler's log-probs are those it sampled from. Effective: completions of equal weight "
         "that would count as much, over their number. An empty max is beyond any number."
     )
-    return Sheet("Importance weights that correct for it", headings, rows, note)
+    first = ("weight of a", "min", "max", *headings[6:])
+    return Sheet("Importance weights that correct for it", headings, rows, note, first=first)
 
 
 def _by_logprob(numbers: dict[str, Any]) -> Sheet:
@@ -169,19 +182,22 @@ def _words(numbers: dict[str, Any]) -> list[str]:
 
 def _size(numbers: dict[str, Any]) -> str:
     size, beyond = numbers["size"], numbers["beyond"]["0.1"]
-    if size["mean"] < ROUNDING and numbers["largest"] < NOTABLE:
-        verdict = "as much as rounding leaves: the engines compute the same distribution"
-    elif size["mean"] < NOTABLE and numbers["largest"] < 1:
-        verdict = "more than rounding in float32, within what half precision leaves"
-    else:
-        verdict = (
-            "more than precision usually explains: look for another temperature, another "
-            "truncation of the distribution (top-k, top-p), stale weights, or another template"
-        )
     return (
         f"Sampler and scorer differ by {value(size, ' nats')} a token in the mean of the size, by "
         f"{number(numbers['largest'])} at most, and by more than 0.1 at {share(beyond)} of the "
-        f"tokens: {verdict}."
+        f"tokens: {_verdict(numbers)}."
+    )
+
+
+def _verdict(numbers: dict[str, Any]) -> str:
+    size, largest = numbers["size"]["mean"], numbers["largest"]
+    if size < ROUNDING and largest < NOTABLE:
+        return "as much as rounding leaves: the engines compute the same distribution"
+    if size < NOTABLE and largest < 1:
+        return "more than rounding in float32, within what half precision leaves"
+    return (
+        "more than precision usually explains: look for another temperature, another truncation "
+        "of the distribution (top-k, top-p), stale weights, or another template"
     )
 
 

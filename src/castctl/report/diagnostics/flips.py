@@ -19,6 +19,7 @@ from castctl.report.diagnostics.figures import (
     whole_steps,
 )
 from castctl.report.diagnostics.words import (
+    answer,
     around,
     cell,
     few,
@@ -48,7 +49,21 @@ def section(diagnosis: Diagnosis) -> Section:
     blocks.append(_by_correct(numbers))
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
-    return Section(diagnosis.name, "Flipped tokens", blocks)
+    return Section(diagnosis.name, "Flipped tokens", blocks, answer=_answer(numbers))
+
+
+def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
+    if not _flipped(numbers):
+        return answer("No token is flipped.", _why_none(numbers), numbers["prompts"])
+    shares, lost = ([share_cell(numbers[way][key], "%") or "none" for way in WAYS]
+                    for key in ("share", "lost"))  # fmt: skip
+    return answer(
+        f"CAST flipped {shares[0]} of the tokens of praised completions and {shares[1]} of blamed "
+        "ones.",
+        f"That takes {lost[0]} of the push towards the praised and {lost[1]} of that away from the "
+        "blamed.",
+        numbers["prompts"],
+    )
 
 
 def _flipped(numbers: dict[str, Any]) -> int:
@@ -70,7 +85,8 @@ def _directions(numbers: dict[str, Any]) -> Sheet:
         "|A'| of all, what flipping takes from the verdict's direction. Brackets: 95 % intervals "
         "over prompts."
     )
-    return Sheet("Flips in each direction", headings, rows, note)
+    first = ("direction", "tokens", "flipped", "share, %", "lost, %")
+    return Sheet("Flips in each direction", headings, rows, note, first=first)
 
 
 def _by_correct(numbers: dict[str, Any]) -> Sheet:
@@ -128,7 +144,7 @@ def _steps(steps: list[dict[str, Any]]) -> Sheet:
 def _words(numbers: dict[str, Any]) -> list[str]:
     words = [_threshold(numbers["settings"])]
     if not _flipped(numbers):
-        return [*words, _why_none(numbers), *few(numbers["prompts"])]
+        return [*words, f"No token is flipped. {_why_none(numbers)}", *few(numbers["prompts"])]
     words += [
         f"Flipped down are {share(numbers['down']['share'])} of the tokens of completions that the "
         f"verdict praises, flipped up {share(numbers['up']['share'])} of those that it blames; "
@@ -182,17 +198,16 @@ def _threshold(settings: dict[str, Any] | None) -> str:
 
 def _why_none(numbers: dict[str, Any]) -> str:
     if not numbers["settings"].get("flip", True):
-        return "No token is flipped: the method was shaped with flipping off."
+        return "The method was shaped with flipping off."
     sizes = [step["rms"] for step in numbers["by_step"] if step["rms"] is not None]
     if not any(sizes):
         return (
-            "No token is flipped, and none could be: the gap is zero everywhere, as at step 0 and "
-            "right after the teacher was refreshed."
+            "None could be: the gap is zero everywhere, as at step 0 and right after the teacher "
+            "was refreshed."
         )
     return (
-        f"No token is flipped: the gap's root mean square is {number(max(sizes))} nats at most, "
-        "and nothing against the verdict reached the threshold. That says nothing of what a lower "
-        "threshold would flip."
+        f"The gap's root mean square is {number(max(sizes))} nats at most, and nothing against the "
+        "verdict reached the threshold. That says nothing of what a lower threshold would flip."
     )
 
 

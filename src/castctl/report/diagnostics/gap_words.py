@@ -5,20 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
-from castctl.report.diagnostics.words import few
+from castctl.report.diagnostics.words import answer, cell, few, share_cell, side_of
 from castctl.report.marks import number
 
 NOISE = 1e-4
 """Nats: a median gap below is what float32 passes leave of equal log-probs."""
 
 
+def gap_answer(diagnosis: Diagnosis) -> tuple[str, str]:
+    """How well the teacher's mean gap tells correct from incorrect, and how often its sign would
+    mislead."""
+    numbers = diagnosis.numbers
+    if one_sided := _one_sided(numbers):
+        return one_sided, "So nothing is shown of what the teacher can tell apart."
+    found = numbers["all"]
+    if not any(cell["tokens"] for cell in found["cells"].values()):
+        return "There is no gap, so there is nothing to learn from it.", _dead(diagnosis)
+    auc, excess = numbers["separation"]["all"]["mean_gap"], found["agreement_excess"]
+    told = {
+        1: "correct completions have the higher mean gap",
+        -1: "incorrect completions have the higher mean gap",
+    }.get(side_of(auc, 0.5), "the mean gap is not shown to tell correct from incorrect")
+    words = f"{told[0].upper()}{told[1:]}: AUC {cell(auc)}"
+    if _rivalled(numbers["separation"]):
+        words += "; the policy's own log-prob does as well"
+    agrees = {1: "better than chance", -1: "worse than chance"}.get(
+        side_of(excess), "no better than chance is shown"
+    )
+    return answer(
+        f"{words}.",
+        f"The gap's sign would push {share_cell(found['misleading_share'], '%')} of the tokens, "
+        f"{share_cell(found['misleading_mass'], '%')} of its size, the wrong way: {agrees}.",
+        found["prompts"],
+    )
+
+
 def gap_words(diagnosis: Diagnosis) -> list[str]:
     """Paragraphs: who was read, the sides, the noise, the separation, and what it is not."""
     numbers = diagnosis.numbers
-    if not numbers["correct"] or not numbers["incorrect"]:
-        kind = "incorrect" if numbers["correct"] else "correct"
-        one_sided = [f"There is no {kind} completion here, so nothing can be compared."]
-        return [*_teacher(diagnosis), *one_sided, *_limits(diagnosis)]
+    if one_sided := _one_sided(numbers):
+        return [*_teacher(diagnosis), one_sided, *_limits(diagnosis)]
     if not any(cell["tokens"] for cell in numbers["all"]["cells"].values()):
         return [*_teacher(diagnosis), _dead(diagnosis)]
     return [
@@ -29,6 +55,13 @@ def gap_words(diagnosis: Diagnosis) -> list[str]:
         *_decays(numbers["decay"]),
         *_limits(diagnosis),
     ]
+
+
+def _one_sided(numbers: dict[str, Any]) -> str:
+    if numbers["correct"] and numbers["incorrect"]:
+        return ""
+    kind = "incorrect" if numbers["correct"] else "correct"
+    return f"There is no {kind} completion here, so nothing can be compared."
 
 
 def _teacher(diagnosis: Diagnosis) -> list[str]:
@@ -119,13 +152,18 @@ def _separates(found: dict[str, Any]) -> str:
             f" Among completions of one prompt, where its difficulty plays no part, it is "
             f"{_auc(inner)}: {_verdict(inner)}."
         )
-    rival = found["all"]["mean_logprob"]
-    if rival is not None and abs(rival["mean"] - 0.5) >= abs(auc["mean"] - 0.5):
+    if _rivalled(found):
         words += (
             f" The policy's own mean log-prob, for which no teacher is needed, has an AUC of "
-            f"{_auc(rival)}, at least as far from chance."
+            f"{_auc(found['all']['mean_logprob'])}, at least as far from chance."
         )
     return words
+
+
+def _rivalled(found: dict[str, Any]) -> bool:
+    """Whether the policy's own log-prob tells correct from incorrect as well as the gap."""
+    gap, rival = (found["all"][score] for score in ("mean_gap", "mean_logprob"))
+    return rival is not None and abs(rival["mean"] - 0.5) >= abs(gap["mean"] - 0.5)
 
 
 def _auc(estimate: dict[str, Any]) -> str:

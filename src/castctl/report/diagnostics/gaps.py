@@ -7,7 +7,7 @@ from typing import Any
 from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.diagnosis.pool import CELLS
 from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
-from castctl.report.diagnostics.gap_words import gap_words
+from castctl.report.diagnostics.gap_words import gap_answer, gap_words
 from castctl.report.diagnostics.words import around, cell, spelled
 from castctl.report.document import Section, Sheet
 from castctl.report.marks import number, percent
@@ -34,12 +34,12 @@ def section(diagnosis: Diagnosis) -> Section:
         "self-gaps": "Gaps of the answer-free teacher",
     }[diagnosis.name]
     blocks: list[Any] = [
-        _cells("Gap in the four cells, in nats", numbers["all"]),
+        _cells("Gap in the four cells, in nats", numbers["all"], main=True),
         _noise(numbers),
         _separation(numbers["separation"]),
         *gap_words(diagnosis),
         *gap_pictures(diagnosis),
-        _cells("The same in mixed groups alone", numbers["mixed"]),
+        _cells("The same in mixed groups alone", numbers["mixed"], main=False),
         _tokens(numbers["tokens"]),
         _contexts(numbers["contexts"]),
     ]
@@ -47,10 +47,10 @@ def section(diagnosis: Diagnosis) -> Section:
         blocks.append(_steps(numbers["by_step"]))
     if "alive" in numbers:
         blocks.append(_alive(numbers["alive"]))
-    return Section(diagnosis.name, title, blocks)
+    return Section(diagnosis.name, title, blocks, answer=gap_answer(diagnosis))
 
 
-def _cells(title: str, found: dict[str, Any]) -> Sheet:
+def _cells(title: str, found: dict[str, Any], main: bool) -> Sheet:
     rows = []
     for name in CELLS:
         own = found["cells"][name]
@@ -82,7 +82,8 @@ def _cells(title: str, found: dict[str, Any]) -> Sheet:
         "99 %",
         "tail",
     )
-    return Sheet(title, headings, rows, note)
+    first = ("cell", "tokens", "share", "mean", "std", "tail") if main else ()
+    return Sheet(title, headings, rows, note, first=first)
 
 
 def _noise(numbers: dict[str, Any]) -> Sheet:
@@ -130,7 +131,9 @@ def _separation(found: dict[str, Any]) -> Sheet:
         "averaged."
     )
     headings = ("score of a completion", "all completions", "mixed groups", "within prompts")
-    return Sheet("Separation of correct from incorrect completions, AUC", headings, rows, note)
+    title = "Separation of correct from incorrect completions, AUC"
+    first = ("score of a completion", "all completions", "within prompts")
+    return Sheet(title, headings, rows, note, first=first)
 
 
 def _tokens(found: dict[str, list[dict[str, Any]]]) -> Sheet:

@@ -18,7 +18,7 @@ from castctl.report.diagnostics.figures import (
     points,
     whole_steps,
 )
-from castctl.report.diagnostics.words import cell, few, share, share_cell, slope
+from castctl.report.diagnostics.words import answer, cell, few, share, share_cell, slope
 from castctl.report.document import Picture, Section, Sheet
 from castctl.report.marks import number
 
@@ -48,7 +48,22 @@ def section(diagnosis: Diagnosis) -> Section:
     ]
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
-    return Section(diagnosis.name, "Groups and the gradient they carry", blocks)
+    return Section(
+        diagnosis.name, "Groups and the gradient they carry", blocks, answer=_answer(numbers)
+    )
+
+
+def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
+    kinds, zero, signed = (numbers["kinds"], *(numbers["gradient"][rule] for rule in RULES))
+    if kinds["mixed"] is None:
+        return "There is no group here.", "So nothing can be said of what teaches."
+    pure = (f"{share_cell({**kinds[kind], 'low': None}, '%')} are {kind.replace('_', ' ')}"
+            for kind in ("all_correct", "all_wrong"))  # fmt: skip
+    first = f"{share_cell(kinds['mixed'], '%')} of the groups are mixed; {', '.join(pure)}."
+    second = f"By GRPO's rule {share_cell(zero['tokens'], '%')} of the tokens carry an advantage"
+    if signed is not None:
+        second += f", by CAST's {share_cell({**signed['tokens'], 'low': None}, '%')}"
+    return answer(first, f"{second}.", numbers["prompts"])
 
 
 def _kinds(numbers: dict[str, Any]) -> Sheet:
@@ -58,7 +73,8 @@ def _kinds(numbers: dict[str, Any]) -> Sheet:
         f"{numbers['completions']:,} completions, {len(numbers['by_step'])} steps. Single: fewer "
         "than two completions with a reward. Brackets: 95 % intervals over prompts."
     )
-    return Sheet("Kinds of groups", ("kind", "share of groups, %"), rows, note)
+    headings = ("kind", "share of groups, %")
+    return Sheet("Kinds of groups", headings, rows, note, first=headings)
 
 
 def _gradient(numbers: dict[str, Any]) -> Sheet:
@@ -74,7 +90,7 @@ def _gradient(numbers: dict[str, Any]) -> Sheet:
         "What has an advantage other than 0, GRPO's in mixed groups. Effective: how many "
         "completions of equal size would weigh as much, (sum |A|)^2 / sum A^2, mean over steps."
     )
-    return Sheet("How much of a batch carries gradient", headings, rows, note)
+    return Sheet("How much of a batch carries gradient", headings, rows, note, first=headings[:3])
 
 
 def _verdicts(numbers: dict[str, Any]) -> Sheet:

@@ -41,22 +41,22 @@ def cell(told: Told | None, digits: int = 3) -> str:
     return _cell(told, lambda n: number(n, digits))
 
 
-def share_cell(told: Told | None) -> str:
+def share_cell(told: Told | None, unit: str = "") -> str:
     """A share in per cent and, in brackets, its interval; nothing where there is none."""
-    return _cell(told, _percent)
+    return _cell(told, _percent, unit)
 
 
 def _percent(share: float) -> str:
     """A share in per cent, with two digits where it is too small for one decimal."""
-    return number(100 * share, 2) if 0 < share < 0.001 else f"{100 * share:.1f}"
+    return number(100 * share, 2) if 1e-9 < share < 0.001 else f"{100 * share:.1f}"
 
 
-def _cell(told: Told | None, text: Any) -> str:
+def _cell(told: Told | None, text: Any, unit: str = "") -> str:
     if told is None or told["mean"] is None:
         return ""
     if told["low"] is None or told["high"] is None:
-        return text(told["mean"])
-    return f"{text(told['mean'])} [{text(told['low'])}, {text(told['high'])}]"
+        return f"{text(told['mean'])}{unit}"
+    return f"{text(told['mean'])}{unit} [{text(told['low'])}, {text(told['high'])}]"
 
 
 def side_of(told: Told | None, null: float = 0.0) -> int:
@@ -79,6 +79,13 @@ def slope(told: Told | None, what: str, unit: str = " points", scale: float = 10
         return [f"No change of {what} from step to step is shown ({bounds} includes 0)."]
     verb = "rises" if side > 0 else "falls"
     return [f"{what[0].upper()}{what[1:]} {verb} by {size}{unit} a step ({bounds})."]
+
+
+def answer(first: str, second: str, prompts: int) -> tuple[str, str]:
+    """The two lines that say what was found, with a word on prompts too few to lean on."""
+    if 0 < prompts < FEW_PROMPTS:
+        second += f" {prompts} prompts are few to lean on."
+    return first, second
 
 
 def few(prompts: int) -> list[str]:

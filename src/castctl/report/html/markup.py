@@ -27,15 +27,20 @@ def text_of(text: object, limit: int = LONGEST_CELL) -> str:
 
 def section_html(section: Section) -> str:
     """A section with its heading; neighbouring pictures stand in one grid."""
-    id, pieces = text_of(section.id), []
+    id, pieces = text_of(section.id), [_paragraphs(section.answer, "answer")]
+    pieces.append(_paragraphs(section.notes, "note"))
     for drawn, blocks in groupby(section.blocks, lambda block: isinstance(block, Picture)):
         inner = "\n".join(map(_block, blocks))
         pieces.append(f'<div class="plots">\n{inner}\n</div>' if drawn else inner)
-    body = "\n".join(pieces)
+    body = "\n".join(filter(None, pieces))
     return (
         f'<section id="{id}" aria-labelledby="{id}-title">\n'
         f'<h2 id="{id}-title">{text_of(section.title)}</h2>\n{body}\n</section>\n'
     )
+
+
+def _paragraphs(texts: Sequence[str], look: str) -> str:
+    return "\n".join(f'<p class="{look}">{text_of(words)}</p>' for words in texts)
 
 
 def _block(block: str | Sheet | Picture) -> str:
