@@ -52,7 +52,7 @@ def made(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where two recipes were compared with two seeds each; `said` holds the output."""
     folder = tmp_path_factory.mktemp("compare")
     write_recipes(folder)
-    done = commands.start("compare", *ARGUMENTS, cwd=folder).wait()
+    done = commands.start("compare", *ARGUMENTS, "--full", cwd=folder).wait()
     assert done.returncode == 0, done.stderr
     (folder / "said.out").write_text(done.stdout)
     (folder / "said.err").write_text(done.stderr)
@@ -174,10 +174,16 @@ def test_the_page_says_what_was_counted_and_what_it_cannot_tell(made: Path) -> N
 def test_the_same_command_again_changes_nothing(castctl: Cli, here: Path) -> None:
     folder = here / "runs/made"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    done = castctl("compare", *ARGUMENTS)
+    done = castctl("compare", *ARGUMENTS, "--full")
     assert "run 1 of" not in done.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert done.stdout == (here / "said.out").read_text()
+    short = castctl("compare", *ARGUMENTS).stdout
+    highest, against, _, title, *_ = short.splitlines()
+    assert [highest, against, "", title] == done.stdout.splitlines()[:4]
+    assert highest.startswith(f"Highest avg@{K} after training: ") and "Accuracy on" in title
+    assert against.startswith("Against grpo, in points: cast ")
+    assert "Cost:" in done.stdout and "Cost:" not in short and "--full" in short
     shown = json.loads(castctl("compare", *ARGUMENTS, "--json", "--quiet").stdout)
     told = numbers(here)
     assert shown["entries"] == told["entries"] and shown["folder"] == "runs/made"
@@ -216,7 +222,7 @@ def test_a_comparison_that_was_killed_ends_as_if_it_had_not_been(
 
 def test_finished_runs_are_taken_as_they_are(castctl: Cli, here: Path) -> None:
     runs = ("runs/made/grpo-seed-0", "runs/made/cast-seed-0", "runs/made/cast-seed-1")
-    done = castctl("compare", *runs, runs[0], "--name", "taken")
+    done = castctl("compare", *runs, runs[0], "--name", "taken", "--full")
     assert "run 1 of" not in done.stderr
     assert {path.name for path in (here / "runs/taken").iterdir()} == {
         ".lock", "comparison.json", "curves.png",
@@ -266,7 +272,7 @@ def test_the_difference_is_paired_over_problems(castctl: Cli, here: Path, seed: 
 def test_no_pass_at_k_where_correct_samples_cannot_be_counted(castctl: Cli, here: Path) -> None:
     run = here / "runs/made/cast-seed-0"
     change_results(run, STEPS, {p: 0.25 for p in judged(run, STEPS)})
-    words = " ".join(castctl("compare", *ARGUMENTS).stdout.split())
+    words = " ".join(castctl("compare", *ARGUMENTS, "--full").stdout.split())
     assert numbers(here)["entries"][1]["pass_after"] is None
     assert "No pass@k stands where rewards are more than right or wrong." in words
 
@@ -307,7 +313,7 @@ def test_only_a_difference_whose_interval_excludes_0_stands_out(tmp_path: Path) 
     comparison = Comparison("task", 2, 1.0, 4, 8, 2, entries)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system="standard", width=160)
-    console.print(comparison_page(comparison))
+    console.print(comparison_page(comparison, full=True))
     shown = stream.getvalue()
     for bold, plain in (("+5.0 ± 2.0", "+5.0 ± 6.0"), ("-5.0 ± 2.0", "+0.0 ± 0.0")):
         assert re.search(rf"\x1b\[1m *{re.escape(bold)}", shown)
@@ -396,7 +402,9 @@ def test_two_at_once_in_one_folder_are_refused(castctl: Cli, here: Path) -> None
 def test_hostile_names_are_shown_escaped(castctl: Cli, here: Path) -> None:
     hostile = "_\x1b[31m$\\frac$ [bold]\u202e\n\U0001f600"
     shutil.copytree(here / "runs/made/grpo-seed-0", here / "runs" / hostile)
-    done = castctl("compare", f"runs/{hostile}", "runs/made/cast-seed-0", "--name", "hostile")
+    done = castctl(
+        "compare", f"runs/{hostile}", "runs/made/cast-seed-0", "--name", "hostile", "--full"
+    )
     assert "\\x1b[31m$\\frac$" in done.stdout
     assert not {"\x1b", "\u202e"} & set(done.stdout + done.stderr)
     assert numbers(here, "hostile")["entries"][0]["name"] == hostile

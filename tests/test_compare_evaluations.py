@@ -64,7 +64,7 @@ BETTER_FOLDER = "runs/better/eval/sums/step-00050"
 
 
 def test_a_pair_of_evaluations(castctl: Cli, here: Path) -> None:
-    done = castctl("compare", "base", f"{BETTER_FOLDER}/results.json", "--name", "c")
+    done = castctl("compare", "base", f"{BETTER_FOLDER}/results.json", "--name", "c", "--full")
     found = read_json(here / "runs/c/comparison.json")
     assert (found["finished"], found["kind"], found["task"]) == (True, "evaluations", "sums")
     assert (found["problems"], found["grader"], found["unequal"]) == (6, "g 1", [])
@@ -94,6 +94,9 @@ def test_a_pair_of_evaluations(castctl: Cli, here: Path) -> None:
     )
     assert paired["gained"] == [PROBLEMS[n] for n in (0, 2, 5)]
     assert paired["lost"] == [PROBLEMS[3]]
+    highest, against, *_ = done.stdout.splitlines()
+    assert highest == "Highest avg@k: better step-00050, 66.7 (33.3 to 83.3) %."
+    assert f"better step-00050 shows no difference, {100 * mean:+.1f} (" in against
     words = " ".join(done.stdout.split())
     assert "sums, 6 problems: per cent, with 95 % intervals over problems" in words
     assert f"better step-00050 {100 * mean:+.1f}" in words
@@ -107,7 +110,7 @@ def test_other_k_temperature_and_prompt_are_said(castctl: Cli, here: Path) -> No
     hot = result(BASE, 2, name="sums-k2-t0.6", sampling=sampling, template="u")
     write(here / "runs/base/eval/sums-k2-t0.6/step-00000", hot)
     done = castctl("compare", "runs/base/eval/sums", "runs/base/eval/sums-k2-t0.6/step-00000",
-                   BETTER_FOLDER, "--name", "c")  # fmt: skip
+                   BETTER_FOLDER, "--name", "c", "--full")  # fmt: skip
     found = read_json(here / "runs/c/comparison.json")
     assert found["pass_k"] == 2 and [e["pass_at"]["mean"] for e in found["entries"]] == [0.2] * 3
     assert [entry["k"] for entry in found["entries"]] == [4, 2, 4]

@@ -215,7 +215,7 @@ def test_several_tasks_from_a_folder(castctl: Cli, tmp_path: Path) -> None:
     tasks = ("aime24", "olympiadbench")
     default = f"data.prompt_template={json.dumps(DataSettings().prompt_template)}"
     done = castctl("eval", *tasks, "--data", "problems", "--run", "r", "--model", "embedded",
-                   *SMALL, "--set", default)  # fmt: skip
+                   *SMALL, "--set", default, "--full")  # fmt: skip
     results = {task: tmp_path / f"runs/r/eval/{task}/step-00000/results.json" for task in tasks}
     made = {task: read_json(file) for task, file in results.items()}
     assert [made[task]["problems"] for task in tasks] == [3, 3]
@@ -232,6 +232,8 @@ def test_several_tasks_from_a_folder(castctl: Cli, tmp_path: Path) -> None:
             assert result["libraries"][library].split("+")[0] == version(library).split("+")[0]
         assert result["libraries"]["castctl"] == castctl_version
     *_, header, rule, first, second = done.stdout.splitlines()
+    answer = " ".join(done.stdout.split())
+    assert answer.startswith("embedded answers right: ") and " on olympiadbench. Probl" in answer
     assert header.startswith("| model | task | problems | k | avg@2 (95 % CI) |")
     assert len({line.count("|") for line in (header, rule, first, second)}) == 1
     assert first.startswith("| embedded | aime24 | 3 | 2 |") and "olympiadbench" in second

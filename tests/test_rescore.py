@@ -43,7 +43,7 @@ def moves(part: Regraded) -> dict[tuple[str | None, str], int]:
 
 def page(found: Rescored, width: int = 100) -> str:
     console = Console(width=width, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(rescored_page(found))
+    console.print(rescored_page(found, full=True))
     return console.export_text()
 
 

@@ -47,6 +47,7 @@ def compare(
         str | None,
         typer.Option("--name", help="Folder of the comparison; the same one goes on with it."),
     ] = None,
+    full: opt.FullOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
@@ -81,7 +82,7 @@ def compare(
                 "--set out"
             )
         _require_two(entries, comparison_folder(name))
-        _compare_evaluations(evaluations, comparison_folder(name), as_json)
+        _compare_evaluations(evaluations, comparison_folder(name), full, as_json)
         return
     folder = comparison_folder(name)
     planned = plan(entries, folder, seeds, read, tiny)
@@ -95,7 +96,7 @@ def compare(
     require_same_problems(planned)
     with opened(folder):
         compared = _compare(planned, folder)
-    _show(compared, folder, as_json)
+    _show(compared, folder, full, as_json)
 
 
 def _require_two(entries: list[str], folder: Path) -> None:
@@ -106,7 +107,9 @@ def _require_two(entries: list[str], folder: Path) -> None:
         )
 
 
-def _compare_evaluations(entries: "list[Evaluation]", folder: Path, as_json: bool) -> None:
+def _compare_evaluations(
+    entries: "list[Evaluation]", folder: Path, full: bool, as_json: bool
+) -> None:
     from castctl.comparison.evaluations import compare_evaluations
     from castctl.comparison.training import opened, write_numbers
     from castctl.report.evaluation import paired_page
@@ -119,7 +122,7 @@ def _compare_evaluations(entries: "list[Evaluation]", folder: Path, as_json: boo
     if as_json:
         print_json({"folder": folder, **vars(compared)})
         return
-    show(paired_page(compared))
+    show(paired_page(compared, full))
     tell(f"comparison: {folder / 'comparison.json'}")
 
 
@@ -152,7 +155,7 @@ def _compare(entries: "list[Entry]", folder: Path) -> "Comparison":
     return compared
 
 
-def _show(compared: "Comparison", folder: Path, as_json: bool) -> None:
+def _show(compared: "Comparison", folder: Path, full: bool, as_json: bool) -> None:
     from castctl.cli.context import next_command
     from castctl.report.comparison import comparison_page
     from castctl.report.marks import print_json
@@ -161,6 +164,6 @@ def _show(compared: "Comparison", folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": folder, **vars(compared)})
         return
-    show(comparison_page(compared))
+    show(comparison_page(compared, full))
     tell(f"comparison: {folder} (comparison.json, curves.png)")
     next_command(f"castctl inspect {compared.entries[0].runs[0].path}")

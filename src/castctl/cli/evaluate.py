@@ -68,6 +68,7 @@ def evaluate(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the results' Markdown table, nothing else.")
     ] = False,
+    full: opt.FullOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
@@ -97,7 +98,7 @@ def evaluate(
             temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
             shard=shard, markdown=as_markdown or None, tiny=tiny or None,
         )  # fmt: skip
-        _rescore(rescore, run, Asked(recipe, set_), overwrite, as_json)
+        _rescore(rescore, run, Asked(recipe, set_), overwrite, full, as_json)
         return
     share = shard_of(shard)
     asked = Asked(
@@ -128,7 +129,7 @@ def evaluate(
     if any(each.result is None for each in done):
         say(f"shard {share.index}/{share.count} is done; run it without --shard when all are")
         return
-    _show(target, step, done, as_markdown, as_json)
+    _show(target, step, done, as_markdown, full, as_json)
     next_command(f"castctl report {target.path}")
 
 
@@ -170,10 +171,15 @@ def _step(run: "Run", checkpoint: str) -> int:
 
 
 def _show(
-    target: "Run", step: int, done: "list[Evaluated]", as_markdown: bool, as_json: bool
+    target: "Run",
+    step: int,
+    done: "list[Evaluated]",
+    as_markdown: bool,
+    full: bool,
+    as_json: bool,
 ) -> None:
-    """The results as one table, and once more as Markdown for a paper."""
-    from castctl.report.evaluation import markdown, tasks_table
+    """What was found, and a table; in full once more as Markdown for a paper."""
+    from castctl.report.evaluation import markdown, tasks_page
     from castctl.report.marks import print_json
     from castctl.report.tables import show
 
@@ -183,11 +189,12 @@ def _show(
         return
     label = f"{target.name} step {step}" if target.checkpoints() else target.recipe.model.path
     found = [(each.folder.path.parent.name, each.result) for each in done if each.result]
-    table = markdown([(label, result) for _, result in found])
     if not as_markdown:
-        show(tasks_table(label, found))
+        show(tasks_page(label, found, full))
+    if full:
         print()
-    print(table, flush=True)
+    if full or as_markdown:
+        print(markdown([(label, result) for _, result in found]), flush=True)
 
 
 def _refuse_beside_rescore(**given: object) -> None:
@@ -200,7 +207,7 @@ def _refuse_beside_rescore(**given: object) -> None:
 
 
 def _rescore(
-    source: Path, name: str | None, asked: "Asked", overwrite: bool, as_json: bool
+    source: Path, name: str | None, asked: "Asked", overwrite: bool, full: bool, as_json: bool
 ) -> None:
     from castctl.recipe.reader import read_recipe
     from castctl.report.marks import print_json
@@ -216,7 +223,7 @@ def _rescore(
     if as_json:
         print_json(rescored)
     else:
-        show(rescored_page(rescored))
+        show(rescored_page(rescored, full))
 
 
 def _recipe_around(source: Path) -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,16 +11,28 @@ from rich.text import Text
 from castctl.comparison.numbers import STAGES, Comparison, EntryNumbers
 from castctl.report.marks import line, number
 from castctl.report.page import plain_table, title
+from castctl.report.tables import interval
 from castctl.stages.evaluate.statistics import Estimate
 
 LONGEST_NAME = 30
+TOLD = 3
+"""Differences told in words."""
+
+MORE = "Intervals are over problems. --full prints every table, and what they do not show."
 
 
-def comparison_page(comparison: Comparison) -> Group:
-    """Accuracy and cost, a row an entry each, and what the numbers can and cannot tell."""
+def comparison_page(comparison: Comparison, full: bool) -> Group:
+    """What was found, and accuracy, a row an entry; in full all of the accuracy, the cost, and what
+    the numbers can and cannot tell."""
     pages: list[RenderableType] = [
+        *map(Text, _answer(comparison)),
         title(f"Accuracy on {line(comparison.task)} in per cent, ± half of a 95 % interval"),
-        _accuracy(comparison),
+        _accuracy(comparison, full),
+    ]
+    if not full:
+        unequal = (Text(line(words, 1000)) for words in _unequal(comparison))
+        return Group(*pages, Text(), *unequal, Text(MORE, "dim"))
+    pages += [
         title("Cost: seconds of a step by stage, groups of zero variance, tokens of all seeds"),
         _cost(comparison),
         Text(),
@@ -26,16 +40,62 @@ def comparison_page(comparison: Comparison) -> Group:
     return Group(*pages, *(Text(line(words, 1000)) for words in notes(comparison)))
 
 
-def _accuracy(comparison: Comparison) -> Table:
-    k = comparison.k
-    table = plain_table(
-        "entry", "seeds", f"avg@{k} before", "after", f"pass@{k} before", "after", "difference"
+def _answer(comparison: Comparison) -> tuple[str, str]:
+    entries = comparison.entries
+    second = against(
+        entries[0].name, {e.name: e.difference for e in entries if e.difference is not None}
     )
+    if any(len(entry.seeds) == 1 for entry in entries):
+        second += " One seed may be luck."
+    return highest(
+        f"avg@{comparison.k} after training", {e.name: e.avg_after for e in entries}
+    ), second
+
+
+def highest(what: str, accuracies: Mapping[str, Estimate]) -> str:
+    """Which of some entries has the highest accuracy."""
+    name = max(accuracies, key=lambda each: accuracies[each].mean)
+    lead = "Highest " if len(accuracies) > 1 else ""
+    return f"{lead}{what}: {short_name(name)}, {interval(accuracies[name])} %."
+
+
+def against(first: str, differences: Mapping[str, Estimate]) -> str:
+    """What tells entries from the first one, in points; the largest where there are many."""
+    if not differences:
+        return "There is nothing to set it against."
+    largest = sorted(differences, key=lambda name: -abs(differences[name].mean))[:TOLD]
+    told = [f"{short_name(name)} {_verdict(differences[name])}" for name in largest]
+    more = len(differences) - len(told)
+    rest = f"; {more} more below" if more else ""
+    return f"Against {short_name(first)}, in points: {'; '.join(told)}{rest}."
+
+
+def _verdict(difference: Estimate) -> str:
+    found = signed(difference)
+    if difference.low is not None and difference.low > 0:
+        return f"is higher, {found}"
+    if difference.high is not None and difference.high < 0:
+        return f"is lower, {found}"
+    return f"shows no difference, {found}"
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference in points with its interval."""
+    mean = f"{100 * estimate.mean:+.1f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    return f"{mean} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+
+
+def _accuracy(comparison: Comparison, full: bool) -> Table:
+    k = comparison.k
+    passes = (f"pass@{k} before", "after") if full else ()
+    table = plain_table("entry", "seeds", f"avg@{k} before", "after", *passes, "difference")
     for entry in comparison.entries:
+        solved = (_points(entry.pass_before), _points(entry.pass_after)) if full else ()
         table.add_row(
             _name(entry), str(len(entry.seeds)),
-            _points(entry.avg_before), _points(entry.avg_after),
-            _points(entry.pass_before), _points(entry.pass_after),
+            _points(entry.avg_before), _points(entry.avg_after), *solved,
             Text(_points(entry.difference, "+"), "bold" if _excludes_zero(entry) else ""),
         )  # fmt: skip
     return table
@@ -89,6 +149,7 @@ def _excludes_zero(entry: EntryNumbers) -> bool:
 def notes(comparison: Comparison) -> list[str]:
     """What was counted, what the intervals tell and what they do not, a line each."""
     said = [_counted(comparison), *_intervals(comparison), *_unequal(comparison)]
+    said.append(_clock(comparison))
     names = {entry.name for entry in comparison.entries}
     for entry in comparison.entries:
         stem, _, count = entry.name.rpartition("-")
@@ -146,8 +207,11 @@ def _unequal(comparison: Comparison) -> list[str]:
         said.append(f"The entries do not have the same seeds: {'; '.join(seeds)}.")
     if len({entry.steps for entry in entries}) > 1:
         said.append("The entries were trained for different numbers of steps.")
+    return said
+
+
+def _clock(comparison: Comparison) -> str:
     clock = "Seconds are as the clock told them: whatever else ran on the machine is in them"
     if comparison.machines > 1:
         clock += f", and these runs were made on {comparison.machines} different machines"
-    said.append(f"{clock}.")
-    return said
+    return f"{clock}."

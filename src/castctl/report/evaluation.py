@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,20 +10,56 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.comparison.evaluations import EvaluationComparison
-from castctl.report.comparison import short_name
+from castctl.report.comparison import MORE, against, highest, short_name, signed
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.tables import eval_table, interval
 from castctl.stages.evaluate.statistics import Estimate
 
+TOLD = 3
+"""Tasks told in words."""
+
+MANY_CUT = 0.05
+"""Share of cut completions that is worth a word."""
+
 Labelled = tuple[str, dict[str, Any]]
 """A model's name for people, and a result."""
 
 
-def tasks_table(model: str, results: Iterable[tuple[str, dict[str, Any]]]) -> Table:
-    """One model on several tasks, a row each by the name of its folder."""
+def tasks_page(model: str, results: Sequence[tuple[str, dict[str, Any]]], full: bool) -> Group:
+    """One model on several tasks: what was found, and a row each by the name of its folder; in full
+    how many completions were cut, and their length."""
     rows = [(f"{name}, {result['problems']:,} problems", result) for name, result in results]
-    return eval_table(rows, heading=model)
+    return Group(*map(Text, _answer(model, results)), eval_table(rows, heading=model, full=full))
+
+
+def _answer(model: str, results: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, str]:
+    told = list(results)[:TOLD]
+    rest = f", and {len(results) - TOLD} more" if len(results) > TOLD else ""
+    scores = (f"{_percent(result['avg'])} on {name}" for name, result in told)
+    solved = (
+        f"{_share(result['pass'][str(result['k'])])} by at least one of {result['k']} samples, "
+        f"{_share(result['maj'])} by majority"
+        for _, result in told
+    )
+    cut = max((result["truncated_share"] or 0.0 for _, result in results), default=0.0)
+    second = f"Problems solved: {'; '.join(solved)}{rest}."
+    if cut >= MANY_CUT:
+        second += f" Up to {cut:.0%} of the completions are cut: --max-tokens may be too low."
+    return f"{line(model)} answers right: {', '.join(scores)}{rest}.", second
+
+
+def _percent(told: dict[str, Any]) -> str:
+    """A share in per cent and its interval, in running text."""
+    found = Estimate(**told)
+    bounds = (
+        "" if found.low is None else f" ({100 * found.low:.1f} to {100 * (found.high or 0):.1f})"
+    )
+    return f"{100 * found.mean:.1f}%{bounds}"
+
+
+def _share(told: dict[str, Any]) -> str:
+    return f"{100 * told['mean']:.1f}%"
 
 
 def markdown(results: Sequence[Labelled]) -> str:
@@ -58,47 +94,51 @@ def _cell(text: object) -> str:
     return "".join(f"\\{char}" if char in "\\|<*[`" else char for char in line(text))
 
 
-def paired_page(comparison: EvaluationComparison) -> Group:
-    """Each evaluation's numbers, and what tells it from the first one, problem by problem."""
-    first = comparison.entries[0]
+def paired_page(comparison: EvaluationComparison, full: bool) -> Group:
+    """What was found, each evaluation's numbers, and what tells it from the first one, problem by
+    problem; in full all of them, and what they mean."""
+    entries, first = comparison.entries, comparison.entries[0]
     counted = f"{comparison.problems:,} problems"
+    differences = {e.name: e.against_first.difference for e in entries if e.against_first}
     pages: list[RenderableType] = [
+        Text(highest("avg@k", {entry.name: entry.avg for entry in entries})),
+        Text(against(first.name, differences)),
         title(f"{line(comparison.task)}, {counted}: per cent, with 95 % intervals over problems"),
-        _accuracies(comparison),
+        _accuracies(comparison, full),
     ]
-    if len(comparison.entries) > 1:
-        pages += [title(f"Against {short_name(first.name)}, in points"), _differences(comparison)]
-    pages.append(Text())
-    return Group(*pages, *(Text(line(words, 1000)) for words in _notes(comparison)))
+    if len(entries) > 1:
+        told = _differences(comparison, full)
+        pages += [title(f"Against {short_name(first.name)}, in points"), told]
+    notes = _notes(comparison) if full else _unequal(comparison)
+    pages += [Text(), *(Text(line(words, 1000)) for words in notes)]
+    return Group(*pages, *([] if full else [Text(MORE, "dim")]))
 
 
-def _accuracies(comparison: EvaluationComparison) -> Table:
-    table = plain_table("entry", "k", "avg@k", f"pass@{comparison.pass_k}", "maj@k")
+def _accuracies(comparison: EvaluationComparison, full: bool) -> Table:
+    names = (f"pass@{comparison.pass_k}", "maj@k") if full else ()
+    table = plain_table("entry", "k", "avg@k", *names)
     for entry in comparison.entries:
-        numbers = (interval(each) for each in (entry.avg, entry.pass_at, entry.maj))
-        table.add_row(Text(short_name(entry.name)), str(entry.k), *numbers)
+        told = (entry.avg, entry.pass_at, entry.maj) if full else (entry.avg,)
+        table.add_row(Text(short_name(entry.name)), str(entry.k), *map(interval, told))
     return table
 
 
-def _differences(comparison: EvaluationComparison) -> Table:
-    table = plain_table("entry", "difference", "p", "gained", "lost", "detectable")
+def _differences(comparison: EvaluationComparison, full: bool) -> Table:
+    moved = ("gained", "lost") if full else ()
+    table = plain_table("entry", "difference", "p", *moved, "detectable")
     for entry in comparison.entries:
         found = entry.against_first
         if found is None:
             continue
+        counts = (f"{len(found.gained):,}", f"{len(found.lost):,}") if full else ()
         table.add_row(
-            Text(short_name(entry.name)), _signed(found.difference), _p_value(found.p_value),
-            f"{len(found.gained):,}", f"{len(found.lost):,}",
+            Text(short_name(entry.name)),
+            signed(found.difference),
+            _p_value(found.p_value),
+            *counts,
             "" if found.detectable is None else f"{100 * found.detectable:.1f}",
         )  # fmt: skip
     return table
-
-
-def _signed(estimate: Estimate) -> str:
-    mean = f"{100 * estimate.mean:+.1f}"
-    if estimate.low is None or estimate.high is None:
-        return mean
-    return f"{mean} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
 
 
 def _p_value(value: float) -> str:
@@ -128,5 +168,8 @@ def _notes(comparison: EvaluationComparison) -> list[str]:
             "The entries have different numbers of samples: avg@k and pass@"
             f"{comparison.pass_k} estimate one thing with any, maj@k does not."
         )
-    said += [f"The entries differ in {fact}." for fact in comparison.unequal]
-    return said
+    return said + _unequal(comparison)
+
+
+def _unequal(comparison: EvaluationComparison) -> list[str]:
+    return [f"The entries differ in {fact}." for fact in comparison.unequal]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from castctl.report.comparison import signed
 from castctl.report.marks import line
 from castctl.report.page import plain_table, title
 from castctl.report.tables import interval
 from castctl.stages.evaluate.rescore import Regraded, Rescored
-from castctl.stages.evaluate.statistics import Estimate
 
 SHOWN = 20
 """Changes listed; `--json` has all."""
@@ -17,10 +19,12 @@ MANY = 0.05
 """Share of castctl's own completions without a box that is worth a word."""
 
 
-def rescored_page(rescored: Rescored) -> RenderableType:
-    """For each set of completions: verdicts before and after, accuracy, and what changed."""
+def rescored_page(rescored: Rescored, full: bool) -> RenderableType:
+    """What was found, and for each set of completions verdicts before and after and accuracy; in
+    full the completions that changed."""
     foreign = rescored.run is not None
-    pages = [page for part in rescored.parts for page in _part(part, foreign)]
+    pages: list[RenderableType] = [*map(Text, _answer(rescored.parts))]
+    pages += [page for part in rescored.parts for page in _part(part, foreign, full)]
     if foreign:
         pages.append(Text(f"\nrun: {line(rescored.run)}"))
     elif not all(part.written for part in rescored.parts):
@@ -29,7 +33,24 @@ def rescored_page(rescored: Rescored) -> RenderableType:
     return Group(*pages)
 
 
-def _part(part: Regraded, foreign: bool) -> list[RenderableType]:
+def _answer(parts: Sequence[Regraded]) -> tuple[str, str]:
+    """How many verdicts changed, and what that does to the accuracy that it moves most."""
+    count = sum(part.completions for part in parts)
+    if all(part.old_grader is None for part in parts):
+        first = f"{count:,} completions judged for the first time."
+    else:
+        changed = sum(len(part.changes) for part in parts)
+        first = f"{changed:,} of {count:,} completions are worth something else now."
+    known = [part for part in parts if part.difference is not None]
+    if not known:
+        return first, f"{_accuracy(parts[0])[0]}."
+    most = max(known, key=lambda part: abs(part.difference.mean) if part.difference else 0.0)
+    told = _accuracy(most)
+    where = f"{line(most.path.parent.name)}: " if len(parts) > 1 else ""
+    return first, f"{where}{told[0]}; {told[1]}."
+
+
+def _part(part: Regraded, foreign: bool, full: bool) -> list[RenderableType]:
     of = f"{part.problems:,} problems, {part.completions:,} completions"
     pages: list[RenderableType] = [title(line(part.path)), Text(of, "dim"), _graders(part)]
     pages += [_verdicts(part), *map(Text, _accuracy(part))]
@@ -42,7 +63,9 @@ def _part(part: Regraded, foreign: bool) -> list[RenderableType]:
             )
         )
     pages += [Text(f"note: {line(note, 400)}", "yellow") for note in part.notes]
-    if part.changes:
+    if part.changes and not full:
+        pages.append(Text("--full lists the completions that changed", "dim"))
+    elif part.changes:
         pages += [title(f"Completions that changed ({len(part.changes):,})"), *_changes(part)]
     return pages
 
@@ -70,15 +93,8 @@ def _accuracy(part: Regraded) -> list[str]:
         return [after]
     return [
         f"{name} before {interval(part.before)}, now {interval(part.after)}",
-        f"difference {_points(part.difference)} points, paired over problems",
+        f"difference {signed(part.difference)} points, paired over problems",
     ]
-
-
-def _points(difference: Estimate) -> str:
-    mean = f"{100 * difference.mean:+.1f}"
-    if difference.low is None or difference.high is None:
-        return mean
-    return f"{mean} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
 
 
 def _changes(part: Regraded) -> list[RenderableType]:

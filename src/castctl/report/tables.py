@@ -40,8 +40,11 @@ def _cell(name: str, value: float | list[float]) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def eval_table(results: Iterable[tuple[str, dict[str, Any]]], heading: str | None = None) -> Table:
-    """One row an evaluation: avg@k with its interval over problems, pass@k, maj@k.
+def eval_table(
+    results: Iterable[tuple[str, dict[str, Any]]], heading: str | None = None, full: bool = True
+) -> Table:
+    """One row an evaluation: avg@k with its interval over problems, pass@k, maj@k, and in full the
+    share that was cut and the mean length.
 
     The first column is headed by the first one's task, unless `heading` names it.
     """
@@ -54,21 +57,23 @@ def eval_table(results: Iterable[tuple[str, dict[str, Any]]], heading: str | Non
         f"avg@{k} (95 % interval)",
         f"pass@{k}",
         f"maj@{k}",
-        "cut",
-        "length",
+        *(("cut", "length") if full else ()),
     ):
         table.add_column(Text(printable(title)), justify="right" if table.columns else "left")
     for label, result in results:
         cut, length = result["truncated_share"], result["length_mean"]
         if heading is None and (differs := variant_of(result)):
             label += f", {differs}"
+        lengths = (
+            "" if cut is None else f"{cut:.1%}",
+            "" if length is None else f"{length:.0f}",
+        )
         table.add_row(
             Text(printable(label)),
             interval(Estimate(**result["avg"])),
             interval(Estimate(**result["pass"][str(result["k"])]), with_bounds=False),
             interval(Estimate(**result["maj"]), with_bounds=False),
-            "" if cut is None else f"{cut:.1%}",
-            "" if length is None else f"{length:.0f}",
+            *(lengths if full else ()),
         )
     return table
 
