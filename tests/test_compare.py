@@ -294,6 +294,16 @@ def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [planned.recipe.seed for planned in entries[0].runs] == [7, 8]
 
 
+def test_an_entry_on_the_embedded_default_is_not_named_after_a_model(tmp_path: Path) -> None:
+    sources = ["grpo-qwen3-1.7b", "cast-qwen3-4b:mixed-only"]
+    plain = plan(sources, tmp_path, 1, lambda name: read_recipe(name))
+    assert [entry.name for entry in plain] == ["grpo-qwen3-1.7b", "cast-qwen3-4b-mixed-only"]
+    tiny = plan(sources, tmp_path, 1, lambda name: read_recipe(name, tiny=True), tiny=True)
+    assert [entry.name for entry in tiny] == ["tiny-grpo", "tiny-cast-mixed-only"]
+    assert [entry.source for entry in tiny] == sources
+    assert {entry.runs[0].recipe.model.path for entry in tiny} == {"embedded"}
+
+
 def entry_of(name: str, difference: Estimate | None, seeds: int = 1) -> EntryNumbers:
     some = Estimate(0.5, 0.4, 0.6)
     runs = [SeedNumbers("p", seed, 0.5, 0.5 + seed / 10, [0.1, None]) for seed in range(seeds)]
