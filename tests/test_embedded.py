@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castctl import embedded
-from castctl.embedded import task
+from castctl.embedded import console, task
 from castctl.errors import UserError
 
 seeds = st.integers(0, 2**32)
@@ -270,6 +270,20 @@ def start(cache: Path, call: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_who_reads_a_file_is_told_how_far_it_is_and_how_long_it_took(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+    with console.telling("Making it") as report:
+        for done in range(3):
+            report(done, 2)
+    first, *lines, last = capsys.readouterr().err.splitlines()
+    assert first == "Making it."
+    assert [line.split(",")[0] for line in lines] == [
+        "embedded model: 1 of 2 steps", "embedded model: 2 of 2 steps",
+    ]  # fmt: skip
+    assert all(re.search(r", \d+ s left$", line) for line in lines)
+    assert re.fullmatch(r"The embedded model is made, in \d+ s\. It is kept\.", last)
 
 
 @pytest.mark.slow

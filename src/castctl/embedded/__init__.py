@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,10 @@ HELDOUT_PROBLEMS = 256
 
 Progress = Callable[[str, int, int], None]
 
-_MESSAGE = "Making the embedded model and task (once, a minute or two)"
+_MESSAGE = (
+    "Making the embedded model and task, once: 1 to 2.5 minutes on two idle cores, up to 7 where "
+    "they are busy"
+)
 _PROBLEMS_SEED = 3
 
 
@@ -57,12 +61,13 @@ def ensure(progress: Progress | None = None, *, steps: int = STEPS) -> EmbeddedP
 
     The cache is `$CASTCTL_CACHE`, or `castctl` in `$XDG_CACHE_HOME` or `~/.cache`.
     `progress` is told what is being made, the steps done and their total; left out,
-    a bar is drawn on a terminal. Fewer warm-up `steps` make a worse model sooner.
+    stderr is told, with the time that is left and at the end the time that it took.
+    Fewer warm-up `steps` make a worse model sooner.
 
     Raises UserError when the cache cannot be written.
     """
-    cache = _cache()
-    whole = cache / f"embedded-{VERSION}"
+    whole = _folder()
+    cache = whole.parent
     if not whole.exists():
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -82,24 +87,31 @@ def ensure(progress: Progress | None = None, *, steps: int = STEPS) -> EmbeddedP
     return EmbeddedPaths(whole / "model", whole / "train.jsonl", whole / "heldout.jsonl")
 
 
-def _cache() -> Path:
+def is_made() -> bool:
+    """Whether the embedded model is in the cache."""
+    return _folder().exists()
+
+
+def _folder() -> Path:
+    """Where everything made here belongs."""
     if named := os.environ.get("CASTCTL_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "castctl"
+        cache = Path(named).expanduser()
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "castctl"
+    return cache / f"embedded-{VERSION}"
 
 
 def _make(folder: Path, steps: int, progress: Progress | None) -> None:
-    from castctl.embedded.console import progress_bar
-    from castctl.embedded.model import save  # torch and transformers, only now that they are needed
+    from castctl.embedded.console import telling
 
-    train, heldout = _split()
-    _write(folder / "train.jsonl", train)
-    _write(folder / "heldout.jsonl", heldout)
-    if progress:
-        save(folder / "model", steps, partial(progress, _MESSAGE))
-    else:
-        with progress_bar(_MESSAGE) as report:
-            save(folder / "model", steps, report)
+    told = nullcontext(partial(progress, _MESSAGE)) if progress else telling(_MESSAGE)
+    with told as report:
+        from castctl.embedded.model import save  # torch and transformers, only now that they serve
+
+        train, heldout = _split()
+        _write(folder / "train.jsonl", train)
+        _write(folder / "heldout.jsonl", heldout)
+        save(folder / "model", steps, report)
 
 
 def _split() -> tuple[list[task.Problem], list[task.Problem]]:
