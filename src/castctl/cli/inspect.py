@@ -81,6 +81,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
     from castctl.report.run_page import run_page
     from castctl.report.step_page import part_page, step_page
     from castctl.report.tables import show
+    from castctl.stages.names import model_names
 
     if target.part is not None:
         part = view_part(target.path, target.part[0])
@@ -92,7 +93,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
         if run.steps:
             next_command(f"castctl inspect {target.steps[-1].path}")
         return
-    step = view_step(target.step)
+    step = view_step(target.step, model_names(target.run))
     print_json(step) if as_json else show(step_page(step, limit))
     if step.groups and target.step.parts("rollouts"):
         group = next((group for group in step.groups if group.kind == "mixed"), step.groups[0])

@@ -12,6 +12,7 @@ from castctl.methods.cast import CastShaping
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import plain
+from castctl.stages.names import called, model_names
 
 Facts = dict[str, Any]
 
@@ -71,7 +72,7 @@ def _describe(subject: Subject) -> dict[str, object]:
 
 def _notes(facts: list[Facts], subject: Subject) -> list[str]:
     """What a reader must know of where the numbers come from."""
-    notes = []
+    notes, names = [], model_names(subject.run)
     for (stages, policy, teacher), steps in _grouped(facts, "computed", "policy", "teacher"):
         if not stages:
             continue
@@ -79,15 +80,15 @@ def _notes(facts: list[Facts], subject: Subject) -> list[str]:
             f"{' and '.join(stages).capitalize()} of {_listed(steps)} were computed under diagnose/"
         )
         if "signals" in stages:
-            words += f", the policy's log-probs with {policy}"
-            words += f" and the teacher's with {teacher}" if teacher else ""
+            words += f", the policy's log-probs with {called(policy, names)}"
+            words += f" and the teacher's with {called(teacher, names)}" if teacher else ""
         notes.append(f"{words}.")
     for (sampler, policy), steps in _grouped(facts, "sampler", "policy"):
         if sampler and policy and sampler != policy:
             notes.append(
-                f"The rollouts of {_listed(steps)} were sampled by {sampler} and are scored by "
-                f"{policy}: where those are other weights, the log-probs are a reader's, not the "
-                "author's."
+                f"The rollouts of {_listed(steps)} were sampled by {called(sampler, names)} and "
+                f"are scored by {called(policy, names)}: where those are other weights, the "
+                "log-probs are a reader's, not the author's."
             )
     partial = [fact for fact in facts if fact["parts"] < fact["of_parts"]]
     if partial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,22 @@ class GroupView:
 
 @dataclass(frozen=True)
 class StepView:
+    """A step. `names` has the names of models by their fingerprints, as far as they are known."""
+
     path: Path
     step: int
     stages: list[StageView]
     measures: Measures
     spreads: dict[str, Spread]
     groups: list[GroupView]
+    names: Mapping[str, str]
 
 
-def view_step(folder: StepFolder) -> StepView:
-    """All that a step's files say. Raises `UserError` on a broken part."""
+def view_step(folder: StepFolder, names: Mapping[str, str]) -> StepView:
+    """All that a step's files say, beside the `names` of models.
+
+    Raises `UserError` on a broken part.
+    """
     stages = [view_stage(folder, stage) for stage in SCHEMAS if folder.parts(stage)]
     return StepView(
         path=folder.path,
@@ -65,6 +72,7 @@ def view_step(folder: StepFolder) -> StepView:
         measures=measure_step(folder),
         spreads=_spreads(folder),
         groups=_groups(folder),
+        names=names,
     )
 
 

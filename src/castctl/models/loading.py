@@ -33,10 +33,14 @@ ALIASES: dict[str, Callable[[], Path]] = {"embedded": _embedded_model}
 
 
 def locate_model(
-    path: str, revision: str | None = None, files: Sequence[str] = MODEL_FILES
+    path: str,
+    revision: str | None = None,
+    files: Sequence[str] = MODEL_FILES,
+    *,
+    fetch: bool = True,
 ) -> Path:
     """The local folder of a model: an alias, a folder, or a hub id, whose `files` are fetched
-    into the hub's cache.
+    into the hub's cache, or must be there where `fetch` is off.
 
     Raises `UserError` where there is no such model or the folder holds none.
     """
@@ -51,14 +55,31 @@ def locate_model(
         raise UserError(
             f"no model folder at {path}; name a folder, a hub id (owner/name) or embedded"
         )
-    return _fetch_from_hub(path, revision, files)
+    return _fetch_from_hub(path, revision, files, fetch)
 
 
-def _fetch_from_hub(path: str, revision: str | None, files: Sequence[str]) -> Path:
+def find_model(path: str, revision: str | None = None) -> Path | None:
+    """The local folder of a model; None where it is not on this machine. Nothing is fetched or
+    made."""
+    from castctl import embedded
+
+    if path in ALIASES and not embedded.is_made():
+        return None
+    try:
+        return locate_model(path, revision, fetch=False)
+    except UserError:
+        return None
+
+
+def _fetch_from_hub(path: str, revision: str | None, files: Sequence[str], fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
+        return Path(
+            snapshot_download(
+                path, revision=revision, allow_patterns=list(files), local_files_only=not fetch
+            )
+        )
     except Exception as error:  # the hub client raises many kinds; all mean the same to a user
         raise UserError(
             f"cannot fetch model {path} from the hub ({one_line(error, 200, named=True)}); "

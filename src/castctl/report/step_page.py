@@ -16,6 +16,7 @@ from castctl.report.marks import bar, block, histogram, line, number, size
 from castctl.report.page import headline, plain_table, title, value_text
 from castctl.report.tables import step_table
 from castctl.stages.measures import Measures
+from castctl.stages.names import called
 
 VERDICTS = {
     "correct": ("✓", "green"), "wrong": ("✗", "red"), "no_answer": ("?", "yellow"),
@@ -27,7 +28,7 @@ VERDICTS = {
 def step_page(view: StepView, limit: int) -> Group:
     """What a step holds and says; `limit` groups are shown one by one."""
     pages: list[RenderableType] = [headline(view.path, f"step {view.step}")]
-    pages += [title("Stages"), _stages(view.stages), "", _made(view.stages)]
+    pages += [title("Stages"), _stages(view.stages), "", _made(view)]
     for name, label in (("groups_", "Groups"), ("verdict_", "Verdicts")):
         if shares := _shares(view, name):
             pages += [title(label), shares]
@@ -61,13 +62,14 @@ def _stages(stages: list[StageView]) -> Table:
     return table
 
 
-def _made(stages: list[StageView]) -> Table:
+def _made(view: StepView) -> Table:
     """The settings of each stage, those of a section on one line."""
     grid = Table.grid(padding=(0, 2))
-    for stage in stages:
+    for stage in view.stages:
         sections: dict[str, list[str]] = {}
         for key, value in stage.made.items():
             section, _, name = key.rpartition(".")
+            value = called(value, view.names) if name == "model" else value
             sections.setdefault(section, []).append(f"{name} {value_text(value)}")
         for index, (section, values) in enumerate(sections.items()):
             grid.add_row(

@@ -18,6 +18,7 @@ from castctl.runs.prompts import prepare_prompts, prompts_of_step
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, content_hash, read_metadata
 from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
+from castctl.stages.names import called, model_names
 from castctl.stages.policies import (
     PolicySource,
     budget_of,
@@ -85,7 +86,7 @@ def score_stage(
     check_signal_names(signals)
     temperature = sampled_temperature(run, step)
     folder = run.step(step)
-    _warn_of_another_sampler(folder, source)
+    _warn_of_another_sampler(run, folder, source)
     policy = source.load(recipe.model)
     teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
     reference = reference_of(run, policy) if "ref_logprobs" in signals else None
@@ -101,14 +102,16 @@ def score_stage(
     )  # fmt: skip
 
 
-def _warn_of_another_sampler(folder: StepFolder, source: PolicySource) -> None:
+def _warn_of_another_sampler(run: Run, folder: StepFolder, source: PolicySource) -> None:
     parts = folder.parts("rollouts")
     metadata = [read_metadata(folder.part_path("rollouts", part), "rollouts") for part in parts]
     sampler = agreed(metadata, "model", source.fingerprint)
     if sampler != source.fingerprint:
+        names = model_names(run)
         log.warning(
-            "%s was sampled by model %s, and is scored with %s: its ratios divide by a policy that "
-            "did not sample it", folder.path, sampler, source.fingerprint,
+            "%s was sampled by %s, and is scored with %s: its ratios divide by a policy that did "
+            "not sample it", folder.path, called(sampler, names),
+            called(source.fingerprint, names),
         )  # fmt: skip
 
 
