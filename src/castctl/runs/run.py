@@ -18,13 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from castctl.versions import library_versions
 from castctl.errors import UserError, one_line
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
-
+from castctl.versions import library_versions
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +71,9 @@ class Run:
         try:
             return pq.read_table(file)
         except FileNotFoundError:
-            raise UserError(f"{self.path} has no metrics yet; they come with castctl train") from None
+            raise UserError(
+                f"{self.path} has no metrics yet; they come with castctl train"
+            ) from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file} cannot be read ({one_line(error)})") from None
 
