@@ -6,11 +6,11 @@ from math import cos, pi
 from pathlib import Path
 
 import pytest
-from castctl.runs.extend import extend
 
 from castctl.errors import UserError
 from castctl.progress import Silent
 from castctl.recipe.reader import load_recipe
+from castctl.runs.extend import extend
 from castctl.runs.run import Run, open_run
 from castctl.shards.part import write_part
 from castctl.stages.train.loop import train
