@@ -251,7 +251,13 @@ def test_hostile_text_makes_no_element(tmp_path: Path) -> None:
         picture = Picture("x", whole, whole, lambda: _plot(texts))
         blocks: list[str | Sheet | Picture] = [whole, Sheet(whole, texts, [texts], whole), picture]
         facts = dict.fromkeys(texts, whole)
-        write_page(folder / "page.html", whole, facts, [Section("x", whole, blocks)], shown)
+        write_page(
+            folder / "page.html",
+            whole,
+            facts,
+            [Section("x", whole, blocks, answer=[whole], notes=[whole])],
+            shown,
+        )
         return Page(folder / "page.html")
 
     harmless, hostile = written([f"word {n}" for n in HOSTILE]), written(list(HOSTILE.values()))

@@ -27,7 +27,7 @@ def text_of(text: object, limit: int = LONGEST_CELL) -> str:
 
 def section_html(section: Section) -> str:
     """A section with its heading; neighbouring pictures stand in one grid."""
-    id, pieces = text_of(section.id), [_paragraphs(section.answer, "answer")]
+    id, pieces = text_of(section.id), [_paragraphs(section.answer, "found")]
     pieces.append(_paragraphs(section.notes, "note"))
     for drawn, blocks in groupby(section.blocks, lambda block: isinstance(block, Picture)):
         inner = "\n".join(map(_block, blocks))
