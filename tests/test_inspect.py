@@ -77,9 +77,10 @@ def test_a_run_shows_where_it_stands_and_what_made_it(castctl: Cli, run: Run) ->
     shown = castctl("inspect", "small").stdout
     for words in ("small  finished", "2 of 2 steps", "torch", "avg@2", "step 2 (", "with teacher"):
         assert words in shown
-    settings = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
-    assert settings["sampling.n"].split() == ["sampling.n", "4", "8", "--set"]
-    assert settings["method.shaping.kind"].endswith("preset cast".ljust(11))
+    lines = [line.strip() for line in shown.splitlines()]
+    assert lines[lines.index("sampling.n = 4") + 1] == "from --set; default 8"
+    shaping = next(k for k, line in enumerate(lines) if line.startswith("method.shaping.kind = "))
+    assert lines[shaping + 1].startswith("from preset cast; default ")
     assert "sampling.top_p" not in shown
     seen = parsed(castctl("inspect", str(run.path), "--json").stdout)
     origins = {setting["key"]: setting["origin"] for setting in seen["settings"]}

@@ -85,10 +85,12 @@ def train(
     run: Run | str | Path | None = None,
     *,
     resume: bool = False,
+    steps: int | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train a new run to its last step, as `castctl train` does; with `resume`, go on with `run`.
+    """Train a new run to its last step, as `castctl train` does; with `resume`, go on with `run`,
+    until `steps` where that is more than it was begun for.
 
     `on_step` is told each step's metrics; raising in it stops the run after that step. Raises
     `UserError` for a recipe that cannot train, and for numbers that go wrong.
@@ -97,7 +99,13 @@ def train(
 
     if resume and (run is None or recipe is not None):
         raise UserError("resume=True goes on with a run by its own recipe; name run alone")
+    if steps is not None and not resume:
+        raise UserError("steps= makes a run longer, with resume=True; a new one has train.steps")
     target = _run(run) if resume and run is not None else _new_run(recipe, run)
+    if steps is not None:
+        from castctl.runs.extend import extend
+
+        target = extend(target, steps)
     for warning in target.recipe.check_training():
         logging.getLogger("castctl").warning("%s", warning)
     before_torch()
@@ -215,14 +223,17 @@ def diagnose(
     run: Run | str | Path | None = None,
     *,
     steps: Iterable[int] = (),
+    model: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    **overrides: Any,
 ) -> Diagnosis:
     """What a run's numbers mean, as `castctl diagnose NAME` finds it: every number in `.numbers`,
     written to `diagnose/NAME/NAME.json` too.
 
     `run` is a run, a path such as `RUN/step-00012`, or a folder of steps made elsewhere; the newest
-    run unless named. All steps that serve are read unless `steps` names some.
+    run unless named. All steps that serve are read unless `steps` names some. `model` names the
+    weights that score policy and teacher anew.
     """
     from castctl.diagnosis.catalog import find_diagnostic
     from castctl.inspection.target import find_target
@@ -232,11 +243,19 @@ def diagnose(
     before_torch()
     from castctl.diagnosis.runner import diagnose
     from castctl.diagnosis.subject import Subject
+    from castctl.runs.run import Run
+    from castctl.stages.policies import chosen_policy
 
-    subject = Subject(target.path, target.steps, target.run)
-    progress = _progress(quiet)
-    asked = list(steps)
-    return diagnose(diagnostic, subject, asked=asked, progress=progress, overwrite=overwrite)[0]
+    asked, owner = _with_model(overrides, model), target.run
+    if owner is not None:
+        owner = _run(owner, asked)
+    elif asked:
+        owner = Run(target.path, load_recipe(**asked))
+    weights = chosen_policy(owner) if owner is not None and model is not None else None
+    retaught = "teacher" in _sections({"method": {}, **overrides})["method"]
+    subject = Subject(target.path, target.steps, owner, weights, retaught)
+    chosen, progress = list(steps), _progress(quiet)
+    return diagnose(diagnostic, subject, asked=chosen, progress=progress, overwrite=overwrite)[0]
 
 
 def grade(
@@ -282,9 +301,12 @@ def _run(
 ) -> Run:
     """A run, its recipe changed for one call."""
     opened = open_run(run) if isinstance(run, str | Path) else run
-    if model is not None:
-        overrides = {**(overrides or {}), "model.path": str(model)}
+    overrides = _with_model(overrides or {}, model)
     return opened.changed(**_sections(overrides)) if overrides else opened
+
+
+def _with_model(overrides: dict[str, Any], model: str | Path | None) -> dict[str, Any]:
+    return overrides if model is None else {**overrides, "model.path": str(model)}
 
 
 def _source(run: Run, step: int, model: str | Path | None) -> PolicySource:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from castctl.diagnosis.diagnosis import Diagnosis
     from castctl.diagnosis.subject import ChosenStep, Subject
     from castctl.runs.run import Run
-    from castctl.stages.policies import PolicySource
 
 PROMPTS = 64
 """Prompts of the embedded default that are rolled out where there is no run at all."""
@@ -110,6 +109,7 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     from castctl.diagnosis.subject import Subject
     from castctl.inspection.target import find_target
     from castctl.runs.run import Run, newest_run
+    from castctl.stages.policies import chosen_policy
 
     if name is None and newest_run() is None:
         made = _embedded_rollouts(asked)
@@ -122,20 +122,9 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
         run = asked.changed(run)
     elif run is None and asked.changes:
         run = Run(target.path, asked.new_recipe()[0])
-    weights = _weights(run) if run is not None and named else None
+    weights = chosen_policy(run) if run is not None and named else None
     retaught = any(each.strip().startswith("method.teacher") for each in asked.overrides)
     return Subject(target.path, target.steps, run, weights, retaught)
-
-
-def _weights(run: "Run") -> "PolicySource":
-    """The weights named by hand; a checkpoint of the run by the name it has there."""
-    from castctl.stages.policies import named_policy, policy_at
-
-    named = Path(run.recipe.model.path).absolute()
-    for step in run.checkpoints():
-        if run.checkpoint(step).absolute() == named:
-            return policy_at(run, step)
-    return named_policy(run.recipe.model)
 
 
 def _embedded_rollouts(asked: "Asked") -> "Run":

@@ -63,6 +63,7 @@ def train(
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
     from castctl.recipe.reader import dump_recipe
+    from castctl.runs.extend import extend
     from castctl.runs.run import create_run, newest_run, open_run
 
     asked = Asked(
@@ -88,7 +89,7 @@ def train(
         target = open_run(run) if run is not None else newest_run()
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
-        _train(target if longer is None else _extended(target, longer))
+        _train(target if longer is None else extend(target, longer))
         return
     settings, origins = asked.new_recipe()
     if dry_run:
@@ -98,20 +99,6 @@ def train(
     for warning in settings.check_training():
         say(f"castctl: warning: {warning}")
     _train(create_run(settings, run, settings.method.name, origins))
-
-
-def _extended(run: "Run", steps: int) -> "Run":
-    """The run made longer, with a warning where its course is not that of one so long."""
-    from castctl.runs.extend import extend
-
-    longer = extend(run, steps)
-    planned = run.recipe.train.steps
-    if planned != steps and run.recipe.reads_total:
-        say(
-            f"castctl: warning: {' and '.join(run.recipe.reads_total)} reads the number of steps: "
-            f"the steps done followed {planned}, so the course differs from one planned for {steps}"
-        )
-    return longer
 
 
 def _train(run: "Run") -> None:

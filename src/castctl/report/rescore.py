@@ -46,8 +46,15 @@ def _answer(parts: Sequence[Regraded]) -> tuple[str, str]:
         return first, f"{_accuracy(parts[0])[0]}."
     most = max(known, key=lambda part: abs(part.difference.mean) if part.difference else 0.0)
     told = _accuracy(most)
-    where = f"{line(most.path.parent.name)}: " if len(parts) > 1 else ""
+    where = f"{line(_short(most, parts))}: " if len(parts) > 1 else ""
     return first, f"{where}{told[0]}; {told[1]}."
+
+
+def _short(part: Regraded, parts: Sequence[Regraded]) -> str:
+    """The task of a part, and its step where another part is of that task too."""
+    task = part.path.parent
+    alone = sum(each.path.parent == task for each in parts) == 1
+    return task.name if alone else f"{task.name}/{part.path.name}"
 
 
 def _part(part: Regraded, foreign: bool, full: bool) -> list[RenderableType]:

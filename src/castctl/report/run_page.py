@@ -130,8 +130,8 @@ def _settings(settings: list[SettingView]) -> list[RenderableType]:
     count = f"{len(changed)} of {len(settings)}; --json has all"
     pages: list[RenderableType] = [title(f"Settings that are not defaults ({count})")]
     for setting in changed:  # a table of them would break words at 80 columns
-        origin = "" if setting.origin is None else f", from {line(setting.origin)}"
-        default = f"default {line(value_text(setting.default))}{origin}"
+        origin = "" if setting.origin is None else f"from {line(setting.origin)}; "
+        default = f"{origin}default {line(value_text(setting.default))}"
         pages.append(Text(f"{line(setting.key)} = {line(value_text(setting.value))}"))
         pages.append(Padding(Text(default, "dim"), (0, 0, 0, 4)))
     return pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import shutil
 
 from castctl.errors import UserError
@@ -10,13 +11,15 @@ from castctl.recipe.reader import dump_recipe
 from castctl.runs.run import Run
 from castctl.shards.part import write_text
 
+log = logging.getLogger(__name__)
+
 
 def extend(run: Run, steps: int) -> Run:
     """The run with `train.steps` = `steps`, in its recipe and, as `extended`, in its manifest.
 
     Where a schedule reads the number of steps, what was made under the old one after the last
-    checkpoint is deleted, to be made again. Raises `UserError` unless more steps are asked for
-    than are done.
+    checkpoint is deleted, to be made again, and a warning says that the course is another. Raises
+    `UserError` unless more steps are asked for than are done.
     """
     planned = run.recipe.train.steps
     if steps == planned:
@@ -27,8 +30,12 @@ def extend(run: Run, steps: int) -> Run:
         raise UserError(
             f"run {run.path} has done {done} steps; ask for more with --steps, or leave it out"
         )
-    if run.recipe.reads_total:
+    if reading := run.recipe.reads_total:
         _forget_after(run, start)
+        log.warning(
+            "%s reads the number of steps: the steps done followed %d, so the course differs from "
+            "one planned for %d", " and ".join(reading), planned, steps,
+        )  # fmt: skip
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     manifest = run.manifest
     history = [*manifest.get("extended", []), {"at": now, "from": planned, "to": steps}]

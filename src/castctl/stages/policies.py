@@ -67,6 +67,16 @@ def named_policy(settings: ModelSettings) -> PolicySource:
     return PolicySource(folder, fingerprint(folder))
 
 
+def chosen_policy(run: Run) -> PolicySource:
+    """The model of the run's recipe, which was named by hand; a checkpoint of the run by the name
+    it has there."""
+    named = Path(run.recipe.model.path).absolute()
+    for step in run.checkpoints():
+        if run.checkpoint(step).absolute() == named:
+            return policy_at(run, step)
+    return named_policy(run.recipe.model)
+
+
 def policy_name(run: Run, step: int) -> str:
     """What the policy in training goes by at `step`, saved or not."""
     return policy_at(run, 0).fingerprint if step == 0 else f"{run.name}@step-{step:05d}"

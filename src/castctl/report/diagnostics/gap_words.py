@@ -30,12 +30,12 @@ def gap_answer(diagnosis: Diagnosis) -> tuple[str, str]:
     if _rivalled(numbers["separation"]):
         words += "; the policy's own log-prob does as well"
     agrees = {1: "better than chance", -1: "worse than chance"}.get(
-        side_of(excess), "no better than chance is shown"
+        side_of(excess), "not shown to be better than chance"
     )
     return answer(
         f"{words}.",
-        f"The gap's sign would push {share_cell(found['misleading_share'], '%')} of the tokens, "
-        f"{share_cell(found['misleading_mass'], '%')} of its size, the wrong way: {agrees}.",
+        f"Its sign would push {share_cell(found['misleading_share'], '%')} of the tokens the wrong "
+        f"way, {agrees}; they hold {share_cell(found['misleading_mass'], '%')} of its size.",
         found["prompts"],
     )
 
