@@ -23,6 +23,8 @@ os.environ |= {
     "THP_MEM_ALLOC_ENABLE": "1",
 }  # fmt: skip
 
+os.environ.pop("COLUMNS", None)  # the width of a terminal that a test has not
+
 refuse_deprecated()
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -93,6 +93,20 @@ def test_the_functions_make_what_the_loop_makes(tmp_path: Path) -> None:
     assert_same_step(looped.step(0), folder)
 
 
+@pytest.mark.slow
+def test_a_finished_run_goes_on_and_is_scored_by_other_weights(tmp_path: Path) -> None:
+    run, _ = train_small(tmp_path / "run", small_recipe("grpo", "train.steps=1"))
+    longer = castctl.train(run=run, resume=True, steps=2, quiet=True)
+    assert longer.checkpoints()[-1] == 2 and longer.metrics().num_rows == 2
+    last = longer.checkpoint(2)
+    found = castctl.diagnose("opsd-gaps", longer, steps=[0], model=last, quiet=True)
+    [step] = found.steps
+    assert step["policy"] == f"{longer.name}@step-00002", step
+    retold = {"method.teacher.context": "answer"}
+    told = castctl.diagnose("opsd-gaps", longer, steps=[0], overwrite=True, quiet=True, **retold)
+    assert told.steps[0]["teacher_context"] == "answer" != found.steps[0]["teacher_context"]
+
+
 def test_overrides_are_dotted_keys_or_sections() -> None:
     dotted = castctl.load_recipe(**{"optimizer.lr": 1e-5, "method.teacher.kind": "ema"}, seed=3)
     nested = castctl.load_recipe(
@@ -115,6 +129,7 @@ MISTAKES: list[Callable[[Any], object]] = [
     lambda made: castctl.load_recipe("no-such-recipe"),
     lambda made: castctl.train(resume=True),
     lambda made: castctl.train(run=made),
+    lambda made: castctl.train(steps=3),
     lambda made: castctl.diagnose("no-such-diagnosis"),
     lambda made: made.metrics(),
     lambda made: made.step(0).table("rewards"),

@@ -193,12 +193,11 @@ def test_a_comparison_that_was_killed_ends_as_if_it_had_not_been(
     commands: Commands, made: Path, tmp_path: Path
 ) -> None:
     write_recipes(tmp_path)
-    arguments = ("grpo.yaml", "--seeds", "2", "--name", "made")
     marks = ("grpo-seed-0/checkpoints/step-00001", "grpo-seed-1/step-00000/rollouts")
     for mark, number, code in zip(
         marks, (signal.SIGKILL, signal.SIGINT), (-signal.SIGKILL, 130), strict=True
     ):
-        command = commands.start("compare", *arguments, cwd=tmp_path)
+        command = commands.start("compare", *ARGUMENTS, cwd=tmp_path)
         while command.running() and not (tmp_path / "runs/made" / mark).exists():
             time.sleep(0.002)
         command.send_signal(number)
@@ -207,14 +206,14 @@ def test_a_comparison_that_was_killed_ends_as_if_it_had_not_been(
         assert numbers(tmp_path) == {"finished": False}
     assert "stopped; go on with the same command and --name runs/made" in stopped.stderr
     unfinished = "runs/made/grpo-seed-1"
-    refusal = commands.start("compare", unfinished, cwd=tmp_path).wait()
+    refusal = commands.start("compare", unfinished, "grpo.yaml", cwd=tmp_path).wait()
     assert refusal.returncode == 2
     assert f"run {unfinished} is not finished (state: interrupted)" in refusal.stderr
-    done = commands.start("compare", *arguments, cwd=tmp_path).wait()
+    done = commands.start("compare", *ARGUMENTS, cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
-    assert "run 1 of 1, runs/made/grpo-seed-1" in done.stderr
-    [entry], [expected, _] = (numbers(folder)["entries"] for folder in (tmp_path, made))
-    assert seconds_left_out(entry) == seconds_left_out(expected)
+    assert "run 1 of 3, runs/made/grpo-seed-1" in done.stderr
+    entries, expected = (numbers(folder)["entries"] for folder in (tmp_path, made))
+    assert seconds_left_out(entries) == seconds_left_out(expected)
 
 
 # Finished runs
@@ -383,15 +382,15 @@ def test_entries_that_cannot_be_compared_are_refused(castctl: Cli, here: Path) -
     result["by_problem"].popitem()
     write_json(result_file(here / second, STEPS), result)
     write_json(result_file(here / second, 0), result)
-    assert "differ in the number of problems evaluated (6 and 5)" in refused(castctl, first, second)
+    assert "differ in the number of problems evaluated (6 and 5)" in refused(castctl, first, first)
     write_json(result_file(here / second, 0), {**result, "k": 5})
-    assert "before and after training differ in k (5 and 2)" in refused(castctl, first, second)
+    assert "before and after training differ in k (5 and 2)" in refused(castctl, first, first)
     result_file(here / second, 0).unlink()
     assert "castctl eval --run runs/made/cast-seed-0 --checkpoint 0" in (
         refused(castctl, first, second)
     )
     (here / first / "metrics.parquet").unlink()
-    assert "holds 0 of 2 steps" in refused(castctl, first)
+    assert "holds 0 of 2 steps" in refused(castctl, first, first)
 
 
 def test_a_name_that_is_a_recipe_and_a_run_is_asked_for_again(castctl: Cli, here: Path) -> None:

@@ -477,7 +477,7 @@ def test_parts_scored_in_part_elsewhere_are_shown(castctl: Cli, tmp_path: Path) 
 
 
 WRONG = [
-    (("nobody",), "no run at runs/nobody; among those there are small"),
+    (("nobody",), "no run at runs/nobody; castctl runs lists those there are"),
     (("small/step-9",), "has no step 9; steps there: 0, 1"),
     (("small/step-1/rewards/part-00007.parquet",), "there is no part"),
     (("small/metrics.parquet",), "is no castctl part"),

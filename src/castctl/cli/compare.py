@@ -81,7 +81,7 @@ def compare(
                 "evaluations are taken as they are; leave --seeds, --seed, --steps, -k, --tiny and "
                 "--set out"
             )
-        _require_two(entries, comparison_folder(name))
+        _require_two(entries)
         _compare_evaluations(evaluations, comparison_folder(name), full, as_json)
         return
     folder = comparison_folder(name)
@@ -91,7 +91,7 @@ def compare(
             "every entry is a finished run, taken as it is; leave --seeds, --seed, --steps, -k, "
             "--tiny and --set out, or name recipes"
         )
-    _require_two(entries, folder)
+    _require_two(entries)
     require_same_evaluation(planned)
     require_same_problems(planned)
     with opened(folder):
@@ -99,9 +99,8 @@ def compare(
     _show(compared, folder, full, as_json)
 
 
-def _require_two(entries: list[str], folder: Path) -> None:
-    """`UserError` for one entry alone, unless its comparison is there and goes on."""
-    if len(entries) == 1 and not folder.is_dir():
+def _require_two(entries: list[str]) -> None:
+    if len(entries) == 1:
         raise UserError(
             f"{entries[0]} has nothing to be compared with; name a second recipe, run or evaluation"
         )

@@ -36,7 +36,7 @@ def tasks_page(model: str, results: Sequence[tuple[str, dict[str, Any]]], full: 
 def _answer(model: str, results: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, str]:
     told = list(results)[:TOLD]
     rest = f", and {len(results) - TOLD} more" if len(results) > TOLD else ""
-    scores = (f"{_percent(result['avg'])} on {name}" for name, result in told)
+    scores = (f"{_percent(result['avg'])} on {line(name)}" for name, result in told)
     solved = (
         f"{_share(result['pass'][str(result['k'])])} by at least one of {result['k']} samples, "
         f"{_share(result['maj'])} by majority"
