@@ -382,9 +382,9 @@ def test_entries_that_cannot_be_compared_are_refused(castctl: Cli, here: Path) -
     result["by_problem"].popitem()
     write_json(result_file(here / second, STEPS), result)
     write_json(result_file(here / second, 0), result)
-    assert "differ in the number of problems evaluated (6 and 5)" in refused(castctl, first, first)
+    assert "differ in the number of problems evaluated (6 and 5)" in refused(castctl, first, second)
     write_json(result_file(here / second, 0), {**result, "k": 5})
-    assert "before and after training differ in k (5 and 2)" in refused(castctl, first, first)
+    assert "before and after training differ in k (5 and 2)" in refused(castctl, first, second)
     result_file(here / second, 0).unlink()
     assert "castctl eval --run runs/made/cast-seed-0 --checkpoint 0" in (
         refused(castctl, first, second)
