@@ -7,7 +7,7 @@ import pytest
 from commands import Commands
 from interruptions import INPUTS, Interrupter
 
-TIMES = 6
+TIMES = 4
 
 
 @pytest.fixture(scope="module")
