@@ -35,7 +35,7 @@ SMALL = (
     "method.teacher.every=2",
     "optimizer.lr=0.003",
 )
-"""Three quick steps whose snapshot is renewed at step 2; to render all 4,096 prompts takes half of it."""
+"""Three quick steps whose snapshot is renewed at step 2; rendering all 4,096 prompts is half."""
 
 STAGES = ("rollouts", "rewards", "signals", "advantages")
 
