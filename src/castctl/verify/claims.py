@@ -35,6 +35,13 @@ _HEDGED = re.compile(
 )
 _RATE = re.compile(r"\bper\s+[0-9]+\s+[a-z]")  # 3 per 100 people
 _LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
+_NAME = re.compile(
+    r"(?:m ?)?(?:\\(?:m?angle|triangle|overline|text|mathrm)(?![A-Za-z]) ?\{? ?)?([A-Z]{2,9}) ?\}?"
+)
+_SEPARATOR = re.compile(
+    r"(?P<open>[({\[])|(?P<close>[)}\]])|\\text\{ *(?:and|or) *\}|[,;]"
+    r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
+)
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
 
 NEAR = Fraction(1, 100)
@@ -43,14 +50,31 @@ NEAR = Fraction(1, 100)
 
 def claims_otherwise(extracted: str, answer: str) -> bool:
     """Whether the extracted text denies its value, contradicts itself, hides an equation in a
-    comment, hedges, or is in a base other than the answer's."""
+    comment, hedges, is in a base other than the answer's, or names other points in other order."""
     return (
         (_denies(extracted) and not _denies(answer))
         or _contradicts(extracted)
         or bool(_COMMENTED.search(extracted) and not _COMMENTED.search(answer))
         or bool(_hedges(extracted) - _hedges(answer))
         or _in_another_base(extracted, answer)
+        or _of_another_name(extracted, answer)
     )
+
+
+def listed(text: str) -> list[str]:
+    """What a list enumerates, repeats among it; one item where the text is no list.
+
+    A set in braces is no list: its repeats mean nothing.
+    """
+    text = text.replace(r"\left", "").replace(r"\right", "")
+    items, depth, start = [], 0, 0
+    for match in _SEPARATOR.finditer(text):
+        if match["open"] or match["close"]:
+            depth += 1 if match["open"] else -1
+        elif depth == 0:
+            items.append(text[start : match.start()])
+            start = match.end()
+    return [item.strip() for item in [*items, text[start:]] if item.strip()]
 
 
 def _denies(text: str) -> bool:
@@ -98,3 +122,9 @@ def _in_another_base(extracted: str, answer: str) -> bool:
     if theirs is not None:
         return base != (theirs[2] or theirs[3])
     return base != "10"
+
+
+def _of_another_name(extracted: str, answer: str) -> bool:
+    """Capitals that name points: the angle BAC is not ABC. Read backwards, they name the same."""
+    ours, theirs = _NAME.fullmatch(extracted), _NAME.fullmatch(answer)
+    return bool(ours and theirs and theirs[1] not in (ours[1], ours[1][::-1]))

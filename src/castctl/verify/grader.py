@@ -9,18 +9,18 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import And, Basic, Eq, Expr, Float, MatrixBase, S, Set, Tuple
+from sympy import And, Basic, Eq, Expr, FiniteSet, Float, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
-from castctl.verify.claims import claims_otherwise
-from castctl.verify.spelling import spellings
+from castctl.verify.claims import claims_otherwise, listed
+from castctl.verify.solutions import solutions
+from castctl.verify.spelling import choice, respelled, spellings, time_of_day
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-RULES = 3
-"""Goes up where a rule here, in `spelling`, `claims` or `visible` changes: verdicts by other rules
-are others."""
+RULES = 4
+"""Goes up where a rule in this room changes: verdicts by other rules are others."""
 
 # By default, of a box that does not parse, it takes the last number or fraction that it finds.
 _WHOLE_BOX = (LatexExtractionConfig(boxed_match_priority=0),)
@@ -44,12 +44,33 @@ def grade(answer: str, extracted: str) -> bool:
     answer, extracted = answer.strip(), extracted.strip()
     if answer == extracted:
         return True
+    ours, theirs = choice(extracted), choice(answer)
+    if ours and theirs and not (ours.value and theirs.value):
+        return ours.letter == theirs.letter
+    if ours and theirs and ours.letter != theirs.letter:
+        return False
+    answer, extracted = (
+        found.value if found and found.value else text
+        for text, found in ((answer, theirs), (extracted, ours))
+    )
+    if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
+        return _same_time(hour, other)
+    if _respelled_answer(answer) == respelled(extracted):
+        return True
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
-    if any(claims_otherwise(spelling, answer) for spelling in spellings(extracted)):
+    written = _respelled_answer(answer)
+    if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
         return False
     read = _read(extracted)
+    if not _equal(gold, read):
+        return _same_solutions(answer, extracted)
+    return _same_repeats(written, gold, respelled(extracted), read)
+
+
+def _equal(gold: list[Any], read: list[Any]) -> bool:
+    """Whether math-verify takes the two for one, without what it is too kind to."""
     if not (_believable(read) and verify(gold, read, timeout_seconds=None)):
         return False
     values = [*_values(gold), *_values(read)]
@@ -58,6 +79,42 @@ def grade(answer: str, extracted: str) -> bool:
     # By six decimal places, and by fifteen where there are no decimals, all small numbers are one.
     zeros = max(map(_leading_zeros, values), default=0)
     return not zeros or verify(gold, read, 6 + zeros, 15 + zeros, timeout_seconds=None)
+
+
+def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
+    """10:30 AM is not 10:30 PM; where one does not say the half of the day, it is the other's."""
+    if one[2] and other[2]:
+        return (one[0] % 12, *one[1:]) == (other[0] % 12, *other[1:])
+    return one[:2] == other[:2]
+
+
+def _same_solutions(answer: str, extracted: str) -> bool:
+    """Whether an inequality of one unknown and an interval, or another inequality of that unknown,
+    have the same solutions."""
+    theirs, ours = solutions(_respelled_answer(answer)), solutions(respelled(extracted))
+    if not (ours or theirs) or (ours and theirs and ours.unknown != theirs.unknown):
+        return False
+    gold = _read(theirs.intervals) if theirs else _read_answer(answer)
+    return _equal(gold, _read(ours.intervals) if ours else _read(extracted))
+
+
+def _same_repeats(answer: str, gold: list[Any], extracted: str, read: list[Any]) -> bool:
+    """Whether lists that are one set hold each element as often: 1, 1, 2 is not 1, 2."""
+    theirs, ours = listed(answer), listed(extracted)
+    if not (_repeats(theirs, gold) or _repeats(ours, read)):
+        return True
+    if len(theirs) != len(ours):
+        return False
+    for item in theirs:
+        same = next((each for each in ours if grade(item, each)), None)
+        if same is None:
+            return False
+        ours.remove(same)
+    return True
+
+
+def _repeats(items: list[str], read: list[Any]) -> bool:
+    return any(isinstance(each, FiniteSet) and len(items) > len(each) for each in read)
 
 
 def _read(text: str) -> list[Any]:
@@ -109,3 +166,4 @@ def _leading_zeros(value: Expr) -> int:
 
 # The completions of one prompt share its answer; reading it is half of a check.
 _read_answer = lru_cache(maxsize=1024)(_read)
+_respelled_answer = lru_cache(maxsize=1024)(respelled)

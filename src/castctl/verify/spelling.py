@@ -9,38 +9,123 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+from castctl.verify.notation import latex
 
 _DIGITS = "[0-9]{1,30}"
 _UNSIGNED = rf"(?:{_DIGITS}(?:\.{_DIGITS})?|\.{_DIGITS})"
 _NUMBER = rf"-?{_UNSIGNED}"
 _NO_MORE_DIGITS = r"(?!(?:[., ~]|\{,\}|\\[ ,;:!]){0,9}[0-9])"  # √4 000 is perhaps √4000
+_FONT = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)"
 
 _LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
 _GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
-_SYMBOLS = str.maketrans({"°": r"^\circ ", "∞": r"\infty "})
+
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_FRACTIONS = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15", "⅛": "18"}
+_SYMBOLS = (
+    str.maketrans(
+        {"°": r"^\circ ", "∞": r"\infty ", "∅": r"\emptyset ", "。": ".", "、": ",", "\u3000": " "}
+        | {char: rf"\frac{{{pair[0]}}}{{{pair[1]}}}" for char, pair in _FRACTIONS.items()}
+    )
+    | _FULL_WIDTH
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]{1,30}")
+
+_DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"))
+
+_CHINESE = (
+    "平方千米|平方厘米|平方分米|平方米|立方厘米|立方分米|立方米|千米/小?时|米/秒|千米|公里|厘米|"
+    "分米|毫米|微米|米|千克|公斤|毫克|克|吨|斤|毫升|升|小时|分钟|秒|天|周|个月|月|年|岁|元|角|分|"
+    "个|只|人|名|位|件|本|支|枝|张|块|辆|棵|头|条|页|次|种|组|份|度|倍|套|台|箱|瓶|袋|盒|根|颗"
+)
+_TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
 
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\A(?:\\approx(?![a-z])|≈|=) *(?=-?[0-9.]|\\)", ""),
         (r"\A\\therefore(?![A-Za-z])[ ~]*", ""),
-        (r"(?<!\\right)\.\Z", ""),  # a full stop; `\right.` ends in none
+        (r"(?<!\\right)(?<!\.)\.\Z", ""),  # a full stop; `\right.` and `...` end in none
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
         (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
-        (rf"\A\\(?:text|textbf|mathrm|mathbf)\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"(?<=[0-9)}{^+-])\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}", r"\1"),  # upright
+        (r"\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}", r" \1"),
+        (rf"\A{_FONT}\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
+        (rf"\A{_FONT}\{{ ?({_NUMBER}) ?([A-Za-z一-鿿][^{{}}\\0-9]{{0,60}})\}}\Z", r"\1\\text{ \2}"),
+        (rf"\A{_FONT}\{{ ?([^{{}}\\]*[一-鿿][^{{}}\\]*)\}}\Z", r"\1"),
         (rf"\A({_NUMBER}) dollars?\Z", r"\1"),
+        (r"(\\[dt]?frac)(?: ([A-Za-z0-9])|([0-9])) ?([A-Za-z0-9])", r"\1{\2\3}{\4}"),
+        (rf"\A\\?\$ ?({_NUMBER})\Z", r"\1"),
+        (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
+        (rf"({_NUMBER}|\}}) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", r"\1"),
+        # 9.8 \frac{\text{m}}{\text{s}^2}: a unit, written as a fraction
+        (
+            rf"\A({_NUMBER})(?:\s|\\[ ,;:!])*\\[dt]?frac\{{{_FONT}\{{[^{{}}]{{1,20}}\}}"
+            rf"(?:\^\{{?[0-9]\}}?)?\}}\{{{_FONT}\{{[^{{}}]{{1,20}}\}}(?:\^\{{?[0-9]\}}?)?\}}\Z",
+            r"\1",
+        ),
+        (
+            rf"({_TRIG}(?:\^\{{?[0-9]\}}?)? ?(?:\\left)?[({{]?) ?({_NUMBER}) ?"
+            r"\^(?:\\circ(?![a-z])|\{ ?\\circ ?\})",
+            r"\1\\frac{\2\\pi}{180}",
+        ),
     )
 ]
 _PERCENT = re.compile(rf"({_NUMBER}) ?\\?%")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
 _SCALED = re.compile(
-    rf"({_NUMBER})(?: ?\\text\{{)? ?(hundred|thousand|million|billion|trillion)(?: dollars?)?\}}?"
+    rf"({_NUMBER})(?: ?\\text\{{)? ?(hundred|thousand|million|billion|trillion|[百千万亿])"
+    rf"(?: dollars?|{_CHINESE})?\}}?"
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALES = {
+    "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12,
+    "百": 2, "千": 3, "万": 4, "亿": 8,
+}  # fmt: skip
+_TIMES = r"(?:\\times|\\cdot|\u00d7|\*)"
+_UNIT = rf"(?P<unit>(?:\s|~|\\[ ,;:!])*{_FONT}\{{[^{{}}]{{0,60}}\}}(?:\^\{{?-?[0-9]\}}?)?)?"
 _SCIENTIFIC = re.compile(
-    rf"({_NUMBER}) ?\\(?:times|cdot) ?10 ?\^ ?(?:\{{ ?(-?[0-9]{{1,2}}) ?\}}|([0-9]))"
+    rf"(?:({_NUMBER}) ?{_TIMES} ?|(-?))10 ?(?:\^|\*\*) ?"
+    rf"(?:\{{ ?([-+]?[0-9]{{1,3}}) ?\}}|([0-9])|(-[0-9]{{1,3}}))(?![0-9.]){_UNIT}"
 )
+_E_NOTATION = re.compile(
+    rf"(?<![A-Za-z0-9.\\_^])({_UNSIGNED})[eE]([+-]?[0-9]{{1,3}})(?![A-Za-z0-9.^!])"
+)
+_REPEATING = re.compile(
+    r"(?<![0-9.])([0-9]{0,15})\.([0-9]{0,15})"
+    r"\\(?:overline|bar|dot)\{?([0-9])(?:([0-9]{0,15}))\}?(?:([0-9]{0,9})\\dot\{?([0-9])\}?)?(?![0-9])"
+)
+_TOWER = re.compile(r"\^\{([0-9]{1,2})\^(?:\{([0-9]{1,2})\}|([0-9]))\}")
+_LARGEST_EXPONENT = 10**6
+# math-verify takes them for units: \frac{a}{b} c, 10-4t, \frac{1}{2} ab, 2ab.
+_LAST_LETTER = re.compile(r"(?<=[\s})0-9])(?:(ab|bc|rs|mp)|[a-df-hj-zA-Z])\Z")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|or|is|of|in)(?![A-Za-z])|\\(?:text|mbox)")
+_PLAIN_NUMBER = re.compile(rf"{_NUMBER}\s*")
+_LABEL = rf"(?:{_FONT})? ?\{{? ?\(([A-J])\)(?: ?\}})?"
+_CHOICE = (
+    re.compile(rf"{_FONT} ?\{{ ?\(([A-J])\)(?P<gap> )(?P<value>[^{{}}]+)\}}"),
+    re.compile(rf"{_LABEL}(?P<gap>(?:\s|~|\\[ ,;:!]|\\q?quad(?![A-Za-z]))*)(?P<value>.*)", re.S),
+    re.compile(rf"(?:{_FONT} ?\{{ ?)([A-J])[.:)]? ?\}}(?P<gap>)(?P<value>)"),
+    re.compile(r"([A-J])(?P<gap>[.:)] )(?P<value>.+)", re.S),
+    re.compile(r"([A-J])[.)]?(?P<gap>)(?P<value>)"),
+)
+_QUAD = re.compile(r"\\q?quad\Z")
+_TIME = re.compile(
+    r"(?:(?:\\text|\\mathrm)\{ ?)?(?P<hour>[0-9]{1,2})(?:\\!)*:(?:\\!)*(?P<minute>[0-5][0-9])\}?"
+    r"(?:(?:\s|~|\\[ ,;:!])*(?:(?:\\text|\\mathrm)\{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}?)?"
+)
+
+
+class Choice(NamedTuple):
+    """An answer that names one of the offered choices: its letter, and its value if told."""
+
+    letter: str
+    value: str
 
 
 def spellings(text: str) -> list[str]:
@@ -48,30 +133,101 @@ def spellings(text: str) -> list[str]:
 
     math-verify takes 50\\% for 50 and for 0.5, but -50\\% for -0.5 and 12.5\\% for 0.125 alone.
     """
-    text = _respelled(text)
+    text = respelled(text)
     match = _PERCENT.fullmatch(text)
     return [text, match[1]] if match else [text]
 
 
-def _respelled(text: str) -> str:
-    text = _stripped(_stripped(text).removesuffix(r"\checkmark")).translate(_SYMBOLS)
+def respelled(text: str) -> str:
+    """The answer in one spelling that math-verify reads; itself where there is nothing to do."""
+    text = _stripped(_undelimited(_stripped(text)).removesuffix(r"\checkmark"))
+    text = text.translate(_SYMBOLS)
+    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if _GROUPED.fullmatch(text):
         return re.sub("[^-0-9]", "", text)
     if match := _SCIENTIFIC.fullmatch(text):
-        return _exact(Decimal(f"{match[1]}e{match[2] or match[3]}"))
+        mantissa = match[1] or f"{match[2]}1"
+        exponent = match[3] or match[4] or match[5]
+        return _exact(Fraction(Decimal(f"{mantissa}e{exponent}"))) + (match["unit"] or "")
     if match := _SCALED.fullmatch(text):
-        return _exact(Decimal(f"{match[1]}e{_SCALES[match[2]]}"))
+        return _exact(Fraction(Decimal(f"{match[1]}e{_SCALES[match[2]]}")))
     if (match := _MIXED.fullmatch(text)) and int(match[2]) < int(match[3]):
         return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
+    text = _E_NOTATION.sub(_in_e_notation, text)
+    text = _REPEATING.sub(_repeating, text)
+    text = latex(text)
+    text = _TOWER.sub(_tower, text)
+    return _stripped(_LAST_LETTER.sub(_factor, text) if not _WORD.search(text) else text)
+
+
+def choice(text: str) -> Choice | None:
+    r"""The letter of a choice and what stands beside it, as in `\textbf{(E)}\ 42`."""
+    text = _undelimited(_stripped(text))
+    for pattern in _CHOICE:
+        if match := pattern.fullmatch(text):
+            if match["value"] and not match["gap"] and "}" not in text[: match.start("value")]:
+                return None  # (A)(x+1) is a product
+            return Choice(match[1], _stripped(_QUAD.sub("", match["value"])))
+    return None
+
+
+def time_of_day(text: str) -> tuple[int, int, str] | None:
+    """Hour, minute and `a`, `p` or nothing for the half of the day; None for no time."""
+    match = _TIME.fullmatch(_undelimited(_stripped(text)))
+    if match is None or int(match["hour"]) > 24:
+        return None
+    hour, half = int(match["hour"]), (match["half"] or "").lower()
+    return hour, int(match["minute"]), half
+
+
+def _undelimited(text: str) -> str:
+    r"""Without the `\(...\)`, `$...$` or `**...**` around all of it."""
+    for opening, closing in _DELIMITERS:
+        inner = text[len(opening) : -len(closing)]
+        if (
+            len(text) > len(opening) + len(closing)
+            and text.startswith(opening)
+            and text.endswith(closing)
+            and opening not in inner
+            and not inner.endswith("\\")
+        ):
+            return _stripped(inner)
     return text
 
 
-def _exact(number: Decimal) -> str:
+def _in_e_notation(match: re.Match[str]) -> str:
+    number = _exact(Fraction(Decimal(f"{match[1]}e{match[2]}")))
+    return number if match[0] == match.string else f"{{{number}}}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""0.1\overline{6} and 0.\dot{1}4\dot{2} as fractions."""
+    whole, before, first, more, between, last = (part or "" for part in match.groups())
+    period = first + more + between + last
+    unit = 10 ** len(before)
+    value = Fraction(int(f"0{whole}{before}"), unit)
+    return _exact(value + Fraction(int(period), unit * (10 ** len(period) - 1)))
+
+
+def _tower(match: re.Match[str]) -> str:
+    value = int(match[1]) ** int(match[2] or match[3])
+    return f"^{{{value}}}" if value <= _LARGEST_EXPONENT else match[0]
+
+
+def _factor(match: re.Match[str]) -> str:
+    """Letters at the end, kept as a factor unless they may be the unit of a number."""
+    number = _PLAIN_NUMBER.fullmatch(match.string, 0, match.start())
+    return match[0] if number and not match[1] else f"{{{match[0]}}}"
+
+
+def _exact(number: Fraction) -> str:
     """As an integer or a fraction: math-verify rounds decimals, 2 millionths to none."""
-    top, bottom = number.as_integer_ratio()
-    return str(top) if bottom == 1 else rf"\frac{{{top}}}{{{bottom}}}"
+    top, bottom = number.numerator, number.denominator
+    if bottom == 1:
+        return str(top)
+    return rf"{'-' * (top < 0)}\frac{{{abs(top)}}}{{{bottom}}}"
 
 
 def _stripped(text: str) -> str:

@@ -1,0 +1,109 @@
+r"""Inequalities of one unknown as the sets that solve them: `0 < x \le 5` is `(0, 5]`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_RELATIONS = {
+    r"\leqslant": "≤", r"\leq": "≤", r"\le": "≤", "<=": "≤",
+    r"\geqslant": "≥", r"\geq": "≥", r"\ge": "≥", ">=": "≥",
+    r"\lt": "<", r"\gt": ">",
+}  # fmt: skip
+_WRITTEN = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt)(?![A-Za-z])|<=|>=")
+_RELATION = re.compile("([<>≤≥])")
+_OR = re.compile(r"\\text\{ *or *\}|\\(?:lor|vee)(?![A-Za-z])|(?<![A-Za-z\\])or(?![A-Za-z])")
+_AND = re.compile(r"\\text\{ *and *\}|\\(?:land|wedge)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
+_UNKNOWN = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega|varphi)")
+_BUILT = re.compile(
+    r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?(?:\\mid|:|\||\\vert)"
+    r"(?![A-Za-z])(?P<condition>.*)\\\}"
+)
+_NOT_REAL = re.compile(r"\\(?:in|mathbb|neq?|not|cup|cap|pm|mp)(?![A-Za-z])|[,;=|:≠]|\\[{}]")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_LONGEST = 500
+"""Characters beyond which a text is no inequality that a reader would write."""
+
+
+class Solutions(NamedTuple):
+    """The unknown of an inequality and the real numbers that solve it, as intervals in LaTeX."""
+
+    unknown: str
+    intervals: str
+
+
+def solutions(text: str) -> Solutions | None:
+    """Who solves an inequality, or several that `or` joins; None for any other text.
+
+    Bounds are numbers: an inequality of two unknowns has no intervals.
+    """
+    if len(text) > _LONGEST:
+        return None
+    text = text.replace(r"\left", "").replace(r"\right", "") if r"\{" in text else text
+    built = _BUILT.fullmatch(text)
+    if built:
+        text = built["condition"]
+    text = _WRITTEN.sub(lambda match: _RELATIONS[match[0]], text)
+    if not _RELATION.search(text) or _NOT_REAL.search(text):
+        return None
+    pieces = [_one_piece(piece) for piece in _OR.split(text)]
+    unknowns = {piece.unknown for piece in pieces if piece}
+    if None in pieces or len(unknowns) != 1 or (built and unknowns != {built["unknown"]}):
+        return None
+    return Solutions(unknowns.pop(), r"\cup ".join(piece.intervals for piece in pieces if piece))
+
+
+def _one_piece(text: str) -> Solutions | None:
+    """`a < x < b`, `x < b`, or both ends told one after the other: `x > a and x < b`."""
+    found = [_interval(part) for part in _AND.split(text)]
+    match found:
+        case [(unknown, low, high)]:
+            return Solutions(unknown, _written(low, high))
+        case [(unknown, low, None), (other, None, high)] if unknown == other:
+            return Solutions(unknown, _written(low, high))
+        case [(unknown, None, high), (other, low, None)] if unknown == other:
+            return Solutions(unknown, _written(low, high))
+    return None
+
+
+End = tuple[str, str] | None
+"""A bound and the relation to it, `<` or `≤`; None for infinity."""
+
+
+def _interval(text: str) -> tuple[str, End, End] | None:
+    """The unknown and the two ends that one chain of relations sets it."""
+    parts = [part.strip() for part in _RELATION.split(text)]
+    if not all(parts):
+        return None
+    if {">", "≥"} & set(parts[1::2]):
+        if {"<", "≤"} & set(parts[1::2]):
+            return None
+        parts = [{">": "<", "≥": "≤"}.get(part, part) for part in reversed(parts)]
+    match parts:
+        case [low, first, unknown, second, high] if _unknown(unknown):
+            ends: tuple[str, End, End] = unknown, (low, first), (high, second)
+        case [unknown, relation, high] if _unknown(unknown) and _number(high):
+            ends = unknown, None, (high, relation)
+        case [low, relation, unknown] if _unknown(unknown):
+            ends = unknown, (low, relation), None
+        case _:
+            return None
+    return ends if all(end is None or _number(end[0]) for end in ends[1:]) else None
+
+
+def _unknown(text: str) -> bool:
+    return _UNKNOWN.fullmatch(text) is not None and text != "e"
+
+
+def _number(text: str) -> bool:
+    """No letter in it is an unknown."""
+    letters = set(re.findall("[A-Za-z]", _COMMAND.sub("", text)))
+    return letters <= {"e"} and not any(
+        _UNKNOWN.fullmatch(command) for command in _COMMAND.findall(text)
+    )
+
+
+def _written(lower: End, upper: End) -> str:
+    low, opening = (lower[0], "[" if lower[1] == "≤" else "(") if lower else (r"-\infty", "(")
+    high, closing = (upper[0], "]" if upper[1] == "≤" else ")") if upper else (r"\infty", ")")
+    return f"{opening}{low},{high}{closing}"
