@@ -96,11 +96,13 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
 @dataclass(frozen=True)
 class _Heard:
     """A step's groups as its completions with a reward and a reference make them; the drift of
-    the tokens, 0 where there is none; which tokens (N) have not drifted."""
+    the tokens, 0 where there is none; which tokens (N) have not drifted, and which of those
+    completions are correct."""
 
     groups: Groups
     signals: TokenSignals
     still_N: Flags
+    correct_R: Flags
 
 
 def _heard(data: StepData) -> _Heard:
@@ -114,6 +116,7 @@ def _heard(data: StepData) -> _Heard:
         group_rewards(rewards, data.groups.of_row),
         replace(signals, drift_N=np.nan_to_num(drift_N)),
         np.equal(drift_N, 0.0),
+        data.correct_R & ~deaf_R,
     )
 
 
@@ -127,7 +130,7 @@ def _add_completions(
     """Add the drift of completions, and of pairs in mixed groups; what is kept of each."""
     groups = heard.groups
     scored_R = groups.known_R
-    correct_R = scored_R & (groups.rewards_R > 0)
+    correct_R = heard.correct_R
     kept: dict[str, NDArray] = {"prompt": prompt_R[scored_R], "correct": correct_R[scored_R]}
     sides = {"correct": correct_R, "incorrect": scored_R & ~correct_R}
     own.add("scored", prompt_R[scored_R])

@@ -58,8 +58,8 @@ class StepData:
 
     @property
     def correct_R(self) -> Flags:
-        """Which completions earned a reward above 0."""
-        return self.groups.known_R & (self.groups.rewards_R > 0)
+        """Which completions have the verdict `correct`."""
+        return np.equal(self.verdict_R, "correct")
 
     @property
     def known_R(self) -> Flags:

@@ -102,8 +102,8 @@ class CastShaping(TokenShaping):
     def measures(
         self, base_R: NDArray[np.float64], shaped: Shaped, offsets: Ints, groups: Groups
     ) -> Told:
-        """`clamp_removed_share`, by number of correct completions in the group (0, 1, ...): the
-        share of tokens with a weight other than 1, not flipped, whose advantage the clamp made
+        """`clamp_removed_share`, by number of rewards above 0 in the group (0, 1, ...): the share
+        of tokens with a weight other than 1, not flipped, whose advantage the clamp made
         what it would be unshaped. NaN where no token of such a group was shaped.
 
         Advantages are compared as they are stored, in float32.

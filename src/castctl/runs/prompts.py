@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, atomic_file
 from castctl.shards.stage import describe_difference
+from castctl.verify.golds import gold_notes
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,8 @@ def usable_prompts(
             f"(the shortest has {lengths.min()} tokens); raise it"
         )
     prompts = drop(prompts, too_long.tolist(), "too long")
+    doubts = gold_notes(prompts.table["answer"].to_pylist(), verifier, progress)
+    prompts = replace(prompts, notes=[*prompts.notes, *doubts])
     for note in prompts.notes:
         log.warning("%s: %s", data.path, note)
     if prompts.dropped.num_rows:

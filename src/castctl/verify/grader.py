@@ -69,6 +69,15 @@ def grade(answer: str, extracted: str) -> bool:
     return _same_repeats(written, gold, respelled(extracted), read)
 
 
+def self_verifies(answer: str) -> bool:
+    """Whether math-verify reads the answer, and takes it for equal to itself. As dangerous as
+    `grade`."""
+    if time_of_day(answer) or choice(answer):
+        return True
+    gold = _read(answer)
+    return bool(gold) and verify(gold, gold, timeout_seconds=None)
+
+
 def _equal(gold: list[Any], read: list[Any]) -> bool:
     """Whether math-verify takes the two for one, without what it is too kind to."""
     if not (_believable(read) and verify(gold, read, timeout_seconds=None)):

@@ -101,7 +101,7 @@ def judge(
             on_done()
     outcomes = pool.run(list(calls.values()), on_done)
     for index, outcome in zip(calls, outcomes, strict=True):
-        judgements[index] = _judgement(outcome, boxes[index])
+        judgements[index] = _judgement(outcome, boxes[index], settings)
     return [judgements[index] for index in range(len(rows))]
 
 
@@ -127,12 +127,17 @@ def _final_answer(row: Row) -> Boxed | None:
     return box if box and box.content.strip() else None
 
 
-def _judgement(outcome: Outcome, box: Boxed | None) -> Judgement:
+def reward_verdict(reward: float, settings: VerifierSettings) -> Verdict:
+    """Whether a reward is a right answer's: a part of the credit is none."""
+    return "correct" if reward >= settings.correct_from else "wrong"
+
+
+def _judgement(outcome: Outcome, box: Boxed | None, settings: VerifierSettings) -> Judgement:
     reward: float | None
     verdict: Verdict
     if outcome.kind == "value":
         reward = float(outcome.value)
-        verdict = "correct" if reward > 0 else "wrong"
+        verdict = reward_verdict(reward, settings)
     elif outcome.kind == "timeout":
         reward, verdict = 0.0, "timeout"
     else:

@@ -53,7 +53,10 @@ _RULES = [
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
         (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"(?<=[0-9)}{^+-])\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}", r"\1"),  # upright
+        (
+            r"(?<=[0-9)}{^+-])\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}",
+            r"\1",
+        ),  # upright
         (r"\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}", r" \1"),
         (rf"\A{_FONT}\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
         (rf"\A{_FONT}\{{ ?({_NUMBER}) ?([A-Za-z一-鿿][^{{}}\\0-9]{{0,60}})\}}\Z", r"\1\\text{ \2}"),

@@ -21,7 +21,7 @@ from castctl.stages.evaluate.foreign import Completions
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import pass_at_k, problem_share
 from castctl.stages.evaluate.stored import Stored
-from castctl.stages.evaluate.summary import summarise
+from castctl.stages.evaluate.summary import correct, summarise
 from castctl.stages.shape import group_numbers
 from castctl.verify.judge import Judgement, grader_name
 from castctl.verify.pool import CheckPool
@@ -98,7 +98,7 @@ def _numbers(rewards: pa.Table, task: str, pool: CheckPool) -> Result:
         return result
     rewards_R = rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
     means_P = np.bincount(of_R, weights=rewards_R) / counts_P
-    correct_P = np.bincount(of_R, weights=rewards_R > 0).astype(np.int64)
+    correct_P = np.bincount(of_R, weights=correct(rewards)).astype(np.int64)
 
     def pass_P(m: int) -> np.ndarray:
         return np.concatenate(

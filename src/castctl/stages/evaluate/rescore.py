@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.recipe.recipe import Recipe
+from castctl.recipe.recipe import Recipe, VerifierSettings
 from castctl.runs.run import Run, create_run, discarded_if_empty
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
@@ -29,6 +29,7 @@ from castctl.verify.judge import (
     grader_name,
     judge,
     judging_pool,
+    reward_verdict,
 )
 from castctl.verify.pool import CheckPool
 
@@ -165,7 +166,7 @@ def _graded(
     stored = Stored(
         keys=[(key, number) for key, number, _ in numbered_samples],
         rows=[Row(s.problem, s.completion, s.answer, s.finish_reason) for s in samples],
-        old=[_verdict(s.reward) for s in samples],
+        old=[_verdict(s.reward, recipe.verifier) for s in samples],
         old_rewards=[s.reward for s in samples],
         grader=completions.grader,
         verdicts_differ=False,
@@ -215,8 +216,8 @@ def _judge(
     return judged
 
 
-def _verdict(reward: float | None) -> str | None:
-    return None if reward is None else "correct" if reward > 0 else "wrong"
+def _verdict(reward: float | None, settings: VerifierSettings) -> str | None:
+    return None if reward is None else reward_verdict(reward, settings)
 
 
 def _compared(
@@ -278,10 +279,9 @@ def _changes(stored: Stored, judged: Sequence[Judgement]) -> Iterator[Change]:
     ):
         if old is None:
             continue
-        right = (new.reward or 0.0) > 0
         other = (was or 0.0) != (new.reward or 0.0)
-        if (stored.verdicts_differ and (old != new.verdict or other)) or right != (
-            (was or 0.0) > 0
+        if (stored.verdicts_differ and (old != new.verdict or other)) or (
+            (new.verdict == "correct") != (old == "correct")
         ):
             yield Change(key, number, row.problem, row.answer, new.extracted, old, new.verdict)
 

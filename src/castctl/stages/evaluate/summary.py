@@ -37,7 +37,7 @@ def summarise(
     `rewards` holds `prompt_id`, `reward` (null: not judged), `extracted` (null: no answer) and
     `verdict` of R = P * k samples; a problem's samples stand together. `lengths_R` are completion
     lengths in tokens and `truncated_R` says which were cut; what is not known comes back as None.
-    A sample is right where its reward is above 0, and avg@k the mean reward. Every interval is
+    A sample is right where its verdict is `correct`, and avg@k the mean reward. Every interval is
     over problems: more samples of the same ones tell nothing of others.
 
     Raises `UserError` where a problem has more or fewer than `k` samples or one is not judged.
@@ -52,9 +52,9 @@ def summarise(
             "run it again with --overwrite"
         )
     assert (np.diff(problems) >= 0).all(), "a problem's samples stand together"
-    scores_PK = scores.reshape(-1, k)
-    means_P = scores_PK.mean(1)
-    correct_P = (scores_PK > 0).sum(1)
+    means_P = scores.reshape(-1, k).mean(1)
+    right_PK = correct(rewards).reshape(-1, k)
+    correct_P = right_PK.sum(1)
     prompt_ids = rewards["prompt_id"].to_pylist()[::k]
     answers = rewards["extracted"].to_pylist()
     answers_P = [answers[start : start + k] for start in range(0, len(answers), k)]
@@ -67,11 +67,16 @@ def summarise(
         "pass": {
             str(m): asdict(problem_share(pass_at_k(correct_P, k, m))) for m in range(1, k + 1)
         },
-        "maj": asdict(_majority_accuracy(answers_P, scores_PK > 0, hanging, pool)),
+        "maj": asdict(_majority_accuracy(answers_P, right_PK, hanging, pool)),
         "truncated_share": None if truncated_R is None else float(truncated_R.mean()),
         "length_mean": None if lengths_R is None else float(lengths_R.mean()),
         "by_problem": dict(zip(prompt_ids, means_P.tolist(), strict=True)),
     }
+
+
+def correct(rewards: pa.Table) -> NDArray[np.bool_]:
+    """Which samples have the verdict `correct`."""
+    return np.asarray(rewards["verdict"].to_numpy(zero_copy_only=False) == "correct", bool)
 
 
 def _majority_accuracy(

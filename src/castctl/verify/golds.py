@@ -1,0 +1,44 @@
+"""Reference answers that no completion can meet, found before any is sampled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from castctl.progress import Progress
+from castctl.recipe.recipe import VerifierSettings
+from castctl.verify.grader import self_verifies
+from castctl.verify.pool import CheckPool
+
+_PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?|[A-J]")  # needs no check; most golds
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_SENTENCE = 8
+"""Words from which an answer is a sentence, which no box will hold word for word."""
+EXAMPLES = 3
+
+
+def gold_notes(
+    answers: Sequence[str | None], settings: VerifierSettings, progress: Progress
+) -> list[str]:
+    """A line that counts and names the answers that cannot be read as one, or that do not even
+    verify against themselves; nothing where all do, or where the user's own verifier decides.
+    """
+    if settings.function:
+        return []
+    unsure = list(dict.fromkeys(a for a in answers if a is not None and not _PLAIN.fullmatch(a)))
+    doubtful = {answer for answer in unsure if len(_WORD.findall(answer)) >= _SENTENCE}
+    calls = [(self_verifies, (answer,)) for answer in unsure]
+    with CheckPool(settings) as pool, progress.task("golds", len(calls), "answers") as advance:
+        outcomes = pool.run(calls, lambda: advance(1))
+    doubtful |= {
+        a for a, outcome in zip(unsure, outcomes, strict=True) if outcome.value is not True
+    }
+    if not doubtful:
+        return []
+    count = sum(answer in doubtful for answer in answers)
+    named = [repr(a[:60]) for a in unsure if a in doubtful][:EXAMPLES]
+    return [
+        f"{count} of {len(answers)} answers cannot be read as an answer, or do not verify against "
+        f"themselves, so hardly any completion will be right: {', '.join(named)}; look at "
+        "data.answer_column"
+    ]
