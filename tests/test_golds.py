@@ -160,10 +160,10 @@ def test_grouped_digits_keep_their_value(number: int, space: str) -> None:
     assert spellings(f"{number:,}".replace(",", space)) == [str(number)]
 
 
-@given(st.text(alphabet=st.characters(exclude_characters="\\~√°∞.")).map(str.strip))
-def test_plain_words_are_left_alone(text: str) -> None:
-    if not any(char.isdigit() for char in text):
-        assert spellings(text) == [text]
+@given(st.lists(st.sampled_from(["even", "Evelyn", "no", "none of them", "増加", "чётное", "①③"])))
+def test_plain_words_are_left_alone(words: list[str]) -> None:
+    text = " ".join(words)
+    assert spellings(text) == [text]
 
 
 @pytest.mark.parametrize(

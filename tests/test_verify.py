@@ -332,7 +332,7 @@ def test_a_custom_verifier_gives_the_reward(verifier: Callable[[str], str]) -> N
         rows = [Row("p", completion, None, "stop") for completion in completions]
         judgements = judge(pool, settings, rows)
     assert [(judgement.verdict, judgement.reward) for judgement in judgements] == [
-        ("correct", 0.5),
+        ("wrong", 0.5),
         ("correct", 1.0),
         ("wrong", -1.0),
         ("error", None),

@@ -65,7 +65,7 @@ _RULES = [
         (r"(\\[dt]?frac)(?: ([A-Za-z0-9])|([0-9])) ?([A-Za-z0-9])", r"\1{\2\3}{\4}"),
         (rf"\A\\?\$ ?({_NUMBER})\Z", r"\1"),
         (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
-        (rf"({_NUMBER}|\}}) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", r"\1"),
+        (rf"(?<=[0-9}}]) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", ""),
         # 9.8 \frac{\text{m}}{\text{s}^2}: a unit, written as a fraction
         (
             rf"\A({_NUMBER})(?:\s|\\[ ,;:!])*\\[dt]?frac\{{{_FONT}\{{[^{{}}]{{1,20}}\}}"
@@ -116,6 +116,11 @@ _CHOICE = (
     re.compile(rf"(?:{_FONT} ?\{{ ?)([A-J])[.:)]? ?\}}(?P<gap>)(?P<value>)"),
     re.compile(r"([A-J])(?P<gap>[.:)] )(?P<value>.+)", re.S),
     re.compile(r"([A-J])[.)]?(?P<gap>)(?P<value>)"),
+)
+# What hedges, denies or names another choice; a product as (A)(x+1) is none either.
+_NO_VALUE = re.compile(
+    r"\\(?:text|emph|mbox|math[a-z]+|lor|vee|lnot|neg|neq?|not|[a-z]*phantom|begin|vert)"
+    r"|(?<!\\)%|[,;=<>|]|\([A-J]\)|(?<![A-Za-z\\])(?:or|and|not|nor|[A-J])(?![A-Za-z])"
 )
 _QUAD = re.compile(r"\\q?quad\Z")
 _TIME = re.compile(
@@ -170,9 +175,9 @@ def choice(text: str) -> Choice | None:
     text = _undelimited(_stripped(text))
     for pattern in _CHOICE:
         if match := pattern.fullmatch(text):
-            if match["value"] and not match["gap"] and "}" not in text[: match.start("value")]:
-                return None  # (A)(x+1) is a product
-            return Choice(match[1], _stripped(_QUAD.sub("", match["value"])))
+            value = _stripped(_QUAD.sub("", match["value"]))
+            product = value and not match["gap"] and "}" not in text[: match.start("value")]
+            return None if product or _NO_VALUE.search(value) else Choice(match[1], value)
     return None
 
 
