@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from math_verify import parse as read
-from math_verify import verify
+from math_verify_alone import alone
 from measure import options, parse, report
 from rewritings import EVERY_INTEGER, read_golds
 
@@ -117,12 +116,6 @@ def numbers(pair: Pair) -> bool:
 def quoted(pair: Pair) -> str:
     """What the problem says, where a completion quotes it."""
     return rf"Which number belongs into the frame of $3x + 4 = \boxed{{{pair.gold}}}$?"
-
-
-def alone(answer: str, completion: str) -> bool:
-    """What math-verify says of a completion as it is."""
-    gold = read(rf"\boxed{{{answer}}}", parsing_timeout=None)
-    return verify(gold, read(completion, parsing_timeout=None), timeout_seconds=None)
 
 
 def pairs_of(golds: list[str], pool: CheckPool) -> list[Pair]:

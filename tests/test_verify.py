@@ -18,8 +18,10 @@ import psutil
 import pytest
 
 from castctl.errors import UserError
+from castctl.progress import Silent
 from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.custom import CustomVerifier, load_verifier
+from castctl.verify.golds import gold_notes
 from castctl.verify.grader import UnparsableAnswer, grade
 from castctl.verify.judge import (
     Judgement,
@@ -427,3 +429,26 @@ def test_too_many_errors_stop_the_stage() -> None:
     check_error_share([], VerifierSettings(max_error_share=0))
     with pytest.raises(UserError, match=r"27\.3%.*verifier\.max_error_share=0\.2.*common"):
         check_error_share(judgements, VerifierSettings(max_error_share=0.2))
+
+
+def test_part_of_the_credit_is_not_correct_unless_said_so(
+    verifier: Callable[[str], str],
+) -> None:
+    spec = verifier("def check(problem, completion, answer):\n    return float(completion)\n")
+    rows = [Row("p", text, None, "stop") for text in ("0.1", "0.5", "1", "-1", "1.5")]
+    for least, expected in ((1.0, "wwcwc"), (0.5, "wccwc"), (2.0, "wwwww"), (0.1, "cccwc")):
+        settings = VerifierSettings(workers=1, function=spec, correct_from=least)
+        with CheckPool(settings) as pool:
+            judged = judge(pool, settings, rows)
+        assert "".join(each.verdict[0] for each in judged) == expected
+        assert [each.reward for each in judged] == [0.1, 0.5, 1.0, -1.0, 1.5]
+
+
+def test_answers_that_nothing_can_meet_are_counted_and_named() -> None:
+    prose = "She has 16 - 3 - 4 eggs left and sells every one of them for two dollars"
+    good = ["18", "3/4", "2:30", r"\frac{1}{2}", "$18", "1e-05", "(C)", "yes", "x>2", None]
+    assert gold_notes(good, VerifierSettings(workers=1), Silent()) == []
+    [note] = gold_notes([*good, prose, "}", "{", "{", prose], VerifierSettings(), Silent())
+    assert note.startswith("5 of 15 answers cannot be read as an answer")
+    assert all(repr(answer[:60]) in note for answer in (prose, "}", "{"))
+    assert gold_notes(["}"], VerifierSettings(function="f.py:f"), Silent()) == []

@@ -105,6 +105,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
 def _prompts(target: "Target", limit: int, as_json: bool) -> None:
     from castctl.inspection.prompts import view_prompts
     from castctl.inspection.tokens import TokenTexts, prompt_ending, run_tokenizer
+    from castctl.recipe.recipe import VerifierSettings
     from castctl.report.marks import print_json
     from castctl.report.sample import prompts_page
     from castctl.report.tables import show
@@ -112,7 +113,8 @@ def _prompts(target: "Target", limit: int, as_json: bool) -> None:
     step = target.step_with("rollouts")
     tokenizer = run_tokenizer(target.run)
     ending = prompt_ending(target.run, tokenizer)
-    view = view_prompts(step, limit, TokenTexts(tokenizer), ending)
+    verifier = target.run.recipe.verifier if target.run else VerifierSettings()
+    view = view_prompts(step, limit, TokenTexts(tokenizer), ending, verifier)
     print_json(view) if as_json else show(prompts_page(view))
 
 

@@ -9,7 +9,10 @@ import pyarrow as pa
 
 from castctl.data.teacher_template import endings_warning
 from castctl.inspection.tokens import TokenTexts
+from castctl.progress import Silent
+from castctl.recipe.recipe import VerifierSettings
 from castctl.shards.stage import StepFolder
+from castctl.verify.golds import gold_notes
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,24 @@ class PromptView:
 class PromptsView:
     """The first of a step's `total` prompts; `scored` is whether a teacher scored completions.
 
-    `warning` says where the teacher's prompt ends otherwise than the student's.
+    `warning` says where the teacher's prompt ends otherwise than the student's, `golds` which
+    answers no completion can meet.
     """
 
     step: int
     total: int
     scored: bool
     warning: str | None
+    golds: list[str]
     prompts: list[PromptView]
 
 
 def view_prompts(
-    folder: StepFolder, limit: int, texts: TokenTexts, ending: str | None
+    folder: StepFolder,
+    limit: int,
+    texts: TokenTexts,
+    ending: str | None,
+    verifier: VerifierSettings,
 ) -> PromptsView:
     """The first `limit` prompts of a step's rollouts; `ending` is that of the student's."""
     rollouts = folder.table("rollouts")
@@ -70,7 +79,9 @@ def view_prompts(
     endings = [each.teacher for each in prompts if each.teacher and ending]
     other = next((text for text in endings if not text.endswith(ending or "")), None)
     warning = None if other is None else endings_warning((ending or "", other[-60:]))
-    return PromptsView(folder.step, len(first), scored, warning, prompts)
+    answers = rollouts["answer"].take(list(first.values())).to_pylist()
+    golds = gold_notes(answers, verifier, Silent())
+    return PromptsView(folder.step, len(first), scored, warning, golds, prompts)
 
 
 def _own_prompts(signals: pa.Table | None, column: str) -> dict[str, list[int]]:

@@ -144,8 +144,9 @@ def prompts_page(view: PromptsView) -> Group:
         if prompt.bilateral_ids is not None:
             bilateral = Text(_prompt_text(prompt.bilateral_ids, prompt.bilateral))
             pages += [Text("prompt of a bilateral ratio", "dim"), bilateral, ""]
-    if view.warning is not None:
-        pages += [Text(line(view.warning, 1000), "yellow"), ""]
+    for warning in (view.warning, *view.golds):
+        if warning is not None:
+            pages += [Text(line(warning, 1000), "yellow"), ""]
     if view.total > len(view.prompts):
         more = view.total - len(view.prompts)
         pages.append(Text(f"… {more} more prompts: --limit shows them", "dim"))

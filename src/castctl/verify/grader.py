@@ -55,12 +55,12 @@ def grade(answer: str, extracted: str) -> bool:
     )
     if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
         return _same_time(hour, other)
-    if _respelled_answer(answer) == respelled(extracted):
+    if respelled(answer) == respelled(extracted):
         return True
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
-    written = _respelled_answer(answer)
+    written = respelled(answer)
     if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
         return False
     read = _read(extracted)
@@ -100,7 +100,7 @@ def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
 def _same_solutions(answer: str, extracted: str) -> bool:
     """Whether an inequality of one unknown and an interval, or another inequality of that unknown,
     have the same solutions."""
-    theirs, ours = solutions(_respelled_answer(answer)), solutions(respelled(extracted))
+    theirs, ours = solutions(respelled(answer)), solutions(respelled(extracted))
     if not (ours or theirs) or (ours and theirs and ours.unknown != theirs.unknown):
         return False
     gold = _read(theirs.intervals) if theirs else _read_answer(answer)
@@ -175,4 +175,3 @@ def _leading_zeros(value: Expr) -> int:
 
 # The completions of one prompt share its answer; reading it is half of a check.
 _read_answer = lru_cache(maxsize=1024)(_read)
-_respelled_answer = lru_cache(maxsize=1024)(respelled)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from castctl.verify.notation import latex
@@ -146,6 +147,7 @@ def spellings(text: str) -> list[str]:
     return [text, match[1]] if match else [text]
 
 
+@lru_cache(maxsize=1024)
 def respelled(text: str) -> str:
     """The answer in one spelling that math-verify reads; itself where there is nothing to do."""
     text = _stripped(_undelimited(_stripped(text)).removesuffix(r"\checkmark"))
