@@ -102,7 +102,8 @@ def encoded(known: Any, text: str) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_the_search_finds_what_decoding_everything_does(name: str, data: st.DataObject) -> None:
     known = TOKENIZERS[name]()
-    few = data.draw(st.lists(st.integers(0, len(known) - 1), min_size=2, max_size=8))
+    beyond = len(known) + 1  # models have ids that their tokenizer does not know: no text
+    few = data.draw(st.lists(st.integers(0, beyond), min_size=2, max_size=8))
     picks = st.lists(st.sampled_from(few), min_size=1, max_size=150)
     ids = np.array(data.draw(picks), np.int32)
     text = spelled(known, ids)
