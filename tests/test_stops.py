@@ -104,7 +104,8 @@ def test_the_search_finds_what_decoding_everything_does(name: str, data: st.Data
     known = TOKENIZERS[name]()
     beyond = len(known) + 1  # models have ids that their tokenizer does not know: no text
     few = data.draw(st.lists(st.integers(0, beyond), min_size=2, max_size=8))
-    picks = st.lists(st.sampled_from(few), min_size=1, max_size=150)
+    longest = MOST_WINDOWS * 12 - 1  # from there on a window may be cut whatever its text
+    picks = st.lists(st.sampled_from(few), min_size=1, max_size=longest)
     ids = np.array(data.draw(picks), np.int32)
     text = spelled(known, ids)
     begin = data.draw(st.integers(0, len(text)))
@@ -118,11 +119,39 @@ def test_the_search_finds_what_decoding_everything_does(name: str, data: st.Data
 @pytest.mark.parametrize("filler", ["ab ", "\u20ac", "\U0001f600", "\u00e9a\U0001f600"])
 def test_a_stop_is_found_far_into_any_text(name: str, filler: str) -> None:
     known = TOKENIZERS[name]()
-    for stop in ("\n\n", "\u20acQ:", "\U0001f600\U0001f601", "a" + "b" * 40 + ":"):
-        for times in (0, 1, 7, 50, 151):
-            ids = encoded(known, filler * times + stop + filler)
-            end = found_end(known, ids, (stop,))
-            assert end is not None and end == first_end(known, ids, (stop,))
+    for stop in ("\n", "\n\n", "\u20acQ:", "\U0001f600\U0001f601", "a" + "b" * 40 + ":"):
+        for times in (0, 1, *range(7, 60), 151):
+            ids = np.concatenate([encoded(known, filler * times), encoded(known, stop)])
+            assert found_end(known, np.append(ids, ids[:9]), (stop,)) == len(ids)
+
+
+def test_special_tokens_count_as_they_are_written() -> None:
+    known = byte_level()
+    ids = np.append(encoded(known, "so 4"), known.eos_token_id).astype(np.int32)
+    for stop, end in (
+        ("<|im_end|>", len(ids)),
+        ("4<|", len(ids)),
+        ("o", len(encoded(known, "so"))),
+    ):
+        assert found_end(known, ids, (stop,)) == first_end(known, ids, (stop,)) == end
+
+
+def test_tokens_without_text_hide_no_stop() -> None:
+    """A model may have ids that its tokenizer does not know."""
+    known = byte_level()
+    nothing = [len(known) + 1] * 30
+    assert spelled(known, np.array(nothing)) == ""
+    ids = np.concatenate([encoded(known, "Q"), nothing, encoded(known, ":")])
+    assert found_end(known, ids, ("Q:",)) == len(ids)
+
+
+def test_broken_bytes_stay_broken_in_what_is_decoded_again() -> None:
+    """A run of bytes of which one is wrong is no text to such a tokenizer, however long."""
+    known = byte_fallback()
+    e2, x, y = known.convert_tokens_to_ids(["<0xE2>", "<0x78>", "<0x79>"])
+    ids = np.array([e2, *[x] * 60, y], np.int32)
+    assert first_end(known, ids, ("y",)) is None
+    assert found_end(known, ids, ("y",)) is None
 
 
 def test_a_stop_may_begin_and_end_in_the_middle_of_tokens() -> None:

@@ -43,10 +43,10 @@ class StopSearch:
         if len(ids) - start > self._window:
             middle = (start + len(ids)) // 2
             tail = spelled(self._tokenizer, ids[middle:])
-            # Only between characters, and with all behind it that a stop may have begun with.
-            clean = text.endswith(tail) and not tail.startswith(BROKEN)
+            # All that a stop may have begun with stays, in characters that no byte will change.
             enough = len(tail) - tail.count(BROKEN) > self._longest
-            if (clean and enough) or len(ids) - start > MOST_WINDOWS * self._window:
+            same = enough and text.endswith(tail)
+            if same or len(ids) - start > MOST_WINDOWS * self._window:
                 self._starts[row] = middle
         return False
 
