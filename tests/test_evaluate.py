@@ -188,6 +188,7 @@ def test_no_two_ways_to_evaluate_share_a_folder() -> None:
         ("data.prompt_template={{ problem }}!",), ("data.prompt_template={{ problem }}?",),
         ("data.system_prompt=Hm.",), ("data.chat=false",), ("verifier.function=a:b",),
         ("data.chat_template_options={enable_thinking: true}",), ("sampling.max_tokens=2",),
+        ('sampling.stop=["Q:"]',), ('sampling.stop=["Q:", "\\n"]',),
     ]  # fmt: skip
     names = [variant(changed(), changed(*way)) for way in ways]
     assert len(set(names)) == len(ways)

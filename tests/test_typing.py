@@ -150,7 +150,9 @@ def test_a_new_name_begins_a_run_where_a_command_can_begin_one(castctl: Cli) -> 
 def test_a_recipe_to_start_from_resolves_to_what_was_asked(full: bool) -> None:
     asked = [Recipe(), *(load_recipe(method={"name": name}) for name in PRESETS)]
     asked += map(load_recipe, known_recipes())
-    odd = ["method.shaping.kind=rlsd", "data.path='a: b'", r'data.system_prompt="\n # \u2028"',
+    odd = ["method.shaping.kind=rlsd", "data.path='a: b'",
+           r'data.system_prompt="\n # \u2028 \U0001F600"',
+           r'sampling.stop=["\n\nQ: ", "\u00e9", "# \U0001F600\t"]',
            "data.chat_template_options={a: {b: [1]}}"]  # fmt: skip
     asked.append(load_recipe("cast-qwen3-1.7b:rcc", odd))
     for recipe in asked:

@@ -256,6 +256,7 @@ def _unequal(entries: Sequence[Evaluation]) -> list[str]:
         "temperature": lambda r: (r.get("sampling") or {}).get("temperature"),
         "top_p": lambda r: (r.get("sampling") or {}).get("top_p"),
         "max_tokens": lambda r: (r.get("sampling") or {}).get("max_tokens"),
+        "stop": lambda r: (r.get("sampling") or {}).get("stop") or None,
         "prompt": lambda r: r.get("template"),
         "seed": lambda r: r.get("seed"),
     }

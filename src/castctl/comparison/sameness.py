@@ -15,7 +15,7 @@ from castctl.shards.part import content_hash
 
 Facts = dict[str, Any]
 
-SAMPLING = ("temperature", "top_p", "max_tokens")
+SAMPLING = ("temperature", "top_p", "max_tokens", "stop")
 """What, beside k, decides how an evaluation samples."""
 
 
@@ -88,10 +88,11 @@ def _evaluation(planned: Planned) -> Facts:
 def _evaluation_made(planned: Planned, step: int) -> Facts:
     result = planned.result(step)
     try:
+        sampling = {"stop": [], **result["sampling"]}  # older results had none and do not say so
         return {
             "the evaluation's task": result["task"],
             "k": result["k"],
-            **{f"the evaluation's {key}": result["sampling"][key] for key in SAMPLING},
+            **{f"the evaluation's {key}": sampling[key] for key in SAMPLING},
             "the grader": result["grader"],
         }
     except (KeyError, TypeError):
@@ -105,11 +106,11 @@ def _evaluation_asked(recipe: Recipe) -> Facts:
     from castctl.stages.evaluate.runner import eval_sampling
     from castctl.verify.judge import grader_name
 
-    sampling = eval_sampling(recipe)
+    sampling = eval_sampling(recipe).model_dump(mode="json")
     return {
         "the evaluation's task": recipe.eval.task,
         "k": recipe.eval.k,
-        **{f"the evaluation's {key}": getattr(sampling, key) for key in SAMPLING},
+        **{f"the evaluation's {key}": sampling[key] for key in SAMPLING},
         "the grader": grader_name(recipe.verifier),
     }
 

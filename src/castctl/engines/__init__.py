@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens with their stop token, and each one's log-prob under the sampler.
+    """Sampled tokens with those that stopped it, and each one's log-prob under the sampler.
 
     `logprobs` (nats) is None for greedy decoding, which samples from nothing.
     """
@@ -48,7 +48,11 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance
     ) -> list[Completion]:
-        """One completion a request, in order; `advance` is told of finished completions."""
+        """One completion a request, in order; `advance` is told of finished completions.
+
+        Each ends with the first token that is a stop token, or after which its own text holds one
+        of `sampling.stop`; `finish_reason` is then `stop`, and `length` where there is none.
+        """
 
     def sync(self) -> None:
         """Take over the policy's weights, which have changed; nothing may be sampled before."""

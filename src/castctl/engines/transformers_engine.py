@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from castctl.engines import Completion, Request
 from castctl.engines.sampling import RowUniforms, draw, next_token_scores
+from castctl.engines.stops import StopSearch
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.progress import Advance
@@ -81,6 +82,7 @@ class TransformersEngine:
         logprobs = np.zeros((len(requests), sampling.max_tokens), np.float32)
         lengths = np.zeros(len(requests), np.int64)
         stopped = np.zeros(len(requests), np.bool_)
+        search = StopSearch(self.model.tokenizer, sampling.stop, len(requests))
         logits, cache, mask = self._prefill(requests)
         rows = np.arange(len(requests))  # rows[i]: the request that cache row i decodes
         for position in range(sampling.max_tokens):
@@ -90,6 +92,9 @@ class TransformersEngine:
             logprobs[rows[live], position] = picked_logprobs[live]
             lengths[rows[live]] = position + 1
             stopped[rows[live]] = np.isin(picked[live], self.stop_ids)
+            if sampling.stop:
+                for row in rows[~stopped[rows]]:
+                    stopped[row] = search.ends(row, tokens[row, : position + 1])
             still = ~stopped[rows]
             advance(int(live.sum() - still.sum()))
             if not still.any() or position + 1 == sampling.max_tokens:

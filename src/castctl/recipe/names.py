@@ -25,6 +25,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "scale_rewards": ("method.baseline.kind",),
     "mask_truncated_completions": ("method.overlong.kind=mask",),
     "reward_funcs": ("verifier.function",),
+    "stop_strings": ("sampling.stop",),
+    "stop_sequences": ("sampling.stop",),
     "lr_scheduler_type": ("optimizer.schedule",),
     "adam_beta1": ("optimizer.betas",),
     "adam_beta2": ("optimizer.betas",),
@@ -78,7 +80,7 @@ setting, a setting with its value or a word about it, or an option."""
 IN_EVALUATIONS: dict[str, tuple[str, ...]] = {
     "apply_chat_template": ("data.chat",),
     "batch_size": ("sampling.max_rows",),
-    "gen_kwargs": ("--temperature", "--max-tokens", "eval.top_p"),
+    "gen_kwargs": ("--temperature", "--max-tokens", "eval.top_p", "sampling.stop"),
     "max_gen_toks": ("eval.max_tokens",),
     "model_args": ("--model PATH",),
     "num_fewshot": ("data.prompt_template (examples are its text)",),
@@ -87,6 +89,7 @@ IN_EVALUATIONS: dict[str, tuple[str, ...]] = {
     "repeats": ("eval.k",),
     "system_instruction": ("data.system_prompt",),
     "tasks": ("castctl eval TASK",),
+    "until": ("sampling.stop",),
 }
 """The same of lm-evaluation-harness, for `castctl eval`."""
 

@@ -91,6 +91,8 @@ class SamplingSettings(Section):
     """Sampling temperature T; every log-prob in the pipeline is of softmax(logits / T)."""
     max_tokens: int = Field(2048, ge=1)
     """Longest completion, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, in evaluations too; their tokens stay in it, as its last."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off."""
     top_k: int = Field(0, ge=0)
@@ -101,6 +103,22 @@ class SamplingSettings(Section):
     """Accept top_p, top_k or min_p in training, where ratios then divide by the wrong policy."""
     max_rows: int = Field(256, ge=1)
     """Completions decoded side by side."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops_are_listed(cls, stops: Any) -> Any:
+        if not isinstance(stops, list | tuple):
+            raise ValueError('write a list of strings, such as ["\\n\\nProblem:"]')
+        return stops
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_are_text(cls, stops: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stops:
+            raise ValueError("an empty string is in every completion; take it out")
+        if any("\ufffd" in stop for stop in stops):
+            raise ValueError("U+FFFD stands for bytes that are no text; take it out")
+        return stops
 
     @property
     def truncated(self) -> bool:

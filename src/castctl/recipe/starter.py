@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import yaml
 
@@ -74,7 +74,16 @@ def _lines(settings: Iterable[Setting], written: set[str]) -> Iterator[str]:
 def _value(setting: Setting) -> str:
     """A value as YAML on one line."""
     value = list(setting.value) if isinstance(setting.value, tuple) else setting.value
-    if isinstance(value, str) and not value.isprintable():
-        return json.dumps(value)
-    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
+    plain = _dumped(value)
+    return plain if "\n" not in plain else _dumped(value, default_style='"')
+
+
+def _dumped(value: Any, default_style: str | None = None) -> str:
+    dumped = yaml.safe_dump(
+        value,
+        default_style=default_style,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=10**9,
+    )
     return dumped.removesuffix("...\n").rstrip("\n")

@@ -10,6 +10,7 @@ import pyarrow as pa
 from castctl.data.templates import PromptTemplate
 from castctl.engines import Completion, Engine, Request
 from castctl.engines.sampling import row_key
+from castctl.engines.stops import check_stops
 from castctl.models.packing import flattened
 from castctl.progress import Progress
 from castctl.recipe.recipe import SamplingSettings
@@ -40,7 +41,7 @@ def rollout_step(
     `prompts` has the schema of the `prompts` stage; a prompt's part is its position divided
     by `part_size`, counted from `first_part`. Each completion's randomness comes from (seed, step,
     prompt, sample). Parts that are there with the same settings are kept. Raises `UserError` where
-    the step has parts that were sampled otherwise.
+    the step has parts that were sampled otherwise, and where the engine goes on after a stop.
     """
     provenance = rollout_provenance(engine, sampling, template, seed, model_fingerprint)
     if not overwrite:
@@ -61,6 +62,7 @@ def rollout_step(
 
             def work(rows: pa.Table = rows, requests: list[Request] = requests) -> pa.Table:
                 completions = engine.generate(requests, sampling, advance)
+                check_stops(completions, sampling.stop, tokenizer)
                 return _table(rows, requests, completions, sampling.n, tokenizer)
 
             number = first_part + part

@@ -50,6 +50,7 @@ def _choices(recipe: Recipe) -> dict[str, str]:
         "t": f"{settings.temperature:g}",
         "top-p": f"{settings.top_p:g}",
         "max": str(settings.max_tokens or recipe.sampling.max_tokens),
+        "stop-": _digits(recipe.sampling.stop),
         "limit": str(settings.limit or "-none"),
         "seed": str(recipe.seed),
         "dtype-": recipe.model.dtype,

@@ -30,13 +30,15 @@ PART_SIZE = 32
 
 
 def eval_sampling(recipe: Recipe) -> SamplingSettings:
-    """How an evaluation samples: `eval.k` completions, never top_k or min_p."""
+    """How an evaluation samples: `eval.k` completions with the rollouts' stops, never top_k or
+    min_p."""
     settings = recipe.eval
     return SamplingSettings(
         n=settings.k,
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_tokens=settings.max_tokens or recipe.sampling.max_tokens,
+        stop=recipe.sampling.stop,
         max_rows=recipe.sampling.max_rows,
     )
 
