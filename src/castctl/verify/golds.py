@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from castctl.progress import Progress
 from castctl.recipe.recipe import VerifierSettings
+from castctl.verify.boxed import last_boxed
 from castctl.verify.grader import self_verifies
 from castctl.verify.pool import CheckPool
 
@@ -26,7 +27,7 @@ def gold_notes(
     if settings.function:
         return []
     unsure = list(dict.fromkeys(a for a in answers if a is not None and not _PLAIN.fullmatch(a)))
-    doubtful = {answer for answer in unsure if len(_WORD.findall(answer)) >= _SENTENCE}
+    doubtful = {a for a in unsure if len(_WORD.findall(a)) >= _SENTENCE or not _fits_a_box(a)}
     calls = [(self_verifies, (answer,)) for answer in unsure]
     with CheckPool(settings) as pool, progress.task("golds", len(calls), "answers") as advance:
         outcomes = pool.run(calls, lambda: advance(1))
@@ -42,3 +43,9 @@ def gold_notes(
         f"themselves, so hardly any completion will be right: {', '.join(named)}; look at "
         "data.answer_column"
     ]
+
+
+def _fits_a_box(answer: str) -> bool:
+    """Whether a box can hold it: braces that do not balance end a box elsewhere, or nowhere."""
+    box = last_boxed(f"\\boxed{{{answer}}}")
+    return last_boxed(answer) is not None or (box is not None and box.content == answer)
