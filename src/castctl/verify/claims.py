@@ -21,9 +21,10 @@ _FRACTION = re.compile(
 )
 _RATIO = re.compile(rf"-?{_DIGITS}(?:\.{_DIGITS}|/{_DIGITS})?")
 _COMMENTED = re.compile(r"(?<!\\)%[^,;=%]*=")
-_TRAILING = re.compile(
-    r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}[\s.]*\Z"
-)
+_TEXT = r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*"
+_TRAILING = re.compile(rf"{_TEXT}\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}[\s.]*\Z")
+_UNIT = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}(?:\^\{{?[0-9]\}}?)?\Z")
+_WIDE = re.compile(rf"[^\s,;&\\]\s*\\q?quad(?![A-Za-z])(?!\s*(?:{_TEXT}\{{)?\s*[(\[])\s*\S")
 _HEDGES = {
     "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "dozen", "hundred",
     "thousand", "million", "billion", "trillion",
@@ -39,7 +40,7 @@ _NAME = re.compile(
     r"(?:m ?)?(?:\\(?:m?angle|triangle|overline|text|mathrm)(?![A-Za-z]) ?\{? ?)?([A-Z]{2,9}) ?\}?"
 )
 _SEPARATOR = re.compile(
-    r"(?P<open>[({\[])|(?P<close>[)}\]])|\\text\{ *(?:and|or) *\}|[,;]"
+    r"(?P<open>[({\[])|(?P<close>[)}\]])|\\text\{ *(?:and|or) *\}|\\(?:lor|vee)(?![a-z])|[,;]"
     r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
 )
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
@@ -50,12 +51,14 @@ NEAR = Fraction(1, 100)
 
 def claims_otherwise(extracted: str, answer: str) -> bool:
     """Whether the extracted text denies its value, contradicts itself, hides an equation in a
-    comment, hedges, is in a base other than the answer's, or names other points in other order."""
+    comment, hedges, goes on after a unit, is in a base other than the answer's, or names other
+    points or in other order."""
     return (
         (_denies(extracted) and not _denies(answer))
         or _contradicts(extracted)
         or bool(_COMMENTED.search(extracted) and not _COMMENTED.search(answer))
         or bool(_hedges(extracted) - _hedges(answer))
+        or (_goes_on(extracted) and not _goes_on(answer) and len(listed(answer)) == 1)
         or _in_another_base(extracted, answer)
         or _of_another_name(extracted, answer)
     )
@@ -111,6 +114,12 @@ def _hedges(text: str) -> set[str]:
     found = set(re.findall("[a-z]+", words)) & _HEDGES
     found |= {each.strip(" ~") for each in _HEDGED.findall(words)}
     return found | set(_LOOSE_NUMBER.findall(_RATE.sub("", words)))
+
+
+def _goes_on(text: str) -> bool:
+    r"""Whether another value follows a unit or a wide space, where all that follows is taken for
+    the unit: 5 \text{ cm} \lor 6."""
+    return bool(_WIDE.search(text)) or any(map(_UNIT.search, listed(text)[:-1]))
 
 
 def _in_another_base(extracted: str, answer: str) -> bool:
