@@ -188,7 +188,7 @@ def test_no_two_ways_to_evaluate_share_a_folder() -> None:
         ("data.prompt_template={{ problem }}!",), ("data.prompt_template={{ problem }}?",),
         ("data.system_prompt=Hm.",), ("data.chat=false",), ("verifier.function=a:b",),
         ("data.chat_template_options={enable_thinking: true}",), ("sampling.max_tokens=2",),
-        ('sampling.stop=["Q:"]',), ('sampling.stop=["Q:", "\\n"]',),
+        ('sampling.stop=["Q:"]',), ('sampling.stop=["Q:", "\\n"]',), ("verifier.correct_from=0.5",),
     ]  # fmt: skip
     names = [variant(changed(), changed(*way)) for way in ways]
     assert len(set(names)) == len(ways)
@@ -250,6 +250,25 @@ def test_several_tasks_from_a_folder(castctl: Cli, tmp_path: Path) -> None:
     assert result["prompt"]["prompt_template"] == "{{ problem }}" and result["k"] == 3
     assert re.fullmatch(r"runs/r/eval/aime24-k3-prompt-\w{8}/step-00000", result["folder"])
     assert read_json(results["aime24"]) == aime  # the run's own stays what it was
+
+
+def test_answers_that_nothing_can_meet_are_told_wherever_prompts_are_read(
+    castctl: Cli, tmp_path: Path
+) -> None:
+    prose = "He sells every one of the eggs and so has 18 dollars"
+    rows = [{"problem": "0 + 1 = ?", "answer": prose}, *SUMS]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = f"1 of 6 answers cannot be read as an answer.*{re.escape(repr(prose))}.*answer_column"
+    few = ("--set", "sampling.n=2", "--set", "train.prompts_per_step=6")
+    for command in (
+        ("rollout", "--data", "sums.jsonl", "--run", "trained", *few, *SMALL[2:]),
+        ("eval", "sums.jsonl", "--run", "evaluated", "--model", "embedded", *SMALL),
+        ("inspect", "trained", "--prompts"),
+    ):
+        done = castctl(*command)
+        assert re.search(told, " ".join((done.stdout + done.stderr).split())), command
+    seen = json.loads(castctl("inspect", "trained", "--prompts", "--json").stdout)
+    assert re.search(told, seen["golds"][0])
 
 
 def test_a_prompt_of_the_recipes_own_wins_over_a_benchmarks() -> None:

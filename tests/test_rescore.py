@@ -280,6 +280,36 @@ def test_an_evaluation_of_our_own_is_judged_again(castctl: Cli, tmp_path: Path) 
     assert "leave it out" in castctl("eval", "--rescore", "runs/mine", "--run", "x", code=2).stderr
 
 
+PART_OF_THE_CREDIT = """
+def check(problem, completion, answer):
+    return 1.0 if answer in completion else 0.1
+"""
+
+
+@pytest.mark.parametrize(("least", "right"), [(None, 1), (0.1, 3)])
+def test_part_of_the_credit_counts_from_where_the_user_says(
+    castctl: Cli, least: float | None, right: int
+) -> None:
+    Path("rules.py").write_text(PART_OF_THE_CREDIT)
+    rows_file(
+        Path("made.jsonl"),
+        [
+            {"problem": "1+1?", "completion": rf"\boxed{{{number}}}", "answer": "2"}
+            for number in (2, 3, 3)
+        ],
+    )
+    said = () if least is None else ("--set", f"verifier.correct_from={least}")
+    castctl("eval", "--rescore", "made.jsonl", "--run", "r",
+            "--set", "verifier.function=rules.py:check", *said)  # fmt: skip
+    [file] = Path("runs/r/eval").glob("*/step-00000/results.json")
+    result = json.loads(file.read_text())
+    assert result["avg"]["mean"] == pytest.approx(1.2 / 3)
+    assert result["pass"]["1"]["mean"] == pytest.approx(right / 3)
+    assert result["maj"]["mean"] == (0.0 if least is None else 1.0)
+    told = "" if least is None else ", correct from 0.1"
+    assert result["grader"].endswith(told) and (least or "correct from" not in result["grader"])
+
+
 def test_names_in_brackets_are_printed_as_they_are() -> None:
     found, _ = regrade(rows_file(Path("mine.jsonl"), ROWS))
     odd = replace(found.parts[0].changes[0], prompt_id="[/x]", old="[/bold]", new="[red]")

@@ -52,10 +52,12 @@ class Judgement:
 
 def grader_name(settings: VerifierSettings) -> str:
     """What decides, for the record: the user's function and its file's hash, or math-verify and
-    the rules around it."""
+    the rules around it; from which reward on where that is not 1."""
+    name = f"math-verify {version('math-verify')}, rules {RULES}"
     if settings.function:
-        return CustomVerifier(settings.function).version
-    return f"math-verify {version('math-verify')}, rules {RULES}"
+        name = CustomVerifier(settings.function).version
+    least = settings.correct_from
+    return name if least == 1 else f"{name}, correct from {least:g}"
 
 
 def judging_pool(settings: VerifierSettings) -> CheckPool:

@@ -56,6 +56,7 @@ def _choices(recipe: Recipe) -> dict[str, str]:
         "dtype-": recipe.model.dtype,
         "prompt-": _digits([getattr(data, name) for name in RENDERING]),
         "verifier-": _digits(recipe.verifier.function),
+        "correct-from-": f"{recipe.verifier.correct_from:g}",
     }
 
 
