@@ -51,14 +51,15 @@ NEAR = Fraction(1, 100)
 
 def claims_otherwise(extracted: str, answer: str) -> bool:
     """Whether the extracted text denies its value, contradicts itself, hides an equation in a
-    comment, hedges, goes on after a unit, is in a base other than the answer's, or names other
-    points or in other order."""
+    comment, hedges, adds a value or leaves one out, is in a base other than the answer's, or names
+    other points or in other order."""
     return (
         (_denies(extracted) and not _denies(answer))
         or _contradicts(extracted)
         or bool(_COMMENTED.search(extracted) and not _COMMENTED.search(answer))
         or bool(_hedges(extracted) - _hedges(answer))
-        or (_goes_on(extracted) and not _goes_on(answer) and len(listed(answer)) == 1)
+        or _adds_a_value(extracted, answer)
+        or _adds_a_value(answer, extracted)
         or _in_another_base(extracted, answer)
         or _of_another_name(extracted, answer)
     )
@@ -114,6 +115,10 @@ def _hedges(text: str) -> set[str]:
     found = set(re.findall("[a-z]+", words)) & _HEDGES
     found |= {each.strip(" ~") for each in _HEDGED.findall(words)}
     return found | set(_LOOSE_NUMBER.findall(_RATE.sub("", words)))
+
+
+def _adds_a_value(text: str, other: str) -> bool:
+    return _goes_on(text) and not _goes_on(other) and len(listed(other)) == 1
 
 
 def _goes_on(text: str) -> bool:
