@@ -62,7 +62,8 @@ def grade(answer: str, extracted: str) -> bool:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
     written = respelled(answer)
     if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
-        return False
+        unequal = solutions(respelled(extracted))  # x \neq 2 is a claim, not a denial
+        return unequal is not None and _same_solutions(answer, extracted)
     read = _read(extracted)
     if not _equal(gold, read):
         return _same_solutions(answer, extracted)
@@ -91,10 +92,12 @@ def _equal(gold: list[Any], read: list[Any]) -> bool:
 
 
 def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
-    """10:30 AM is not 10:30 PM; where one does not say the half of the day, it is the other's."""
-    if one[2] and other[2]:
-        return (one[0] % 12, *one[1:]) == (other[0] % 12, *other[1:])
-    return one[:2] == other[:2]
+    """10:30 AM is not 10:30 PM; where one does not say the half of the day, it is the other's, or
+    its hour is one of 24."""
+    if bool(one[2]) == bool(other[2]):
+        return (one[0] % 12, *one[1:]) == (other[0] % 12, *other[1:]) if one[2] else one == other
+    (hour, minute, half), plain = (one, other[:2]) if one[2] else (other, one[:2])
+    return plain in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
 
 
 def _same_solutions(answer: str, extracted: str) -> bool:

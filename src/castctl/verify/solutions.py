@@ -8,10 +8,12 @@ from typing import NamedTuple
 _RELATIONS = {
     r"\leqslant": "≤", r"\leq": "≤", r"\le": "≤", "<=": "≤",
     r"\geqslant": "≥", r"\geq": "≥", r"\ge": "≥", ">=": "≥",
-    r"\lt": "<", r"\gt": ">",
+    r"\lt": "<", r"\gt": ">", r"\neq": "≠", r"\ne": "≠",
 }  # fmt: skip
-_WRITTEN = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt)(?![A-Za-z])|<=|>=")
+_WRITTEN = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![A-Za-z])|<=|>=")
+_INEQUALITY = re.compile("[<>≤≥≠]")
 _RELATION = re.compile("([<>≤≥])")
+_POINT = re.compile(r"(?P<unknown>[^=≠]+)(?P<relation>[=≠])(?P<value>[^=≠]+)")
 _OR = re.compile(r"\\text\{ *or *\}|\\(?:lor|vee)(?![A-Za-z])|(?<![A-Za-z\\])or(?![A-Za-z])")
 _AND = re.compile(r"\\text\{ *and *\}|\\(?:land|wedge)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
 _UNKNOWN = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega|varphi)")
@@ -19,7 +21,7 @@ _BUILT = re.compile(
     r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?(?:\\mid|:|\||\\vert)"
     r"(?![A-Za-z])(?P<condition>.*)\\\}"
 )
-_NOT_REAL = re.compile(r"\\(?:in|mathbb|neq?|not|cup|cap|pm|mp)(?![A-Za-z])|[,;=|:≠]|\\[{}]")
+_NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONGEST = 500
 """Characters beyond which a text is no inequality that a reader would write."""
@@ -44,7 +46,7 @@ def solutions(text: str) -> Solutions | None:
     if built:
         text = built["condition"]
     text = _WRITTEN.sub(lambda match: _RELATIONS[match[0]], text)
-    if not _RELATION.search(text) or _NOT_REAL.search(text):
+    if not _INEQUALITY.search(text) or _NOT_REAL.search(text):
         return None
     pieces = [_one_piece(piece) for piece in _OR.split(text)]
     unknowns = {piece.unknown for piece in pieces if piece}
@@ -54,7 +56,14 @@ def solutions(text: str) -> Solutions | None:
 
 
 def _one_piece(text: str) -> Solutions | None:
-    """`a < x < b`, `x < b`, or both ends told one after the other: `x > a and x < b`."""
+    """`a < x < b`, `x < b`, `x = b`, `x ≠ b`, or both ends told one after the other: `x > a and
+    x < b`."""
+    if point := _POINT.fullmatch(text):
+        unknown, value = point["unknown"].strip(), point["value"].strip()
+        if not (_unknown(unknown) and _number(value)):
+            return None
+        others = rf"(-\infty,{value})\cup ({value},\infty)"
+        return Solutions(unknown, others if point["relation"] == "≠" else rf"\{{{value}\}}")
     found = [_interval(part) for part in _AND.split(text)]
     match found:
         case [(unknown, low, high)]:
