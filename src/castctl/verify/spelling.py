@@ -126,7 +126,8 @@ _NO_VALUE = re.compile(
 _QUAD = re.compile(r"\\q?quad\Z")
 _TIME = re.compile(
     r"(?:(?:\\text|\\mathrm)\{ ?)?(?P<hour>[0-9]{1,2})(?:\\!)*\{?:\}?(?:\\!)*"
-    r"(?P<minute>[0-5][0-9])\}?(?:(?:\s|~|\\[ ,;:!])*(?:(?:\\text|\\mathrm)\{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}?)?"
+    r"(?P<minute>[0-5][0-9])\}?"
+    r"(?:(?:\s|~|\\[ ,;:!])*(?:(?:\\text|\\mathrm)\{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}?)?"
 )
 
 
