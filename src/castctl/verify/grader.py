@@ -14,7 +14,7 @@ from sympy.core.relational import Relational
 
 from castctl.verify.claims import claims_otherwise, listed
 from castctl.verify.solutions import solutions
-from castctl.verify.spelling import choice, respelled, spellings, time_of_day
+from castctl.verify.spelling import choice, respelled, same_words, spellings, time_of_day
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -55,6 +55,8 @@ def grade(answer: str, extracted: str) -> bool:
     )
     if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
         return _same_time(hour, other)
+    if (same := same_words(answer, extracted)) is not None:
+        return same
     if respelled(answer) == respelled(extracted):
         return True
     gold = _read_answer(answer)

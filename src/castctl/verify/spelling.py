@@ -24,7 +24,7 @@ _FONT = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)"
 _LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
 _GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0xFFE1: "£", 0xFFE5: "¥"}
 _FRACTIONS = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15", "⅛": "18"}
 _SYMBOLS = (
     str.maketrans(
@@ -62,9 +62,10 @@ _RULES = [
         (rf"\A{_FONT}\{{ ?({_NUMBER}) ?\}}\Z", r"\1"),
         (rf"\A{_FONT}\{{ ?({_NUMBER}) ?([A-Za-z一-鿿][^{{}}\\0-9]{{0,60}})\}}\Z", r"\1\\text{ \2}"),
         (rf"\A{_FONT}\{{ ?([^{{}}\\]*[一-鿿][^{{}}\\]*)\}}\Z", r"\1"),
-        (rf"\A({_NUMBER}) dollars?\Z", r"\1"),
+        (rf"\A({_NUMBER}) ?(?:dollars?|euros?|USD|EUR|GBP|RMB|¢|€|£|¥)\Z", r"\1"),
         (r"(\\[dt]?frac)(?: ([A-Za-z0-9])|([0-9])) ?([A-Za-z0-9])", r"\1{\2\3}{\4}"),
-        (rf"\A\\?\$ ?({_NUMBER})\Z", r"\1"),
+        (rf"\A(?:\\?\$|€|£|¥|\\pounds) ?({_NUMBER})\Z", r"\1"),
+        (rf"\A({_NUMBER}) ?(?:[mckd]m|ft|in|yd|mi)\^\{{?[23]\}}?\Z", r"\1"),
         (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
         (rf"(?<=[0-9}}]) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", ""),
         # 9.8 \frac{\text{m}}{\text{s}^2}: a unit, written as a fraction
@@ -131,6 +132,13 @@ _TIME = re.compile(
 )
 
 
+_PHRASE = re.compile(
+    rf"(?:{_FONT} ?\{{ ?)?(?P<words>[A-Za-z][A-Za-z',& -]{{0,200}}[A-Za-z])[ .]*(?:\}}[ .]*)?"
+)
+_IS_WORDS = re.compile(r"[A-Za-z]{4}")  # a product of as many letters is rarely written unsorted
+_LISTS = re.compile(r"[,&]|\b(?:and|or)\b")
+
+
 class Choice(NamedTuple):
     """An answer that names one of the offered choices: its letter, and its value if told."""
 
@@ -191,6 +199,22 @@ def time_of_day(text: str) -> tuple[int, int, str] | None:
         return None
     hour, half = int(match["hour"]), (match["half"] or "").lower()
     return hour, int(match["minute"]), half
+
+
+def same_words(text: str, other: str) -> bool | None:
+    r"""Whether two answers in words, `\text{True}` and `true`, are one; None where one is no words,
+    or both are of so few letters that they may be products."""
+    one, two = (_PHRASE.fullmatch(_undelimited(_stripped(each))) for each in (text, other))
+    if one is None or two is None:
+        return None
+    first, second = (" ".join(each["words"].split()) for each in (one, two))
+    if first == second:
+        return True
+    if not (_IS_WORDS.search(first) or _IS_WORDS.search(second)):
+        return None
+    if first.casefold() == second.casefold():
+        return True
+    return None if _LISTS.search(first) and _LISTS.search(second) else False
 
 
 def _undelimited(text: str) -> str:
