@@ -1,12 +1,14 @@
 """Prompts out of files, benchmarks and a hub of our own."""
 
 import csv
+import gzip
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +70,16 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    for path in files[:1] + files[2:]:
+        text, name = BOM_UTF8 + path.read_bytes(), f"marked-{path.name}"
+        files.append(tmp_path / name)
+        files[-1].write_bytes(text)
+        for suffix, kind in ((".gz", "gzip"), (".zst", "zstd")):
+            files.append(tmp_path / f"{name}{suffix}")
+            with pa.output_stream(files[-1], compression=kind) as stream:
+                stream.write(text)
+    files.append(tmp_path / "array.jsonl")  # as lm-evaluation-harness wrote it once
+    files[-1].write_text(f"\n{json.dumps(rows, indent=2)}\n")
     for path in files:
         table = load(path).table
         assert table.schema == PROMPTS
@@ -81,7 +93,7 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path: Path) -> None:
         ("a.jsonl", b'{"problem": "1+1"}\n\n{"problem": "1+', r"a\.jsonl, line 3: not valid JSON"),
         ("a.jsonl", b'{"problem": "\\ud800"}\n', "line 1: not valid JSON"),
         ("a.jsonl", b'{"problem": "\xff"}\n', "line 1: not valid JSON"),
-        ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, r"cannot be read as \.jsonl"),
         ("a.jsonl", b'"1+1"\n', "line 1: not a JSON object"),
         ("a.json", b'[{"problem": "1+1"}, 2]', "entry 2 is not a JSON object"),
         ("a.json", b'[{"problem": "1+1"}', r"cannot be read as \.json"),
@@ -124,6 +136,32 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be read as \.parquet"):
         load(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
+def test_a_damaged_compressed_file_is_told(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = tmp_path / f"a{kind}{suffix}"
+    text = "".join(f'{{"problem": "{number}+{number**9}"}}\n' for number in range(1000)).encode()
+    with pa.output_stream(path, compression={".gz": "gzip", ".zst": "zstd"}[suffix]) as stream:
+        stream.write(text)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-3], whole[4:], text, whole + b"more"):
+        path.write_bytes(content)
+        with pytest.raises(
+            UserError, match=rf"a\{kind}\{suffix} cannot be read as \{kind}\{suffix}"
+        ):
+            load(path)
+    plain = tmp_path / f"a{kind}"
+    plain.write_bytes(whole)
+    with pytest.raises(UserError, match=rf"a\{kind}"):
+        load(plain)
+
+
+def test_joined_files_keep_their_marks_and_frames(tmp_path: Path) -> None:
+    parts = [BOM_UTF8 + json.dumps({"problem": name}).encode() + b"\n" for name in "ab"]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(gzip.compress(part) for part in parts))
+    assert load(tmp_path / "a.jsonl.gz").table["problem"].to_pylist() == ["a", "b"]
 
 
 # Columns

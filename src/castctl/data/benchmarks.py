@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from castctl.data.files import split_name
 from castctl.data.sources import choose_split
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -106,7 +107,7 @@ def context_column(path: str, available: Collection[str]) -> str | None:
     """The column of what stands before each problem: of a benchmark that has one, on the hub or in
     a file of its name; None for other data, and where the benchmark's rows hold the whole problem.
     """
-    benchmark = BENCHMARKS.get(path) or BENCHMARKS.get(Path(path).stem)
+    benchmark = BENCHMARKS.get(path) or BENCHMARKS.get(split_name(Path(path))[0])
     context = benchmark.context if benchmark else None
     return context if context in available else None
 

@@ -1,12 +1,16 @@
 """Raw rows of a Parquet, JSONL, JSON or CSV file, as plain Python values.
 
+Text may begin with a byte order mark, and be compressed by gzip or zstd as its name says.
+
 Rows are read one by one as dictionaries, so that nested columns (message lists,
 structs) need no special care later.
 """
 
 from __future__ import annotations
 
+import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,11 @@ from castctl.errors import UserError, one_line
 
 Row = dict[str, Any]
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+_KINDS = (".parquet", ".jsonl", ".json", ".csv")
+_COMPRESSED = (".gz", ".zst")
+
+SUFFIXES = (*_KINDS, *(kind + ending for ending in _COMPRESSED for kind in _KINDS[1:]))
+"""What the name of a file of rows ends in."""
 
 _BATCH_ROWS = 16384
 
@@ -35,29 +43,35 @@ class Rows:
     """Reads the rows in order; columns other than the ones asked for may be left out."""
 
 
+def split_name(path: Path) -> tuple[str, str]:
+    """A file's name without its ending, and the ending: `a.jsonl.gz` is `a` and `.jsonl.gz`."""
+    double = "".join(path.suffixes[-2:])
+    suffix = double if double in SUFFIXES else path.suffix
+    return path.name.removesuffix(suffix), suffix
+
+
 def read_file(path: Path) -> Rows:
     """Open a file of rows. Its text is UTF-8 and kept as it is, control characters included.
 
-    Raises UserError for a missing file, an unknown kind and content that is not of its kind,
-    half a surrogate pair (`"\\ud800"`) among it.
+    Raises UserError for a missing file, an unknown kind and content that is not of its kind or
+    compressed otherwise than the name says, half a surrogate pair (`"\\ud800"`) among it.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name one file in it")
     if not path.exists():
         raise UserError(f"no such file: {path}; check the path of the data")
     try:
-        match path.suffix:
-            case ".parquet":
+        match split_name(path)[1].split("."):
+            case ["", "parquet"]:
                 return _parquet(path)
-            case ".csv":
+            case ["", "csv", *_]:
                 return table_rows(_csv(path))
-            case ".jsonl":
-                return _json_rows(_json_lines(path))
-            case ".json":
+            case ["", "jsonl" | "json", *_]:
                 return _json_rows(_json(path))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    raise UserError(f"{path} is of no known kind; its name must end in {', '.join(SUFFIXES)}")
+    raise UserError(f"{path} is of no known kind; its name must end in {', '.join(_KINDS)}, "
+                    f"and that of text may go on with {' or '.join(_COMPRESSED)}")  # fmt: skip
 
 
 def table_rows(table: pa.Table) -> Rows:
@@ -106,12 +120,19 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _json(path: Path) -> list[Row]:
-    """A JSON array of objects; anything else is taken for JSON lines."""
-    text = path.read_bytes()
-    if not text.lstrip().startswith(b"["):
-        return _json_lines(path)
+    """JSON lines, or one array of objects, whichever the name says."""
+    with io.BufferedReader(pa.input_stream(path)) as file:
+        rows = _array(file.read(), path) if _begins_array(file) else _lines(file, path)
+    return rows
+
+
+def _begins_array(file: io.BufferedReader) -> bool:
+    return file.peek(_BATCH_ROWS).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _array(text: bytes, path: Path) -> list[Row]:
     try:
-        rows = _parse_json(text)
+        rows: list[Row] = _parse_json(text.removeprefix(BOM_UTF8))
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     for number, row in enumerate(rows, 1):
@@ -120,21 +141,21 @@ def _json(path: Path) -> list[Row]:
     return rows
 
 
-def _json_lines(path: Path) -> list[Row]:
+def _lines(file: io.BufferedReader, path: Path) -> list[Row]:
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = _parse_json(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{path}, line {number}: not valid JSON ({one_line(error)}); mend the line"
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object; each line is one row")
-            rows.append(row)
+    for number, line in enumerate(file, 1):
+        text = line.removeprefix(BOM_UTF8)  # of any line, since files are joined
+        if not text.strip():
+            continue
+        try:
+            row = _parse_json(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}, line {number}: not valid JSON ({one_line(error)}); mend the line"
+            ) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; each line is one row")
+        rows.append(row)
     return rows
 
 
@@ -159,4 +180,6 @@ def _json_rows(rows: list[Row]) -> Rows:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read as {path.suffix} ({one_line(error)}); mend the file")
+    return UserError(
+        f"{path} cannot be read as {split_name(path)[1]} ({one_line(error)}); mend the file"
+    )

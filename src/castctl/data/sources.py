@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from castctl.data.files import SUFFIXES, Rows, read_file, table_rows
+from castctl.data.files import SUFFIXES, Rows, read_file, split_name, table_rows
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
 
@@ -35,7 +35,7 @@ def read_source(settings: DataSettings) -> Source:
     Raises UserError when there is nothing to read there, or not as asked.
     """
     path = Path(settings.path).expanduser()
-    if path.suffix in SUFFIXES or path.exists():
+    if split_name(path)[1] in SUFFIXES or path.exists():
         return Source(path.name, read_file(path))
     return _read_hub(settings)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from castctl.data.benchmarks import RENDERING
-from castctl.data.files import SUFFIXES
+from castctl.data.files import SUFFIXES, split_name
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
@@ -18,7 +18,8 @@ Result = dict[str, Any]
 
 def task_name(task: str) -> str:
     """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
-    return Path(task).stem if Path(task).suffix in SUFFIXES else task.replace("/", "--")
+    name, suffix = split_name(Path(task))
+    return name if suffix in SUFFIXES else task.replace("/", "--")
 
 
 def variant(own: Recipe, asked: Recipe) -> str:
