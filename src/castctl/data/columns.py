@@ -16,10 +16,11 @@ from typing import Any
 from castctl.data.files import Row
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
-from castctl.verify.boxed import last_boxed
+from castctl.verify.boxed import is_sentence, last_boxed
 
 PROBLEM = ("problem", "question", "extra_info.question", "prompt", "query", "input")
 ANSWER = (
+    "gts",  # first: the rest of a row of verl's is what its reward function says
     "answer",
     "final_answer",
     "ground_truth",
@@ -32,6 +33,8 @@ SOLUTION = ("solution", "rationale", "reasoning", "extra_info.answer")
 
 WRAPPERS = "answer-line instructions stripped from the problem"
 SYSTEM_MESSAGES = "system messages left out (data.system_prompt sets one)"
+RENDERED = "chat templates taken off the problem"
+SHORT_SOLUTIONS = "solutions of one line taken for the answer, in want of another"
 
 # DAPO-Math-17k asks for an answer line; castctl's own template asks for a box.
 _DAPO_BEFORE = (
@@ -41,8 +44,22 @@ _DAPO_BEFORE = (
 _DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 _GSM8K_MARK = "####"
-_GSM8K_NUMBER = re.compile(r"-?[0-9,]*\.?[0-9]+")
+_GSM8K_NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+")
+_THOUSANDS = re.compile(r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+_SUM_WORKED_OUT = re.compile(r"[0-9]\s*[-+*/]\s*[0-9][^=]*=")
+
+# What the tokens of ChatML, Llama 3 and Gemma leave when they are skipped, as verl does.
+_TOKENS = re.compile(
+    r"<\|(?:im_start|im_end|begin_of_text|start_header_id|end_header_id|eot_id)\|>"
+    r"|<bos>|<(?:start|end)_of_turn>"
+)
+_CONVERSATION = re.compile(
+    r"(?P<system>system\n.*?(?:\n|(?=user\n\n)))?user\n(?P<user>.*?)"
+    r"(?:\n(?:assistant|model)|assistant)(?:\s*<think>\s*(?:</think>)?)?",
+    re.DOTALL,
+)
+_ANOTHER_TURN = re.compile(r"^(?:assistant|model)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,11 @@ class Columns:
     solution: str | None
     context: str | None = None
     """Of what stands before the problem."""
+
+    @property
+    def holds_gold(self) -> bool:
+        """Whether the solutions are the answers, as TRL's rewards take them."""
+        return self.answer is None and (self.solution or "").lower() == SOLUTION[0]
 
     @property
     def names(self) -> list[str]:
@@ -101,10 +123,12 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
       messages are left out.
     - Numbers become text as they are: `18`, `2.0`. A list of several answers becomes one
       answer, joined by commas, which a verifier reads as a set.
-    - GSM8K's raw form, `reasoning #### 1,234`, is split; the number loses its commas and
-      the reasoning its calculator marks `<<48/2=24>>`.
+    - A rendered conversation is read as its messages.
+    - GSM8K's raw form, `reasoning #### 1,234`, is split, whatever its last line holds after
+      the mark; numbers lose their commas and the reasoning its calculator marks `<<48/2=24>>`.
     - A context stands before its problem, with a blank line between them.
-    - Without an answer, the last `\\boxed{}` of the solution is one (MATH).
+    - Without an answer, the last `\\boxed{}` of the solution is one (MATH). In data without a
+      column of answers, a solution that is one short line is the answer itself (TRL).
     - A solution that only repeats the answer is none.
 
     Raises UserError, without the place, for a cell of another kind.
@@ -118,11 +142,13 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
     if raw := _split_gsm8k(answer):
         answer = raw[1]
         solution = solution or raw[0]
-    if raw := _split_gsm8k(solution):
-        solution = raw[0]
-        answer = answer or raw[1]
+    if (raw := _split_gsm8k(solution)) and answer in (None, raw[1]):
+        solution, answer = raw
     if answer is None and solution is not None:
         answer = _boxed(solution)
+        if answer is None and columns.holds_gold and _is_answer(solution):
+            counts[SHORT_SOLUTIONS] += 1
+            answer = solution
     return Example(problem, answer, None if solution == answer else solution)
 
 
@@ -139,7 +165,7 @@ def _cell(row: Row, column: str | None) -> Any:
 def _problem(value: Any, column: str, counts: Counter[str]) -> str:
     if isinstance(value, list):
         value = _user_message(value, column, counts)
-    problem = _text(value, column) or ""
+    problem = _unrendered(_text(value, column) or "", column, counts)
     if problem.startswith(_DAPO_BEFORE) and problem.endswith(_DAPO_AFTER):
         counts[WRAPPERS] += 1
         problem = problem[len(_DAPO_BEFORE) : -len(_DAPO_AFTER)].strip()
@@ -166,6 +192,22 @@ def _user_message(messages: list[Any], column: str, counts: Counter[str]) -> str
     )
 
 
+def _unrendered(text: str, column: str, counts: Counter[str]) -> str:
+    """The user's message, where the text is a conversation as a chat template writes it."""
+    conversation = _CONVERSATION.fullmatch(_TOKENS.sub("", text).strip())
+    if conversation is None:
+        return text
+    if _ANOTHER_TURN.search(conversation["user"]):
+        raise UserError(
+            f"column {column} must hold one user message, but holds a conversation of several "
+            "turns; leave such rows out"
+        )
+    counts[RENDERED] += 1
+    if conversation["system"]:
+        counts[SYSTEM_MESSAGES] += 1
+    return conversation["user"].strip()
+
+
 def _text(value: Any, column: str | None) -> str | None:
     if isinstance(value, str):
         return value.strip() or None
@@ -182,13 +224,24 @@ def _text(value: Any, column: str | None) -> str | None:
 
 
 def _split_gsm8k(text: str | None) -> tuple[str | None, str] | None:
-    if text is None or _GSM8K_MARK not in text:
+    """Reasoning and answer, where the last line that holds anything begins with the mark."""
+    reasoning, mark, last = (text or "").rpartition(_GSM8K_MARK)
+    answer = last.strip()
+    if not mark or reasoning.endswith("#") or len(answer.splitlines()) != 1:
         return None
-    reasoning, _, number = text.rpartition(_GSM8K_MARK)
-    number = number.strip()
-    if not _GSM8K_NUMBER.fullmatch(number):
-        return None
-    return _CALCULATOR_MARK.sub("", reasoning).strip() or None, number.replace(",", "")
+    answer = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), answer)
+    if not _GSM8K_NUMBER.fullmatch(answer):
+        if _boxed(reasoning):  # then this is a heading
+            return None
+        answer = _boxed(answer) or answer
+    return _CALCULATOR_MARK.sub("", reasoning).strip() or None, answer
+
+
+def _is_answer(solution: str) -> bool:
+    """Whether it is one line and neither a sentence nor a sum that is worked out."""
+    return not (
+        len(solution.splitlines()) > 1 or is_sentence(solution) or _SUM_WORKED_OUT.search(solution)
+    )
 
 
 def _boxed(solution: str) -> str | None:

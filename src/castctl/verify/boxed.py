@@ -9,6 +9,8 @@ from typing import NamedTuple
 # every other escaped backslash or brace is literal.
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:[{}]|\\(?!boxed|fbox))|[{}]")
 _SOMETHING = re.compile(r"\s*\S")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_SENTENCE = 8
 
 
 class Boxed(NamedTuple):
@@ -41,3 +43,8 @@ def last_boxed(text: str) -> Boxed | None:
             if last is None or (filled, start) > last[:2]:
                 last = filled, start, token.start()
     return Boxed(text[slice(*last[1:])], *last[1:]) if last else None
+
+
+def is_sentence(answer: str) -> bool:
+    """Whether it has so many words that no box will hold them word for word."""
+    return len(_WORD.findall(answer)) >= _SENTENCE

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 from castctl.progress import Progress
 from castctl.recipe.recipe import VerifierSettings
-from castctl.verify.boxed import last_boxed
+from castctl.verify.boxed import is_sentence, last_boxed
 from castctl.verify.grader import self_verifies
 from castctl.verify.pool import CheckPool
 
 _PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?|[A-J]")  # needs no check; most golds
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_SENTENCE = 8
-"""Words from which an answer is a sentence, which no box will hold word for word."""
 EXAMPLES = 3
 
 
@@ -27,7 +24,7 @@ def gold_notes(
     if settings.function:
         return []
     unsure = list(dict.fromkeys(a for a in answers if a is not None and not _PLAIN.fullmatch(a)))
-    doubtful = {a for a in unsure if len(_WORD.findall(a)) >= _SENTENCE or not _fits_a_box(a)}
+    doubtful = {a for a in unsure if is_sentence(a) or not _fits_a_box(a)}
     calls = [(self_verifies, (answer,)) for answer in unsure]
     with CheckPool(settings) as pool, progress.task("golds", len(calls), "answers") as advance:
         outcomes = pool.run(calls, lambda: advance(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from castctl.data.columns import find_columns, read_example
-from castctl.data.files import read_file
+from castctl.data.files import read_file, split_name
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -19,9 +20,13 @@ COMPLETION = (
     "completion", "completions", "response", "responses", "output", "outputs", "generation",
     "generations", "model_output", "prediction",
 )  # fmt: skip
-VERDICT = ("reward", "correct", "is_correct", "score", "acc", "accuracy")
+VERDICT = (
+    "correct", "is_correct", "acc", "accuracy_reward", "reasoning_accuracy_reward", "reward",
+    "score", "accuracy",
+)  # fmt: skip
 FINISH = ("finish_reason",)
-"""Usual names of columns, tried in this order, in any case."""
+"""Usual names of columns, tried in this order, in any case. A verdict comes before a score, which
+may hold a penalty or be -1 for a wrong answer (verl, DAPO)."""
 
 TRUE, FALSE = ("true", "yes", "correct", "right"), ("false", "no", "wrong", "incorrect")
 
@@ -68,17 +73,20 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     completion = _find(rows.columns, COMPLETION)
-    if completion is None or columns.answer is None:
+    if completion is None or (columns.answer is None and columns.solution is None):
         lacks = f"no column of {'completions' if completion is None else 'answers'}"
-        needs = f"such as {COMPLETION[0]}" if completion is None else "named by data.answer_column"
+        needs = (
+            f"such as {COMPLETION[0]}" if completion is None else "which TRL writes with log_extra"
+        )
         raise UserError(f"{path} has {lacks}, {needs}; its columns: {', '.join(rows.columns)}")
     verdict, finish = _find(rows.columns, VERDICT), _find(rows.columns, FINISH)
     wanted = [*columns.names, *filter(None, (completion, verdict, finish))]
+    counts: Counter[str] = Counter()
     samples: list[Sample] = []
     without = 0
     for number, row in enumerate(rows.read(dict.fromkeys(wanted))):
         try:
-            example = read_example(row, columns, Counter())
+            example = read_example(row, columns, counts)
             texts = texts_of(row.get(completion), completion)
             rewards = _rewards(row.get(verdict) if verdict else None, len(texts), verdict)
         except UserError as error:
@@ -94,8 +102,10 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         ]
     if not samples:
         raise UserError(f"{path} holds no completion; check its column {completion}")
-    notes = [f"{without} rows without a completion left out"] if without else []
-    return Completions(path.stem, path, samples, verdict and f"column {verdict}", notes)
+    notes = [f"{what}: {count}" for what, count in counts.items()]
+    if without:
+        notes.append(f"{without} rows without a completion left out")
+    return Completions(split_name(path)[0], path, samples, verdict and f"column {verdict}", notes)
 
 
 def texts_of(cell: Any, column: str) -> list[str]:
@@ -109,6 +119,8 @@ def texts_of(cell: Any, column: str) -> list[str]:
         return [cell]
     if isinstance(cell, list) and all(isinstance(item, dict) for item in cell) and cell:
         content = cell[-1].get("content")
+        if content is None and "content" in cell[-1]:  # thoughts alone, in a key of their own
+            return [""]
         if isinstance(content, str):
             return [content]
     elif isinstance(cell, list):
@@ -127,7 +139,8 @@ def reward_of(value: Any, column: str | None) -> float | None:
     if word in TRUE or word in FALSE:
         return float(word in TRUE)
     try:
-        return float(word)
+        number = float(word)
+        return None if math.isnan(number) else number
     except ValueError:
         shown = json.dumps(value, default=str)[:40]
         raise UserError(f"column {column} holds {shown}, which is no verdict") from None

@@ -1,0 +1,233 @@
+"""Files of TRL and verl, as these write them, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from castctl.shards.stage import StepFolder
+from conftest import Cli
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def jsonl(name: str, rows: Rows) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def parquet(name: str, rows: Rows) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), name)
+    return name
+
+
+def rescored(castctl: Cli, source: str) -> dict[str, Any]:
+    """What `castctl eval --rescore` says of a source that is one evaluation, with its rollouts."""
+    done = castctl("eval", "--rescore", source, "--json", "--set", "verifier.workers=1")
+    [part] = json.loads(done.stdout)["parts"]
+    rollouts = StepFolder(Path(part["path"])).table("rollouts")
+    names = ("problem", "answer", "completion")
+    part["rows"] = [tuple(row[name] for name in names) for row in rollouts.to_pylist()]
+    part["moved"] = {(move["old"], move["new"]): move["count"] for move in part["moves"]}
+    return part
+
+
+def prompts(castctl: Cli, path: str) -> list[tuple[str, str | None, str | None]]:
+    """Problem, answer and solution of the prompts that `castctl rollout` reads from a file."""
+    few = ("--set", "sampling.n=1", "--max-tokens", "4", "--set", "train.prompts_per_step=1")
+    castctl("rollout", "--data", path, "--run", "r", *few)
+    rows = pq.read_table("runs/r/prompts/part-00000.parquet").to_pylist()
+    return [(row["problem"], row["answer"], row["solution"]) for row in rows]
+
+
+def evaluated(castctl: Cli, path: str) -> list[tuple[str, str]]:
+    """Problem and answer of what `castctl eval` asks of a file."""
+    castctl("eval", path, "--model", "embedded", "--run", "e", "-k", "1", "--max-tokens", "4")
+    [folder] = Path("runs/e/eval").glob("*/step-00000")
+    rows = StepFolder(folder).table("rollouts").to_pylist()
+    return [(row["problem"], row["answer"]) for row in rows]
+
+
+USER = {"role": "user", "content": "1 + 1 = ?"}
+
+
+# Answers after GSM8K's mark
+
+GOLDS = {
+    "1,234": ("1234", "234"),
+    "$18": ("18", "8"),
+    "$1,234.50": ("1234.5", "234.5"),
+    "18%": (r"18\%", "19"),
+    "3/4": (r"\frac{3}{4}", "3"),
+    "18.": ("18", "19"),
+    "18 dollars": ("18", "19"),
+    "1,234 dollars": ("1234", "234"),
+    "+5": ("5", "-5"),
+    "2:30": ("2:30", "2:31"),
+    "yes": ("yes", "no"),
+    r"$\boxed{18}$": ("18", "19"),
+    "1, 2": ("1, 2", "12"),
+    "(1,234)": ("(1, 234)", "1234"),
+}
+
+
+def test_whatever_line_follows_the_last_mark_is_the_answer(castctl: Cli) -> None:
+    rows = [
+        {"question": gold, "answer": f"#### Steps\nSome <<1+1=2>>2.\n#### {gold}\n",
+         "response": f"\\boxed{{{text}}}", "correct": correct}
+        for gold, texts in GOLDS.items() for text, correct in zip(texts, (1, 0), strict=True)
+    ]  # fmt: skip
+    part = rescored(castctl, jsonl("golds.jsonl", rows))
+    assert not part["changes"]
+    assert part["moved"] == {("correct", "correct"): len(GOLDS), ("wrong", "wrong"): len(GOLDS)}
+
+
+def test_headings_of_markdown_are_no_answers(castctl: Cli) -> None:
+    rows = [
+        {"problem": "a", "solution": "#### Solution\nIt is \\boxed{1}."},
+        {"problem": "b", "solution": "It is \\boxed{2}.\n\n#### Checked"},
+        {"problem": "c", "solution": "##### 7\nIt is \\boxed{3}.\n##### 8"},
+        {"problem": "d", "solution": "#### Steps\nFour.\n#### 4"},
+    ]
+    assert prompts(castctl, jsonl("headings.jsonl", rows)) == [
+        ("a", "1", rows[0]["solution"]),
+        ("b", "2", rows[1]["solution"]),
+        ("c", "3", rows[2]["solution"]),
+        ("d", "4", "#### Steps\nFour."),
+    ]
+
+
+# TRL
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+def test_trls_prompt_and_solution(castctl: Cli, write: Any) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    rows: Rows = [
+        {"prompt": [system, USER], "solution": r"We add: \boxed{2}."},
+        {"prompt": [{"role": "user", "content": "1 + 2 = ?"}], "solution": r"$\frac{6}{2}$"},
+        {"prompt": [{"role": "user", "content": "1 + 3 = ?"}], "solution": "4"},
+        {"prompt": [{"role": "user", "content": "1 + 4 = ?"}], "solution": "1 + 4 = 5."},
+        {"prompt": [{"role": "user", "content": "1 + 5 = ?"}],
+         "solution": "One has to count five on from one and gets six then."},
+    ]  # fmt: skip
+    kept = [
+        ("1 + 1 = ?", "2", r"We add: \boxed{2}."),
+        ("1 + 2 = ?", r"$\frac{6}{2}$", None),
+        ("1 + 3 = ?", "4", None),
+    ]
+    suffix = "parquet" if write is parquet else "jsonl"
+    assert prompts(castctl, write(f"trl.{suffix}", rows)) == kept
+    assert evaluated(castctl, write(f"gold.{suffix}", rows[:3])) == [row[:2] for row in kept]
+    # Of a sum that is worked out and of a sentence every answer would be wrong without a word.
+    said = castctl("eval", f"trl.{suffix}", "--model", "embedded", code=2).stderr
+    assert "2 problems cannot be posed (no answer)" in " ".join(said.split())
+    assert "solutions of one line taken for the answer, in want of another: 2" in said
+
+
+def test_trls_prompts_that_are_text(castctl: Cli) -> None:
+    rows: Rows = [{"prompt": "1 + 1 = ?", "solution": "2"}]
+    assert prompts(castctl, jsonl("trl.jsonl", rows)) == [("1 + 1 = ?", "2", None)]
+
+
+def trl_log(prompt: Any, completion: Any, reward: float | None, **extra: Any) -> dict[str, Any]:
+    """A row of `completions_00010.parquet`."""
+    return {"step": 10, "prompt": prompt, "completion": completion, "accuracy_reward": reward,
+            "think_format_reward": 0.0, **extra, "advantage": 0.5}  # fmt: skip
+
+
+def test_trls_logged_completions(castctl: Cli) -> None:
+    def said(text: str) -> Rows:
+        return [{"role": "assistant", "content": text}]
+
+    gold = {"answer_parsed": "[2]", "gold_parsed": "[2]", "solution": r"Add: \boxed{2}"}
+    rows = [
+        trl_log([USER], said(r"\boxed{2}"), 1.0, **gold),
+        trl_log([USER], said(r"\boxed{3}"), 0.0, **gold),
+        trl_log([USER], said(r"\boxed{2}"), 0.0, **gold),
+        trl_log([USER], said(r"\boxed{2}"), float("nan"), **gold),
+        trl_log([USER], said(None), 0.0, **gold),  # type: ignore[arg-type]
+    ]
+    part = rescored(castctl, parquet("completions_00010.parquet", rows))
+    assert part["old_grader"] == "column accuracy_reward"
+    assert part["moved"] == {
+        ("correct", "correct"): 1, ("wrong", "wrong"): 1, ("wrong", "correct"): 1,
+        (None, "correct"): 1, ("wrong", "no_answer"): 1,
+    }  # fmt: skip
+    assert part["rows"][0] == ("1 + 1 = ?", "2", r"\boxed{2}")
+    assert part["before"]["mean"] == pytest.approx(1 / 4)
+    assert part["after"]["mean"] == pytest.approx(2 / 4)
+
+
+def test_trls_older_log_holds_rendered_prompts_and_often_no_answer(castctl: Cli) -> None:
+    prompt = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 1 = ?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    log = trl_log(prompt, r"\boxed{2}", 1.0)
+    said = castctl("eval", "--rescore", parquet("old.parquet", [log]), code=2).stderr
+    assert "no column of answers, which TRL writes with log_extra" in " ".join(said.split())
+    part = rescored(castctl, parquet("new.parquet", [log | {"solution": "2"}]))
+    assert part["rows"] == [("1 + 1 = ?", "2", r"\boxed{2}")]
+
+
+# verl
+
+RENDERED = {
+    "Qwen": "system\nYou help.\nuser\n{}\nassistant\n",
+    "Qwen thinking": "user\n{}\nassistant\n<think>\n\n</think>\n\n",
+    "Llama": "system\n\nToday Date: 26 Jul 2024\n\nuser\n\n{}assistant\n\n",
+    "Gemma": "user\n{}\nmodel\n",
+    "none": "{}",
+}
+
+
+def dump(text: str, output: str, gts: Any, score: float, **extra: Any) -> dict[str, Any]:
+    """A line of `10.jsonl`, as `_dump_generations` writes it."""
+    return {"input": text, "output": output, "gts": gts, "score": score, "step": 10, **extra}
+
+
+def test_verls_dumped_generations(castctl: Cli) -> None:
+    rows = []
+    for number, template in enumerate(RENDERED.values()):
+        text = template.format(f"{number} + 1 = ?\nAsk the user\nor a model.")
+        for answer in (number + 1, number + 2):
+            right = answer == number + 1
+            # A reward with a penalty is no verdict, and what was found is no reference answer.
+            rows.append(dump(text, f"\\boxed{{{answer}}}", [str(number + 1)] if number else "1",
+                             -1.0 + right, acc=right, pred=str(answer), answer="9"))  # fmt: skip
+    part = rescored(castctl, jsonl("10.jsonl", rows))
+    assert part["old_grader"] == "column acc" and not part["changes"]
+    assert part["moved"] == {("correct", "correct"): 5, ("wrong", "wrong"): 5}
+    asked = [(f"{n} + 1 = ?\nAsk the user\nor a model.", str(n + 1)) for n in range(5)]
+    assert [row[:2] for row in part["rows"]][::2] == asked
+    assert "chat templates taken off the problem: 8" in part["notes"]
+    assert evaluated(castctl, "10.jsonl") == asked
+    assert [row[:2] for row in prompts(castctl, "10.jsonl")] == asked
+
+
+def test_verls_generations_without_reference_answers_are_told(castctl: Cli) -> None:
+    rows = [dump("1 + 1 = ?", r"\boxed{2}", None, 1.0)]
+    said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr
+    assert "the row has no answer" in " ".join(said.split())
+    for row in rows:
+        del row["gts"]
+    said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr
+    assert "no column of answers" in said and "input, output, score, step" in " ".join(said.split())
+
+
+def test_a_rendered_conversation_of_several_turns_is_refused(castctl: Cli) -> None:
+    text = "user\n1 + 1 = ?\nassistant\n2\nuser\n2 + 1 = ?\nassistant\n"
+    rows = [dump("1 + 1 = ?", "2", "2", 1.0), dump(text, "3", "3", 1.0)]
+    said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr
+    assert "row 1 counted from 0" in said and "several turns" in " ".join(said.split())
