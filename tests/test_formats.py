@@ -1,8 +1,10 @@
-"""Files of TRL and verl, as these write them, through the command line."""
+"""Files of TRL, verl and lm-evaluation-harness, as these write them, through the command line."""
 
 from __future__ import annotations
 
+import gzip
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,80 @@ def test_a_rendered_conversation_of_several_turns_is_refused(castctl: Cli) -> No
     rows = [dump("1 + 1 = ?", "2", "2", 1.0), dump(text, "3", "3", 1.0)]
     said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr
     assert "row 1 counted from 0" in said and "several turns" in " ".join(said.split())
+
+
+# lm-evaluation-harness
+
+
+def sample(doc_id: int, response: str, right: float, **others: Any) -> dict[str, Any]:
+    """A document of a sample file without filters, as the first versions 0.4 wrote it."""
+    target = f"steps <<1+1=2>>2\n#### {doc_id}"
+    question = f"Question {doc_id}?"
+    return {"doc_id": doc_id, "doc": {"question": question, "answer": target}, "target": target,
+            "arguments": [[f"Q: {question}\nA:", {"until": ["Q:"]}]], "resps": [[response]],
+            "filtered_resps": [response[-3:]], "exact_match": right, **others}  # fmt: skip
+
+
+def test_an_indented_array_of_two_filters_without_their_names(castctl: Cli) -> None:
+    strict = [sample(1, r"\boxed{1}", 0.0), sample(2, r"\boxed{3}", 0.0)]
+    flexible = [sample(1, r"\boxed{1}", 1.0), sample(2, r"\boxed{3}", 0.0)]
+    name = "pretrained__org__model_gsm8k.jsonl"
+    Path("out").mkdir()
+    Path("out", name).write_text(json.dumps(strict + flexible, indent=2))
+    Path("out/results.json").write_text(json.dumps({"results": {}}, indent=2))
+    for source in (f"out/{name}", "out"):
+        part = rescored(castctl, source)
+        assert part["moved"] == {("correct", "correct"): 1, ("wrong", "wrong"): 1}
+        assert part["samples"] == [1, 1] and [row[1] for row in part["rows"]] == ["1", "2"]
+        assert "filters 1 without a name, 2 without a name read the same" in part["notes"][0]
+
+
+@pytest.mark.parametrize("name", [None, "none"])
+def test_lines_of_a_document_with_other_responses_are_all_graded(
+    castctl: Cli, name: str | None
+) -> None:
+    named = {"filter": name} if name else {}
+    lines = [
+        sample(doc_id, f"\\boxed{{{text}}}", right, **named)
+        for doc_id, text, right in ((1, 1, 1.0), (2, 2, 1.0), (1, 9, 0.0), (2, 2, 1.0), (3, 4, 0.0))
+    ]
+    part = rescored(castctl, jsonl("samples_x_2026.jsonl", lines))
+    assert part["completions"] == 5 and part["samples"] == [1, 2]
+    assert part["moved"] == {("correct", "correct"): 3, ("wrong", "wrong"): 2}
+    assert part["before"]["mean"] == part["after"]["mean"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+def test_documents_of_two_tasks_with_one_number_are_two(castctl: Cli) -> None:
+    other = sample(1, r"\boxed{5}", 1.0, target="5", doc={"question": "2 + 3 = ?"})
+    part = rescored(castctl, jsonl("both.jsonl", [sample(1, r"\boxed{1}", 1.0), other]))
+    assert part["problems"] == part["completions"] == 2
+    assert part["moved"] == {("correct", "correct"): 2}
+
+
+def test_compressed_sample_files_of_a_folder(castctl: Cli) -> None:
+    Path("out").mkdir()
+    with gzip.open("out/samples_x_2026.jsonl.gz", "wt") as file:
+        file.write(json.dumps(sample(1, r"\boxed{1}", 1.0)) + "\n")
+    part = rescored(castctl, "out")
+    assert part["moved"] == {("correct", "correct"): 1}
+    assert Path(part["path"]).parent.name == "samples_x_2026"
+
+
+# Compressed files
+
+
+def test_compressed_files_are_read_everywhere(castctl: Cli) -> None:
+    row = {"problem": "1 + 1 = ?", "answer": "2", "completion": r"\boxed{2}"}
+    with gzip.open("sums.json.gz", "wb") as file:
+        file.write(BOM_UTF8 + json.dumps([row], indent=2).encode())
+    with pa.output_stream("sums.csv.zst", compression="zstd") as stream:
+        stream.write(BOM_UTF8 + b"problem,answer\n1 + 1 = ?,2\n")
+    assert prompts(castctl, "sums.json.gz") == [("1 + 1 = ?", "2", None)]
+    assert evaluated(castctl, "sums.csv.zst") == [("1 + 1 = ?", "2")]
+    part = rescored(castctl, "sums.json.gz")
+    assert part["moved"] == {(None, "correct"): 1} and Path(part["path"]).parent.name == "sums"
+    whole = Path("sums.json.gz").read_bytes()
+    Path("sums.json.gz").write_bytes(whole[:-9])
+    for command in (("rollout", "--data"), ("eval",), ("eval", "--rescore")):
+        [*_, said] = castctl(*command, "sums.json.gz", code=2).stderr.splitlines()
+        assert "sums.json.gz cannot be read as .json.gz" in said and "mend the file" in said

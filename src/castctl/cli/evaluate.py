@@ -52,7 +52,7 @@ def evaluate(
             "--rescore",
             metavar="PATH",
             help="Grade stored completions again: an evaluation's folder, a JSONL or Parquet file "
-            "of problem, completion, answer, or lm-evaluation-harness samples.",
+            "of problem, completion, answer, or what TRL, verl or lm-evaluation-harness logged.",
         ),
     ] = None,
     k: opt.EvalSamplesOption = None,

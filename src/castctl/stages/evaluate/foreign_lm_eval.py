@@ -2,35 +2,41 @@
 
 One JSON object a line, for each document and filter: `doc_id`, `doc`, `target`, `arguments`,
 `resps` (for each request its responses), `filtered_resps`, `filter`, and a key for each metric
-(`lm_eval.loggers.EvaluationTracker.save_results_samples` of versions 0.4).
+(`lm_eval.loggers.EvaluationTracker.save_results_samples` of versions 0.4). The first of these
+versions wrote one indented array, named after the model, and no `filter`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from castctl.data.columns import PROBLEM, Columns, read_example
-from castctl.data.files import Row, read_file
+from castctl.data.files import SUFFIXES, Row, read_file, split_name
 from castctl.errors import UserError
 from castctl.stages.evaluate.foreign import Completions, Sample, reward_of, texts_of
 from castctl.verify.boxed import last_boxed
 
-PATTERN = "samples_*.jsonl"
+NAMED = "samples_"
 NEEDED = ("doc", "target", "resps")
 """Keys that tell such a file from another."""
+
+_REQUEST = ("doc_id", "doc", "target", "arguments", "resps")
+"""Keys that all lines of a request share, whatever the filter."""
 
 METRICS = ("exact_match", "math_verify", "acc")
 """Metrics that say whether an answer is right, the first one there counts."""
 
 
 @dataclass
-class _Document:
-    """A document's lines; filters read the same responses."""
+class _Requests:
+    """A document's requests with their responses, which one filter or several have read."""
 
     row: Row
     verdicts: dict[str, float] = field(default_factory=dict)
@@ -38,59 +44,82 @@ class _Document:
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """The sample files in a folder and those below it, by name."""
-    return sorted(path for path in folder.rglob(PATTERN) if path.is_file())
+    """The sample files in a folder and those below it, by name; where none has a name of today's,
+    those with their keys."""
+    files = sorted(path for path in folder.rglob("*.jsonl*") if split_name(path)[1] in SUFFIXES)
+    return [path for path in files if path.name.startswith(NAMED)] or [
+        path for path in files if is_sample_file(path)
+    ]
 
 
 def is_sample_file(path: Path) -> bool:
-    """Whether a file is one, by its name and its keys."""
-    return path.match(PATTERN) and set(NEEDED) <= set(read_file(path).columns)
+    """Whether a file is one, by its keys."""
+    return set(NEEDED) <= set(read_file(path).columns)
 
 
 def read_samples(path: Path) -> Completions:
-    """The responses in a sample file, each once, whatever the number of filters.
+    """The responses in a sample file, each once, whatever the number of filters; of a document's
+    lines with other responses, all.
 
     Raises `UserError` where the responses are no text, as of a task of multiple choice.
     """
-    documents: dict[str, _Document] = {}
-    metrics: set[str] = set()
-    for number, row in enumerate(read_file(path).read(())):
-        document = documents.setdefault(str(row.get("doc_id", number)), _Document(row))
-        metric = _metric(row)
-        if metric is not None:
-            reward = reward_of(row[metric], metric)
-            metrics.add(metric)
-            document.verdicts[str(row.get("filter"))] = reward or 0.0
-    if not documents:
+    rows = list(read_file(path).read(()))
+    if not rows:
         raise UserError(f"{path} is empty; run lm-evaluation-harness with --log_samples again")
+    found = _requests(rows)
     samples = []
-    for key, document in documents.items():
+    for requests in found:
         try:
-            samples += _samples(document)
+            samples += _samples(requests)
         except UserError as error:
-            raise UserError(f"{path}, doc_id {key}: {error}") from None
+            raise UserError(f"{path}, doc_id {requests.row.get('doc_id')}: {error}") from None
+    metrics = sorted({metric for metric in map(_metric, rows) if metric is not None})
     return Completions(
-        path.stem, path, samples, f"its {', '.join(sorted(metrics))}" if metrics else None,
-        list(_notes(documents.values())),
+        split_name(path)[0], path, samples, f"its {', '.join(metrics)}" if metrics else None,
+        list(_notes(found)),
     )  # fmt: skip
 
 
-def _samples(document: _Document) -> list[Sample]:
-    row = document.row
+def _requests(rows: list[Row]) -> list[_Requests]:
+    """The lines put together that differ in the filter alone.
+
+    Lines that are the same for one filter too are of responses that happen to be the same.
+    Without a `filter`, as many lines as all requests have in common are of as many filters.
+    """
+    keys = [json.dumps([row.get(name) for name in _REQUEST]) for row in rows]
+    unnamed = [key for key, row in zip(keys, rows, strict=True) if row.get("filter") is None]
+    filters = reduce(math.gcd, Counter(unnamed).values(), 0)
+    seen: Counter[tuple[str, str | None]] = Counter()
+    found: dict[tuple[str, int], _Requests] = {}
+    for key, row in zip(keys, rows, strict=True):
+        name = row.get("filter")
+        time = seen[key, name]
+        seen[key, name] += 1
+        if name is None:
+            time, number = divmod(time, filters)
+            name = f"{number + 1} without a name"
+        requests = found.setdefault((key, time), _Requests(row))
+        if (metric := _metric(row)) is not None:
+            requests.verdicts[name] = reward_of(row[metric], metric) or 0.0
+    return list(found.values())
+
+
+def _samples(requests: _Requests) -> list[Sample]:
+    row = requests.row
     problem, answer = _problem(row), _answer(row.get("target"))
-    requests = row["resps"]
-    if not isinstance(requests, list) or any(
+    resps = row["resps"]
+    if not isinstance(resps, list) or any(
         not isinstance(text, str)
-        for responses in requests
+        for responses in resps
         for text in (responses if isinstance(responses, list) else [responses])
     ):
         raise UserError(
             "resps holds no generated text, but likelihoods of given choices; take a task whose "
             "output_type is generate_until"
         )
-    texts = texts_of(requests, "resps")
+    texts = texts_of(resps, "resps")
     # A metric is the document's: only of one response does it say whether that one is right.
-    own = max(document.verdicts.values(), default=None) if len(texts) == 1 else None
+    own = max(requests.verdicts.values(), default=None) if len(texts) == 1 else None
     return [Sample(problem, answer, text, own) for text in texts]
 
 
@@ -136,8 +165,8 @@ def _answer(target: Any) -> str | None:
     return read_example(row, Columns("problem", "answer", None), Counter()).answer
 
 
-def _notes(documents: Iterable[_Document]) -> Iterable[str]:
-    filters = sorted({name for document in documents for name in document.verdicts})
+def _notes(found: Iterable[_Requests]) -> Iterable[str]:
+    filters = sorted({name for requests in found for name in requests.verdicts})
     if len(filters) > 1:
         yield (
             f"filters {', '.join(filters)} read the same responses: each is graded once, and was "

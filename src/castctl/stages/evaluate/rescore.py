@@ -184,7 +184,7 @@ def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
     files = sample_files(source)
     if not files:
         raise UserError(
-            f"{source} holds no rollouts, no eval/TASK/step-NNNNN and no samples_*.jsonl; name an "
+            f"{source} holds no rollouts, no eval/TASK/step-NNNNN and no samples; name an "
             "evaluation's folder, a run, or a file of completions"
         )
     return _own_names([read_samples(file) for file in files])
