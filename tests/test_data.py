@@ -23,7 +23,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castctl.data.benchmarks import BENCHMARKS, resolve, task_source
-from castctl.data.columns import ANSWER, PROBLEM, SOLUTION, Columns, Example, read_example
+from castctl.data.columns import (
+    ANSWER,
+    PROBLEM,
+    RENDERED,
+    SOLUTION,
+    SYSTEM_MESSAGES,
+    Columns,
+    Example,
+    read_example,
+)  # fmt: skip
 from castctl.data.prompts import Prompts, load_prompts, prompt_id, require_answers
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -313,6 +322,45 @@ def test_system_messages_are_left_out_and_counted(tmp_path: Path) -> None:
     prompts = load(jsonl(tmp_path, [{"prompt": prompt}, {"prompt": prompt[1:]}]))
     assert prompts.table["problem"].to_pylist() == ["1+1?"]
     assert "system messages left out (data.system_prompt sets one): 1" in prompts.notes
+
+
+CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
+LLAMA = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    "rendered",
+    [
+        "user\n{}\nassistant\n",
+        "system\nHelp the\nuser.\nuser\n{}\nassistant\n<think>\n",
+        CHATML.format("system", "Help.") + CHATML.format("user", "{}") + "<|im_start|>assistant\n",
+        "<|begin_of_text|>" + LLAMA.format("system", "\nHelp.") + LLAMA.format("user", "{}")
+        + "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "system\n\nHelp the user.user\n\n{}assistant\n\n",
+        "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+        "<\uff5cbegin▁of▁sentence\uff5c>Help.<\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c><think>\n",
+        "<\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c>",
+    ],
+)  # fmt: skip
+def test_of_a_rendered_prompt_the_users_message_is_the_problem(
+    tmp_path: Path, rendered: str
+) -> None:
+    problem = "The user asks\nan assistant\n\nfor a model."
+    rows = [{"input": rendered.format(DAPO.format(problem))}]
+    prompts = load(jsonl(tmp_path, rows))
+    assert prompts.table["problem"].to_pylist() == [problem]
+    assert RENDERED + ": 1" in prompts.notes
+    assert (SYSTEM_MESSAGES + ": 1" in prompts.notes) == ("elp" in rendered)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["user\nWhich is the best model", "Ask the user\nassistant", "user\nassistants\nmodels",
+     "<|im_start|>", "<\uff5cUser\uff5c>1+1?"],
+)  # fmt: skip
+def test_what_only_resembles_a_rendered_prompt_is_kept(tmp_path: Path, text: str) -> None:
+    prompts = load(jsonl(tmp_path, [{"input": text}]))
+    assert prompts.table["problem"].to_pylist() == [text] and not prompts.notes
 
 
 @pytest.mark.parametrize(

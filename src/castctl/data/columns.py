@@ -45,7 +45,7 @@ _DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 _GSM8K_MARK = "####"
 _GSM8K_NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+")
-_THOUSANDS = re.compile(r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+_THOUSANDS = re.compile(r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _SUM_WORKED_OUT = re.compile(r"[0-9]\s*[-+*/]\s*[0-9][^=]*=")
 
@@ -59,7 +59,12 @@ _CONVERSATION = re.compile(
     r"(?:\n(?:assistant|model)|assistant)(?:\s*<think>\s*(?:</think>)?)?",
     re.DOTALL,
 )
-_ANOTHER_TURN = re.compile(r"^(?:assistant|model)$", re.MULTILINE)
+_DEEPSEEK = re.compile(
+    r"(?:<\uff5cbegin▁of▁sentence\uff5c>)*(?P<system>.+?)?"
+    r"<\uff5cUser\uff5c>(?P<user>.*?)<\uff5cAssistant\uff5c>(?:<think>)?",
+    re.DOTALL,
+)
+_ANOTHER_TURN = re.compile(r"^(?:assistant|model)$|<\uff5cAssistant\uff5c>", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,8 @@ def _user_message(messages: list[Any], column: str, counts: Counter[str]) -> str
 
 def _unrendered(text: str, column: str, counts: Counter[str]) -> str:
     """The user's message, where the text is a conversation as a chat template writes it."""
-    conversation = _CONVERSATION.fullmatch(_TOKENS.sub("", text).strip())
+    plain = _TOKENS.sub("", text).strip()
+    conversation = _CONVERSATION.fullmatch(plain) or _DEEPSEEK.fullmatch(plain)
     if conversation is None:
         return text
     if _ANOTHER_TURN.search(conversation["user"]):

@@ -86,7 +86,7 @@ def _requests(rows: list[Row]) -> list[_Requests]:
     Lines that are the same for one filter too are of responses that happen to be the same.
     Without a `filter`, as many lines as all requests have in common are of as many filters.
     """
-    keys = [json.dumps([row.get(name) for name in _REQUEST]) for row in rows]
+    keys = [json.dumps([row.get(name) for name in _REQUEST], default=str) for row in rows]
     unnamed = [key for key, row in zip(keys, rows, strict=True) if row.get("filter") is None]
     filters = reduce(math.gcd, Counter(unnamed).values(), 0)
     seen: Counter[tuple[str, str | None]] = Counter()
