@@ -222,7 +222,10 @@ def test_verls_dumped_generations(castctl: Cli) -> None:
 def test_verls_generations_without_reference_answers_are_told(castctl: Cli) -> None:
     rows = [dump("1 + 1 = ?", r"\boxed{2}", None, 1.0)]
     said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr
-    assert "the row has no answer" in " ".join(said.split())
+    assert "10.jsonl: no answer in any row" in " ".join(said.split())
+    part = rescored(castctl, jsonl("10.jsonl", [*rows, dump("2 + 1 = ?", "3", "3", 1.0)]))
+    assert part["moved"] == {("correct", "no_answer"): 1}
+    assert "1 completions of problems without an answer left out" in part["notes"]
     for row in rows:
         del row["gts"]
     said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr

@@ -151,6 +151,8 @@ def _foreign(
     source: Path, recipe: Recipe, pool: CheckPool, progress: Progress, name: str | None
 ) -> Rescored:
     read = _read_foreign(source, recipe)
+    if recipe.verifier.function is None:
+        read = [_answered(each) for each in read]
     run = create_run(recipe, name, "rescore")
     run.record(rescored=str(source))
     with discarded_if_empty(run):
@@ -188,6 +190,17 @@ def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
             "evaluation's folder, a run, or a file of completions"
         )
     return _own_names([read_samples(file) for file in files])
+
+
+def _answered(made: Completions) -> Completions:
+    """Without the completions for which there is nothing to compare with."""
+    samples = [sample for sample in made.samples if sample.answer is not None]
+    without = len(made.samples) - len(samples)
+    if not samples:
+        raise UserError(f"{made.path}: no answer in any row to judge its completions by; write "
+                        "each problem's reference answer beside them")  # fmt: skip
+    note = [f"{without} completions of problems without an answer left out"] if without else []
+    return replace(made, samples=samples, notes=[*made.notes, *note])
 
 
 def _own_names(read: list[Completions]) -> list[Completions]:
