@@ -219,6 +219,16 @@ def test_verls_dumped_generations(castctl: Cli) -> None:
     assert [row[:2] for row in prompts(castctl, "10.jsonl")] == asked
 
 
+def test_scores_of_another_scale_count_as_right_or_wrong(castctl: Cli) -> None:
+    rows = [dump("1 + 1 = ?", f"\\boxed{{{n}}}", "2", score) for n, score in ((2, 1.0), (3, -1.0))]
+    part = rescored(castctl, jsonl("10.jsonl", rows))
+    assert part["before"]["mean"] == part["after"]["mean"] == 0.5 and not part["changes"]
+    assert (
+        "the old rewards go from -1 to 1: each counts as right, from 1 on, or wrong"
+        in (part["notes"])
+    )
+
+
 def test_verls_generations_without_reference_answers_are_told(castctl: Cli) -> None:
     rows = [dump("1 + 1 = ?", r"\boxed{2}", None, 1.0)]
     said = castctl("eval", "--rescore", jsonl("10.jsonl", rows), code=2).stderr

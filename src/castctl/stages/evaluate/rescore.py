@@ -165,18 +165,37 @@ def _graded(
 ) -> Regraded:
     numbered_samples = list(numbered(completions.samples))
     samples = [sample for _, _, sample in numbered_samples]
+    old_rewards, scale = _on_our_scale([s.reward for s in samples], recipe.verifier)
     stored = Stored(
         keys=[(key, number) for key, number, _ in numbered_samples],
         rows=[Row(s.problem, s.completion, s.answer, s.finish_reason) for s in samples],
         old=[_verdict(s.reward, recipe.verifier) for s in samples],
-        old_rewards=[s.reward for s in samples],
+        old_rewards=old_rewards,
         grader=completions.grader,
         verdicts_differ=False,
     )
     judged = _judge(stored.rows, recipe, pool, progress)
     folder = run.eval_folder(completions.name, 0)
     notes = write_evaluation(folder, completions, stored, judged, recipe, pool)
-    return _compared(folder.path, stored, judged, recipe, True, [*completions.notes, *notes])
+    return _compared(
+        folder.path, stored, judged, recipe, True, [*completions.notes, *scale, *notes]
+    )
+
+
+def _on_our_scale(
+    rewards: list[float | None], settings: VerifierSettings
+) -> tuple[list[float | None], list[str]]:
+    """A maker's rewards, as right or wrong where they are no shares of the credit (-1 and 1 are
+    verl's of DAPO), since their mean is compared with ours; and what to say of that."""
+    known = [reward for reward in rewards if reward is not None]
+    if all(0 <= reward <= 1 for reward in known):
+        return rewards, []
+    verdicts = [None if r is None else float(reward_verdict(r, settings) == "correct")
+                for r in rewards]  # fmt: skip
+    return verdicts, [
+        f"the old rewards go from {min(known):g} to {max(known):g}: each counts as right, from "
+        f"{settings.correct_from:g} on, or wrong"
+    ]
 
 
 def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
