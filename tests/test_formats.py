@@ -290,6 +290,14 @@ def test_lines_of_a_document_with_other_responses_are_all_graded(
     assert part["before"]["mean"] == part["after"]["mean"] == pytest.approx((1 / 2 + 1 + 0) / 3)
 
 
+def test_two_samples_of_every_document_are_not_taken_for_two_filters(castctl: Cli) -> None:
+    lines = [sample(doc_id, f"\\boxed{{{doc_id + off}}}", 1.0 - off)
+             for off in (0, 1) for doc_id in (1, 2)]  # fmt: skip
+    part = rescored(castctl, jsonl("samples_x_2026.jsonl", lines))
+    assert part["moved"] == {("correct", "correct"): 2, ("wrong", "wrong"): 2}
+    assert not part["notes"]
+
+
 def test_documents_of_two_tasks_with_one_number_are_two(castctl: Cli) -> None:
     other = sample(1, r"\boxed{5}", 1.0, target="5", doc={"question": "2 + 3 = ?"})
     part = rescored(castctl, jsonl("both.jsonl", [sample(1, r"\boxed{1}", 1.0), other]))
