@@ -14,11 +14,13 @@ from castctl.data.files import read_file
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
+from castctl.verify.visible import OPENED, opens_thoughts
 
 COMPLETION = (
     "completion", "completions", "response", "responses", "output", "outputs", "generation",
     "generations", "model_output", "prediction",
 )  # fmt: skip
+PROMPT = ("prompt",)
 VERDICT = ("reward", "correct", "is_correct", "score", "acc", "accuracy")
 FINISH = ("finish_reason",)
 """Usual names of columns, tried in this order, in any case."""
@@ -73,13 +75,15 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         needs = f"such as {COMPLETION[0]}" if completion is None else "named by data.answer_column"
         raise UserError(f"{path} has {lacks}, {needs}; its columns: {', '.join(rows.columns)}")
     verdict, finish = _find(rows.columns, VERDICT), _find(rows.columns, FINISH)
-    wanted = [*columns.names, *filter(None, (completion, verdict, finish))]
+    prompt = _find(rows.columns, PROMPT)
+    wanted = [*columns.names, *filter(None, (completion, verdict, finish, prompt))]
     samples: list[Sample] = []
     without = 0
     for number, row in enumerate(rows.read(dict.fromkeys(wanted))):
         try:
             example = read_example(row, columns, Counter())
             texts = texts_of(row.get(completion), completion)
+            texts = after(row.get(prompt) if prompt else None, texts)
             rewards = _rewards(row.get(verdict) if verdict else None, len(texts), verdict)
         except UserError as error:
             raise UserError(f"{path}, row {number} counted from 0: {error}") from None
@@ -114,6 +118,12 @@ def texts_of(cell: Any, column: str) -> list[str]:
     elif isinstance(cell, list):
         return [text for item in cell for text in texts_of(item, column)]
     raise UserError(f"column {column} holds neither text nor messages nor a list of them")
+
+
+def after(prompt: Any, texts: list[str]) -> list[str]:
+    """The completions of a prompt, each after the `<think>` that a prompt of text ends with."""
+    opened = OPENED if isinstance(prompt, str) and opens_thoughts(prompt) else ""
+    return [opened + text for text in texts]
 
 
 def reward_of(value: Any, column: str | None) -> float | None:
