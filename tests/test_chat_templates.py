@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from castctl import embedded
 from castctl.embedded.model import CHAT_TEMPLATE
+from castctl.models.loading import load_tokenizer
+from castctl.recipe.recipe import ModelSettings
 from castctl.runs.run import open_run
 from conftest import Cli
 
@@ -46,3 +49,78 @@ def test_a_box_in_thoughts_that_the_template_opened_earns_nothing(castctl: Cli) 
     castctl("score", "--run", "trained", "--model", name)
     rewards = open_run("trained").step(0).table("rewards")
     assert set(rewards["verdict"].to_pylist()) <= {"no_answer", "truncated"}
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi!"},
+    {"role": "assistant", "content": "Hello."},
+]
+TOLD = "<|im_start|>{}\n{}<|im_end|>\n"
+BEFORE = "".join(TOLD.format(turn["role"], turn["content"]) for turn in TALK)
+
+
+def talks() -> str:
+    """A file of two conversations and a problem alone."""
+    rows = [
+        {"prompt": [*TALK, {"role": "user", "content": "2+2?"}], "answer": "4"},
+        {"prompt": [*TALK[1:], {"role": "user", "content": "2+2?"}], "answer": "4"},
+        {"prompt": "2+2?", "answer": "4"},
+    ]
+    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "talks.jsonl"
+
+
+def prompts_in(table: pa.Table, column: str) -> set[str]:
+    tokenizer = load_tokenizer(embedded.ensure().model, ModelSettings())
+    return {tokenizer.decode(ids) for ids in table[column].to_pylist()}
+
+
+def test_student_teacher_and_evaluation_are_asked_the_whole_conversation(castctl: Cli) -> None:
+    few = ("--set", "train.steps=1", "--set", "sampling.n=2", "--set", "sampling.max_tokens=4",
+           "--set", "data.prompt_template={{ problem }}",
+           "--set", "data.teacher_template={{ prompt }} It is {{ answer }}.")  # fmt: skip
+    castctl("rollout", "--method", "rlsd", "--data", talks(), "--run", "r", *few)
+    castctl("score", "--run", "r")
+    step = open_run("r").step(0)
+    rollouts, signals = step.table("rollouts"), step.table("signals")
+    before = {BEFORE, BEFORE.removeprefix(TOLD.format("system", "Be brief.")), ""}
+
+    def asked(text: str) -> set[str]:
+        return {b + TOLD.format("user", text) + "<|im_start|>assistant\n" for b in before}
+
+    assert prompts_in(rollouts, "prompt_token_ids") == asked("2+2?")
+    assert prompts_in(signals, "teacher_prompt_token_ids") == asked("2+2? It is 4.")
+    castctl("eval", "--data", "talks.jsonl", "-k", "2", "--max-tokens", "4", "--run", "r")
+    evaluated = next(Path("runs/r/eval").glob("talks*/step-00000/rollouts"))
+    assert prompts_in(pq.read_table(evaluated), "prompt_token_ids") == asked("2+2?")
+
+
+def test_conversations_need_a_template_that_holds_them(castctl: Cli) -> None:
+    drops = CHAT_TEMPLATE.replace("for message in messages", "for message in messages[-1:]")
+    for arguments, words in (
+        (("--model", model(drops)), "leaves out, moves or changes the system message"),
+        (("--set", "data.chat=false"), "set data.chat=true"),
+    ):
+        done = castctl("rollout", "--data", talks(), *arguments, code=2)
+        assert words in done.stderr.splitlines()[-1]
+
+
+DATED = "{{- 'Today: ' + strftime_now('%Y-%m-%d') }}" + CHAT_TEMPLATE
+
+
+def test_the_date_of_a_prompt_is_recorded_and_told(castctl: Cli) -> None:
+    name, few = model(DATED), ("--limit", "2", "-k", "2", "--max-tokens", "4")
+    castctl("eval", "--model", name, *few, "--run", "one")
+    castctl("eval", "--model", name, *few, "--set", "data.date=2025-06-07", "--run", "other")
+    castctl("eval", "--model", "embedded", *few, "--run", "none")
+    files = {run: next(Path("runs", run).glob("eval/*/*/results.json")) for run in
+             ("one", "other", "none")}  # fmt: skip
+    dates = [json.loads(file.read_text())["date"] for file in files.values()]
+    assert dates == ["2026-01-01", "2025-06-07", None]
+    assert "date: '2026-01-01'" in Path("runs/one/recipe.yaml").read_text()
+    ids = pq.read_table(files["other"].parent / "rollouts")["prompt_token_ids"][0].as_py()
+    tokenizer = load_tokenizer(embedded.ensure().model, ModelSettings())
+    assert tokenizer.decode(ids).startswith("Today: 2025-06-07<|im_start|>user")
+    said = " ".join(castctl("compare", "runs/one", "runs/other").stdout.split())
+    assert "date in the prompt: one 2026-01-01, other 2025-06-07" in said

@@ -61,6 +61,7 @@ def rollouts(**changes: Any) -> pa.Table:
         "completion": ["two", "", "\\boxed{2}\n"],
         "sampler_logprobs": [[-0.5, float("nan")], [], None],
         "finish_reason": ["stop", "length", "stop"],
+        "earlier": [[{"role": "system", "content": "naïve"}], [], None],
     }
     return pa.table({**columns, **changes})
 
@@ -200,7 +201,7 @@ ids = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), pa.array(fl
 table = pa.table({
     "prompt_id": ["new"], "sample": [0], "problem": [""], "answer": ["2"], "solution": [""],
     "prompt_token_ids": ids, "completion_token_ids": ids, "completion": [""],
-    "sampler_logprobs": pa.nulls(1), "finish_reason": ["stop"],
+    "sampler_logprobs": pa.nulls(1), "finish_reason": ["stop"], "earlier": pa.nulls(1),
 })
 print("ready", flush=True)
 while True:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from castctl.data.conversation import Earlier, Message
 from castctl.data.files import Row
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -31,7 +32,7 @@ ANSWER = (
 SOLUTION = ("solution", "rationale", "reasoning", "extra_info.answer")
 
 WRAPPERS = "answer-line instructions stripped from the problem"
-SYSTEM_MESSAGES = "system messages left out (data.system_prompt sets one)"
+ROLES = ("system", "user", "assistant")
 
 # DAPO-Math-17k asks for an answer line; castctl's own template asks for a box.
 _DAPO_BEFORE = (
@@ -67,6 +68,8 @@ class Example:
     problem: str
     answer: str | None
     solution: str | None
+    earlier: Earlier = ()
+    """The messages before the problem, where the data has a conversation."""
 
 
 def find_columns(available: Collection[str], data: DataSettings) -> Columns:
@@ -97,8 +100,7 @@ def find_columns(available: Collection[str], data: DataSettings) -> Columns:
 def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
     """Read one row; `counts` takes the number of times each thing was done to a row.
 
-    - A list of messages must hold one user message, which is the problem; system
-      messages are left out.
+    - A list of messages is a conversation whose last message, a user's, is the problem.
     - Numbers become text as they are: `18`, `2.0`. A list of several answers becomes one
       answer, joined by commas, which a verifier reads as a set.
     - GSM8K's raw form, `reasoning #### 1,234`, is split; the number loses its commas and
@@ -109,7 +111,8 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
 
     Raises UserError, without the place, for a cell of another kind.
     """
-    problem = _problem(_cell(row, columns.problem), columns.problem, counts)
+    said, earlier = _conversation(_cell(row, columns.problem), columns.problem)
+    problem = _problem(said, columns.problem, counts)
     context = _text(_cell(row, columns.context), columns.context)
     if problem and context:
         problem = f"{context}\n\n{problem}"
@@ -123,7 +126,7 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
         answer = answer or raw[1]
     if answer is None and solution is not None:
         answer = _boxed(solution)
-    return Example(problem, answer, None if solution == answer else solution)
+    return Example(problem, answer, None if solution == answer else solution, earlier)
 
 
 def _cell(row: Row, column: str | None) -> Any:
@@ -137,8 +140,6 @@ def _cell(row: Row, column: str | None) -> Any:
 
 
 def _problem(value: Any, column: str, counts: Counter[str]) -> str:
-    if isinstance(value, list):
-        value = _user_message(value, column, counts)
     problem = _text(value, column) or ""
     if problem.startswith(_DAPO_BEFORE) and problem.endswith(_DAPO_AFTER):
         counts[WRAPPERS] += 1
@@ -146,24 +147,24 @@ def _problem(value: Any, column: str, counts: Counter[str]) -> str:
     return problem
 
 
-def _user_message(messages: list[Any], column: str, counts: Counter[str]) -> str:
+def _conversation(value: Any, column: str) -> tuple[Any, Earlier]:
+    """What holds the problem, and the messages before it."""
+    if not isinstance(value, list):
+        return value, ()
     try:
-        turns = [(message["role"], message["content"]) for message in messages]
+        turns = [Message(message["role"], message["content"]) for message in value]
     except (TypeError, KeyError):
         raise UserError(
             f"column {column} holds a list, but not of messages with role and content; "
             "set data.problem_column to a column of text or messages"
         ) from None
-    spoken = [(role, content) for role, content in turns if role != "system"]
-    match spoken:
-        case [("user", str(content))]:
-            if len(turns) > 1:
-                counts[SYSTEM_MESSAGES] += 1
-            return content
-    raise UserError(
-        f"column {column} must hold one user message of text, but holds messages of: "
-        f"{', '.join(str(role) for role, _ in turns)}; leave such rows out"
-    )
+    whole = all(role in ROLES and isinstance(content, str) for role, content in turns)
+    if not turns or not whole or turns[-1].role != "user":
+        raise UserError(
+            f"column {column} must hold texts by {', '.join(ROLES)}, a user's the last, but holds "
+            f"messages of: {', '.join(str(role) for role, _ in turns)}; leave such rows out"
+        )
+    return turns[-1].content, tuple(turns[:-1])
 
 
 def _text(value: Any, column: str | None) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from castctl.data.columns import find_columns, read_example
+from castctl.data.conversation import Earlier
 from castctl.data.files import read_file
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
@@ -37,10 +38,11 @@ class Sample:
     completion: str
     reward: float | None = None
     finish_reason: str = "stop"
+    earlier: Earlier = ()
 
     @property
     def prompt_id(self) -> str:
-        return prompt_id(self.problem, self.answer)
+        return prompt_id(self.problem, self.answer, self.earlier)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         without += not texts
         reason = "length" if finish and row.get(finish) == "length" else "stop"
         samples += [
-            Sample(example.problem, example.answer, text, reward, reason)
+            Sample(example.problem, example.answer, text, reward, reason, example.earlier)
             for text, reward in zip(texts, rewards, strict=True)
         ]
     if not samples:
