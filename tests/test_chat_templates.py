@@ -15,6 +15,7 @@ from castctl.embedded.model import CHAT_TEMPLATE
 from castctl.models.loading import load_tokenizer
 from castctl.recipe.recipe import ModelSettings
 from castctl.runs.run import open_run
+from castctl.stages.score.rewards import rows_to_judge
 from conftest import Cli
 
 THINK = "{%- if add_generation_prompt -%}{{ '<think>\\n' }}{%- endif -%}"
@@ -49,6 +50,25 @@ def test_a_box_in_thoughts_that_the_template_opened_earns_nothing(castctl: Cli) 
     castctl("score", "--run", "trained", "--model", name)
     rewards = open_run("trained").step(0).table("rewards")
     assert set(rewards["verdict"].to_pylist()) <= {"no_answer", "truncated"}
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_thoughts_that_end_unseen_are_known_by_their_token(special: bool) -> None:
+    """A special token is left out of the completion's text."""
+    tokenizer = load_tokenizer(embedded.ensure().model, ModelSettings())
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    texts = ["2", "hm</think>2"]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    prompt = tokenizer("2+2?<think>\n", add_special_tokens=False).input_ids
+    table = pa.table(
+        {
+            "problem": ["2+2?"] * 2, "answer": ["4"] * 2, "finish_reason": ["stop"] * 2,
+            "completion": [tokenizer.decode(each, skip_special_tokens=True) for each in ids],
+            "prompt_token_ids": pa.array([prompt] * 2, pa.list_(pa.int32())),
+            "completion_token_ids": pa.array(ids, pa.list_(pa.int32())),
+        }
+    )  # fmt: skip
+    assert [row.thinking for row in rows_to_judge(table, tokenizer)] == [True, not special]
 
 
 TALK = [

@@ -206,6 +206,17 @@ def test_a_template_without_a_generation_prompt_is_refused(end: str) -> None:
         asked(lines("m.content", end)).render("1 < 2?")
 
 
+def test_thoughts_that_a_template_begins_have_no_words_yet() -> None:
+    begun = ANSWER.replace("<assistant>", "<assistant><think>\n{{ WORDS }}")
+    for words, fine in (("''", True), ("'</think>Hm'", True), ("'Okay, '", False)):
+        prompt = asked(lines("m.content", begun.replace("WORDS", words)))
+        if fine:
+            assert prompt.text("Is <think> one?").startswith("<user>Is <think> one?</>")
+            continue
+        with pytest.raises(UserError, match="words of thought after its <think>"):
+            prompt.render("1 < 2?")
+
+
 def test_an_answer_may_follow_the_problem_at_once() -> None:
     mistral = (
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from castctl.data.conversation import Earlier, Message
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
+from castctl.verify.visible import CLOSED, OPENED, opens_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,6 +226,11 @@ class ChatFormat:
                 )
             pieces.append(before)
         self._require_end(probes, parts, prompt)
+        if OPENED in rest.rpartition(CLOSED)[2] and not opens_thoughts(prompt):
+            raise UserError(
+                f"the tokenizer's chat template writes words of thought after its {OPENED}, which "
+                f"hide that the completion begins in thoughts; {PLAIN}"
+            )
         return Frame((*pieces, rest), parts)
 
     def _require_end(self, probes: list[Message], parts: bool, prompt: str) -> None:

@@ -35,8 +35,8 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     """
     folder, recipe = run.prompts_folder, run.recipe
     template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
-    settings: Metadata = {
-        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template"}),
+    settings: Metadata = {  # the date counts where a template writes it, in its version
+        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template", "date"}),
         "templates": {"prompt": template.version},
     }
     if teacher is not None:

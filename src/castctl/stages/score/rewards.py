@@ -96,11 +96,11 @@ def _thinking(rollouts: pa.Table, tokenizer: Any) -> list[bool]:
     known = range(len(tokenizer))  # parts made elsewhere may hold any number
     tails = [tuple(id for id in ids[-TAIL:].tolist() if id in known) for ids in prompts]
     opened = {tail: opens_thoughts(tokenizer.decode(list(tail))) for tail in set(tails) if tail}
-    end = tokenizer.convert_tokens_to_ids(CLOSED)
+    end = tokenizer.get_added_vocab().get(CLOSED)
     # A `</think>` that is a special token is left out of the completion's text.
-    unseen = end if end in tokenizer.all_special_ids else None
+    unseen = end is not None and not tokenizer.decode([end], skip_special_tokens=True)
     return [
-        opened.get(tail, False) and (unseen is None or unseen not in ids)
+        opened.get(tail, False) and not (unseen and end in ids)
         for tail, ids in zip(tails, completions, strict=True)
     ]
 
