@@ -144,3 +144,13 @@ def test_the_date_of_a_prompt_is_recorded_and_told(castctl: Cli) -> None:
     assert tokenizer.decode(ids).startswith("Today: 2025-06-07<|im_start|>user")
     said = " ".join(castctl("compare", "runs/one", "runs/other").stdout.split())
     assert "date in the prompt: one 2026-01-01, other 2025-06-07" in said
+
+
+def test_another_date_is_another_prompt_only_where_the_template_writes_it(castctl: Cli) -> None:
+    few = ("--limit", "2", "--set", "train.steps=1", "--set", "sampling.max_tokens=4")
+    other = ("--set", "data.date=2025-06-07", "--overwrite")
+    castctl("rollout", "--model", model(DATED), "--run", "dated", *few)
+    refused = castctl("rollout", "--run", "dated", *other, code=2).stderr
+    assert "has its prompts already" in refused and "another templates.prompt" in refused
+    castctl("rollout", "--run", "plain", *few)
+    castctl("rollout", "--run", "plain", *other)
