@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from castctl.comparison.evaluations import compare_evaluations, find_evaluations
+from castctl.data.conversation import Message
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.progress import Silent
@@ -124,6 +125,17 @@ def test_messages_and_no_verdicts_in_json() -> None:
     _, part = regrade(Path("chat.json"))
     assert moves(part) == {(None, "correct"): 1, (None, "truncated"): 1}
     assert part.before is None and part.old_grader is None and not part.changes
+
+
+def test_what_was_said_before_a_problem_tells_it_from_another() -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "p"}]
+    rows = [{"prompt": prompt, "completion": r"\boxed{5}", "answer": "5"} for prompt in (talk, "p")]
+    _, part = regrade(rows_file(Path("talks.jsonl"), rows))
+    rollouts = StepFolder(part.path).table("rollouts")
+    assert rollouts["earlier"].to_pylist() == [talk[:1], None]
+    before = (Message("system", "Be brief."),)
+    ids = [prompt_id("p", "5", before), prompt_id("p", "5")]
+    assert rollouts["prompt_id"].to_pylist() == ids and part.problems == 2
 
 
 def sample(doc_id: int, name: str, response: str, right: float, **others: Any) -> dict[str, Any]:

@@ -70,6 +70,14 @@ def conforming(**changes: Any) -> pa.Table:
     return rollouts(**changes).cast(SCHEMAS["rollouts"])
 
 
+def test_earlier_messages_count_in_a_hash_where_there_are_any() -> None:
+    """Parts without that column keep the hashes that they were recorded by."""
+    messages = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "a"}], [], None]
+    some = [conforming(earlier=[each, None, None]) for each in messages]
+    assert len({content_hash(table) for table in some}) == len(messages)
+    assert content_hash(some[-1]) == content_hash(without(some[-1], "earlier"))
+
+
 def without(table: pa.Table, *names: str) -> pa.Table:
     return table.drop_columns(list(names))
 
