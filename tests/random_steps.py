@@ -181,6 +181,7 @@ def _write(
         "completion": texts,
         "sampler_logprobs": floats(policy + rng.normal(0, noise, count) if sampler else None),
         "finish_reason": ["stop"] * len(rows),
+        "earlier": pa.nulls(len(rows)),
     }
     rewards = {
         **key,

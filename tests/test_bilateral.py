@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from castctl import embedded
 from castctl.data.bilateral import BilateralTemplate
+from castctl.data.conversation import Message
 from castctl.data.templates import PromptTemplate
 from castctl.methods.conditioning import Bilateral
 from castctl.models.loading import load_tokenizer
@@ -79,6 +80,19 @@ def test_the_share_is_never_passed(
     whole = template(tokenizer, 10**6, share).render("1 + 2 = ?", bare, completion, True, texts)
     if len(whole) - len(bare) <= budget:
         assert asked == whole
+
+
+def test_what_was_said_before_the_problem_is_said_here_too(tokenizer: Any) -> None:
+    earlier = (Message("user", "Hi!"), Message("assistant", "Hello."))
+    bare = PromptTemplate(tokenizer, DATA).render("1 + 2 = ?", earlier)
+    for attempt in ("first 7", "second 8 " * 500):  # whole, and cut
+        asked = template(tokenizer, 2048).render("1 + 2 = ?", bare, 9, True, [attempt], earlier)
+        said = tokenizer.decode(asked)
+        assert said.startswith(tokenizer.decode(bare).split("1 + 2")[0]) and "Hello." in said
+        assert attempt[:6] in said
+    alone = PromptTemplate(tokenizer, DATA).render("1 + 2 = ?")
+    other = template(tokenizer, 2048).render("1 + 2 = ?", alone, 9, True, ["first 7"])
+    assert "Hello." not in tokenizer.decode(other)
 
 
 def test_the_last_one_is_cut_at_its_end(tokenizer: Any) -> None:

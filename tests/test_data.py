@@ -28,12 +28,19 @@ from castctl.data.columns import (
     PROBLEM,
     RENDERED,
     SOLUTION,
-    SYSTEM_MESSAGES,
     Columns,
     Example,
     read_example,
 )  # fmt: skip
-from castctl.data.prompts import Prompts, load_prompts, prompt_id, require_answers
+from castctl.data.conversation import Message
+from castctl.data.prompts import (
+    REPEATED,
+    REPLACED,
+    Prompts,
+    load_prompts,
+    prompt_id,
+    require_answers,
+)
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
 from castctl.shards.schema import PROMPTS
@@ -254,6 +261,7 @@ def test_gsm8k_is_split_into_solution_and_answer(tmp_path: Path) -> None:
         "answer": "1234",
         "solution": "Half: 1,234.\nSo 1,234.",
         "source": "problems.jsonl",
+        "earlier": None,
     }
 
 
@@ -317,11 +325,31 @@ def test_dapo_rows_lose_their_wrapper_and_their_repetitions(tmp_path: Path) -> N
     assert load(path, limit=7).table.equals(prompts.table.slice(0, 7))
 
 
-def test_system_messages_are_left_out_and_counted(tmp_path: Path) -> None:
-    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
-    prompts = load(jsonl(tmp_path, [{"prompt": prompt}, {"prompt": prompt[1:]}]))
-    assert prompts.table["problem"].to_pylist() == ["1+1?"]
-    assert "system messages left out (data.system_prompt sets one): 1" in prompts.notes
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi!"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": " 1+1? "},
+]
+
+
+@pytest.mark.parametrize("kind", [jsonl, parquet])
+def test_what_was_said_before_the_problem_is_kept(tmp_path: Path, kind: Any) -> None:
+    rows = [{"prompt": TALK}, {"prompt": TALK[3:]}, {"prompt": TALK[1:]}, {"prompt": TALK}]
+    prompts = load(kind(tmp_path, [row | {"answer": "2"} for row in rows]))
+    assert prompts.table["problem"].to_pylist() == ["1+1?"] * 3
+    assert prompts.table["earlier"].to_pylist() == [TALK[:3], None, TALK[1:3]]
+    ids = prompts.table["prompt_id"].to_pylist()
+    assert len(set(ids)) == 3 and ids[1] == prompt_id("1+1?", "2")
+    assert f"{REPEATED}: 1" in prompts.notes
+
+
+def test_system_messages_that_the_recipe_replaces_are_counted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"prompt": TALK}, {"prompt": TALK[1:]}])
+    assert load(path).notes == []
+    own = load(path, system_prompt="Think.")
+    assert own.notes == [f"{REPLACED}: 1"]
+    assert own.table.equals(load(path).table)
 
 
 CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
@@ -350,7 +378,9 @@ def test_of_a_rendered_prompt_the_users_message_is_the_problem(
     prompts = load(jsonl(tmp_path, rows))
     assert prompts.table["problem"].to_pylist() == [problem]
     assert RENDERED + ": 1" in prompts.notes
-    assert (SYSTEM_MESSAGES + ": 1" in prompts.notes) == ("elp" in rendered)
+    [earlier] = prompts.table["earlier"].to_pylist()
+    assert [turn["role"] for turn in earlier or []] == ["system"] * ("elp" in rendered)
+    assert all("elp" in turn["content"] for turn in earlier or [])
 
 
 @pytest.mark.parametrize(
@@ -366,11 +396,11 @@ def test_what_only_resembles_a_rendered_prompt_is_kept(tmp_path: Path, text: str
 @pytest.mark.parametrize(
     ("messages", "complaint"),
     [
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "user, user"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "assistant"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "one user message of text"),
-        ([{"role": "system", "content": "a"}], "one user message"),
-        ([], "one user message"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a user's the"),
+        ([{"role": "tool", "content": "a"}, {"role": "user", "content": "b"}], "tool, user"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "must hold texts"),
+        ([{"role": "system", "content": "a"}], "a user's the last"),
+        ([], "a user's the last"),
         (["a"], "not of messages"),
     ],
 )
@@ -391,6 +421,8 @@ def test_prompt_id_is_the_documented_hash() -> None:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     assert prompt_id("1+1?", "2") == head('["1+1?","2"]')
+    before = (Message("system", "Be brief."),)
+    assert prompt_id("1+1?", "2", before) == head('["1+1?","2",[["system","Be brief."]]]')
     assert prompt_id('a"\\é\n', None) == head('["a\\"\\\\é\\n",null]')
 
 
@@ -459,7 +491,7 @@ def test_an_evaluation_keeps_the_rendering_and_nothing_of_the_training_rows(task
         max_prompt_tokens=99,
     )
     data = task_source(task, training)
-    rendering = {"chat", "prompt_template", "system_prompt", "chat_template_options"}
+    rendering = {"chat", "prompt_template", "system_prompt", "chat_template_options", "date"}
     rendering |= {"max_prompt_tokens"}
     for field in DataSettings.model_fields.keys() - {"path", "split"}:
         model = training if field in rendering else DataSettings()
@@ -695,7 +727,7 @@ def test_a_hub_data_set_is_loaded_at_its_commit_and_again_from_the_cache(
 
 @pytest.mark.slow
 def test_every_benchmark_is_read_from_where_it_is_published(tmp_path: Path, hub: str) -> None:
-    settings = [task_source(task, DataSettings()).model_dump() for task in PUBLISHED]
+    settings = [task_source(task, DataSettings()).model_dump(mode="json") for task in PUBLISHED]
     found = ask(tmp_path, settings, HF_ENDPOINT=hub)
     problems = {"olympiadbench": "C\n\nP"}
     expected = [

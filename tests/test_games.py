@@ -13,7 +13,7 @@ from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.claims import claims_otherwise
 from castctl.verify.judge import Judgement, Row, judge
 from castctl.verify.pool import CheckPool
-from castctl.verify.visible import visible
+from castctl.verify.visible import opens_thoughts, visible
 
 SETTINGS = VerifierSettings(workers=1, timeout=20)
 
@@ -177,12 +177,49 @@ def test_an_answer_that_claims_it_too_is_right(pool: CheckPool) -> None:
     assert {each.verdict for each in judge(pool, SETTINGS, rows)} == {"correct"}
 
 
+IN_THOUGHTS = {
+    r"So \boxed{4}.": "no_answer",
+    r"So \boxed{4}.</think> Done.": "no_answer",
+    r"<think>So \boxed{4}.": "no_answer",
+    r"hm</think> \boxed{4} <think>or": "correct",
+    r"<think>hm, \boxed{5}</think> \boxed{4}": "correct",
+    r"hm</think> \boxed{4} </think>": "correct",
+}
+
+
+def test_an_answer_in_thoughts_that_the_prompt_opened_does_not_count(pool: CheckPool) -> None:
+    rows = [Row("2+2?", text, "4", "stop", thinking=True) for text in IN_THOUGHTS]
+    found = judge(pool, SETTINGS, rows)
+    assert [each.verdict for each in found] == list(IN_THOUGHTS.values())
+    [right] = [each for each, text in zip(found, IN_THOUGHTS, strict=True) if "or" in text]
+    assert right.start == len(r"hm</think> \boxed{")
+    cut = judge(pool, SETTINGS, [rows[0]._replace(finish_reason="length")])
+    assert cut[0].verdict == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<|user|>2+2?<|assistant|><think>\n", True),
+        ("<|user|>2+2?<|assistant|>\n<think>", True),
+        ("<|user|>2+2?<|assistant|>\n<think>\n\n</think>\n\n", False),
+        ("<|user|>What is <think>?<|assistant|>\n", False),
+        ("<|user|>What is <think><|assistant|>\n", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_opens_thoughts_where_it_ends_so(prompt: str, opened: bool) -> None:
+    assert opens_thoughts(prompt) is opened
+
+
 TEXT = st.text(alphabet=st.sampled_from(r"ab%<!->/ \{}think boxed" + "\n"), max_size=60)
 
 
-@given(TEXT, TEXT)
-def test_what_is_hidden_leaves_every_character_in_its_place(completion: str, problem: str) -> None:
-    shown = visible(completion, problem)
+@given(TEXT, TEXT, st.booleans())
+def test_what_is_hidden_leaves_every_character_in_its_place(
+    completion: str, problem: str, thinking: bool
+) -> None:
+    shown = visible(completion, problem, thinking)
     assert len(shown) == len(completion)
     assert all(new in (old, " ") for old, new in zip(completion, shown, strict=True))
 

@@ -14,15 +14,17 @@ import pytest
 from rich.console import Console
 
 from castctl.comparison.evaluations import compare_evaluations, find_evaluations
+from castctl.data.conversation import Message
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.progress import Silent
-from castctl.recipe.recipe import Recipe
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.report.rescore import rescored_page
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.rescore import Move, Regraded, Rescored, rescore
 from conftest import Cli
+from models import tokenizer
 
 RECIPE = Recipe.model_validate({"verifier": {"workers": 1, "timeout": 20}})
 
@@ -125,6 +127,17 @@ def test_messages_and_no_verdicts_in_json() -> None:
     assert part.before is None and part.old_grader is None and not part.changes
 
 
+def test_what_was_said_before_a_problem_tells_it_from_another() -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "p"}]
+    rows = [{"prompt": prompt, "completion": r"\boxed{5}", "answer": "5"} for prompt in (talk, "p")]
+    _, part = regrade(rows_file(Path("talks.jsonl"), rows))
+    rollouts = StepFolder(part.path).table("rollouts")
+    assert rollouts["earlier"].to_pylist() == [talk[:1], None]
+    before = (Message("system", "Be brief."),)
+    ids = [prompt_id("p", "5", before), prompt_id("p", "5")]
+    assert rollouts["prompt_id"].to_pylist() == ids and part.problems == 2
+
+
 def sample(doc_id: int, name: str, response: str, right: float, **others: Any) -> dict[str, Any]:
     """A line as `--log_samples` writes it."""
     question, target = f"Question {doc_id}?", f"steps <<1+1=2>>2\n#### {doc_id}"
@@ -169,6 +182,23 @@ def test_sample_files_of_one_name_in_two_folders_are_two_evaluations() -> None:
         "a-samples_x_2026", "b-samples_x_2026",
     ]  # fmt: skip
     assert [part.after.mean for part in found.parts] == [1.0, 0.0]
+
+
+def test_a_thought_that_a_prompt_opened_stands_in_its_completions() -> None:
+    asked = {"problem": "2+2?", "answer": 4, "prompt": "User: 2+2?\nAssistant: <think>\n"}
+    rows = [
+        asked | {"completion": r"so \boxed{4}"},
+        asked | {"completion": r"so</think> \boxed{4}"},
+        asked | {"completion": r"so \boxed{4}", "prompt": "What is <think>?"},
+    ]
+    _, part = regrade(rows_file(Path("mine.jsonl"), rows), "one")
+    assert moves(part) == {(None, "no_answer"): 1, (None, "correct"): 2}
+    _, again = regrade(part.path)
+    assert moves(again) == {("no_answer", "no_answer"): 1, ("correct", "correct"): 2}
+    prompt = {"gen_args_0": {"arg_0": "<|user|>Q<|assistant|><think>\n", "arg_1": {}}}
+    lines = [sample(4, "none", r"so \boxed{4}", 1.0, arguments=prompt)]
+    _, part = regrade(rows_file(Path("samples_x_2026.jsonl"), lines))
+    assert moves(part) == {("correct", "no_answer"): 1}
 
 
 def test_several_responses_and_a_prompt_as_the_problem() -> None:
@@ -254,6 +284,13 @@ def test_an_evaluation_of_our_own_is_judged_again(castctl: Cli, tmp_path: Path) 
     write_part(folder.part_path("rewards", 0), "rewards", old,
                {**(right.metadata or {}), "grader": "an older one"})  # fmt: skip
     stored = contents(folder.path)
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text("{}")
+    tokenizer().save_pretrained(tmp_path / "other")
+    other = RECIPE.model_copy(update={"model": ModelSettings(path=str(tmp_path / "other"))})
+    with pytest.raises(UserError, match="name the model that made them"):
+        rescore(folder.path, other, progress=Silent())
 
     done = castctl("eval", "--rescore", "runs/mine", "--json")
     [part] = json.loads(done.stdout)["parts"]

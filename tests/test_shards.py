@@ -61,12 +61,21 @@ def rollouts(**changes: Any) -> pa.Table:
         "completion": ["two", "", "\\boxed{2}\n"],
         "sampler_logprobs": [[-0.5, float("nan")], [], None],
         "finish_reason": ["stop", "length", "stop"],
+        "earlier": [[{"role": "system", "content": "naïve"}], [], None],
     }
     return pa.table({**columns, **changes})
 
 
 def conforming(**changes: Any) -> pa.Table:
     return rollouts(**changes).cast(SCHEMAS["rollouts"])
+
+
+def test_earlier_messages_count_in_a_hash_where_there_are_any() -> None:
+    """Parts without that column keep the hashes that they were recorded by."""
+    messages = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "a"}], [], None]
+    some = [conforming(earlier=[each, None, None]) for each in messages]
+    assert len({content_hash(table) for table in some}) == len(messages)
+    assert content_hash(some[-1]) == content_hash(without(some[-1], "earlier"))
 
 
 def without(table: pa.Table, *names: str) -> pa.Table:
@@ -200,7 +209,7 @@ ids = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), pa.array(fl
 table = pa.table({
     "prompt_id": ["new"], "sample": [0], "problem": [""], "answer": ["2"], "solution": [""],
     "prompt_token_ids": ids, "completion_token_ids": ids, "completion": [""],
-    "sampler_logprobs": pa.nulls(1), "finish_reason": ["stop"],
+    "sampler_logprobs": pa.nulls(1), "finish_reason": ["stop"], "earlier": pa.nulls(1),
 })
 print("ready", flush=True)
 while True:

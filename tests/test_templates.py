@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from castctl.data.conversation import Earlier, Message
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -120,6 +121,156 @@ def test_a_tokenizer_without_chat_template_needs_chat_off() -> None:
 def test_a_system_prompt_needs_chat() -> None:
     with pytest.raises(UserError, match=r"set data\.chat=true"):
         template(chat=False, system_prompt="Be brief.")
+
+
+LINES = "{% for m in messages %}<{{ m.role }}>{{ CONTENT }}</>{% endfor %}"
+ANSWER = "{% if add_generation_prompt %}<assistant>{% endif %}"
+EARLIER = (
+    Message("system", "Be brief."),
+    Message("user", "Hi, <b> & all!"),
+    Message("assistant", "Hello."),
+)
+WHOLE = "<system>Be brief.</><user>Hi, <b> & all!</><assistant>Hello.</><user>1 < 2?</><assistant>"
+
+
+def lines(content: str, end: str = ANSWER) -> PreTrainedTokenizerBase:
+    return byte_tokenizer(LINES.replace("CONTENT", content) + end)
+
+
+def asked(tokenizer: PreTrainedTokenizerBase, **settings: object) -> PromptTemplate:
+    data = DataSettings.model_validate({"prompt_template": "{{ problem }}", **settings})
+    return PromptTemplate(tokenizer, data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "m.content",
+        "m.content | trim",
+        "m.content[0].text",
+        "m.content | map(attribute='text') | join if m.content is not string else ''",
+    ],
+)
+def test_a_conversation_stands_whole_in_the_prompt(content: str) -> None:
+    prompt = asked(lines(content))
+    assert prompt.text("1 < 2?", EARLIER) == WHOLE
+    assert TOKENIZER.decode(prompt.render("1 < 2?", EARLIER)) == WHOLE
+    assert prompt.text("1 < 2?") == "<user>1 < 2?</><assistant>"
+    spaced = asked(lines(content), prompt_template=" {{ problem }}\n").text("1 < 2?")
+    ends = ("", "") if "trim" in content else (" ", "\n")
+    assert spaced == f"<user>{ends[0]}1 < 2?{ends[1]}</><assistant>"
+
+
+CHANGED = {
+    "m.content | upper": "leaves out, moves or changes the user message",
+    "m.content | e": "leaves out, moves or changes the user message",
+    "m.content | tojson": "leaves out, moves or changes the user message",
+    "m.content | replace('3', '')": "changes the text of a message",
+    "m.content + m.content": "repeats the user message",
+    "m.content[:13]": "leaves out, moves or changes the user message",
+    "m.content[:25]": "changes the text of a message",
+    "m.content if m.role == 'system'": "leaves out, moves or changes the user message",
+}
+
+
+@pytest.mark.parametrize("content", CHANGED)
+def test_a_template_that_changes_the_problem_is_refused(content: str) -> None:
+    problem = "Is 1 < 2, and what of 2 < 3?"
+    with pytest.raises(UserError, match=f"{CHANGED[content]}.*data.chat=false") as error:
+        asked(lines(content)).render(problem)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "template", "role"),
+    [
+        (EARLIER[:1], LINES.replace("for m in messages", "for m in messages[-1:]"), "system"),
+        (EARLIER[1:], LINES.replace("for m in messages", "for m in messages[-1:]"), "user"),
+        (EARLIER[:1], LINES.replace("CONTENT", "m.content if m.role != 'system'"), "system"),
+        (EARLIER, LINES.replace("CONTENT", "m.content if m.role != 'assistant'"), "assistant"),
+        (EARLIER, LINES.replace("for m in messages", "for m in messages | reverse"), "user"),
+    ],
+)
+def test_a_template_that_drops_what_was_said_before_is_refused_where_there_is_some(
+    earlier: Earlier, template: str, role: str
+) -> None:
+    prompt = asked(byte_tokenizer(template.replace("CONTENT", "m.content") + ANSWER))
+    assert prompt.text("1 < 2?") == "<user>1 < 2?</><assistant>"
+    with pytest.raises(UserError, match=f"leaves out, moves or changes the {role} message"):
+        prompt.render("1 < 2?", earlier)
+
+
+@pytest.mark.parametrize("end", ["", "{% if not add_generation_prompt %}<end>{% endif %}"])
+def test_a_template_without_a_generation_prompt_is_refused(end: str) -> None:
+    with pytest.raises(UserError, match="does not end the prompt where an answer begins"):
+        asked(lines("m.content", end)).render("1 < 2?")
+
+
+def test_thoughts_that_a_template_begins_have_no_words_yet() -> None:
+    begun = ANSWER.replace("<assistant>", "<assistant><think>\n{{ WORDS }}")
+    for words, fine in (("''", True), ("'</think>Hm'", True), ("'Okay, '", False)):
+        prompt = asked(lines("m.content", begun.replace("WORDS", words)))
+        if fine:
+            assert prompt.text("Is <think> one?").startswith("<user>Is <think> one?</>")
+            continue
+        with pytest.raises(UserError, match="words of thought after its <think>"):
+            prompt.render("1 < 2?")
+
+
+def test_an_answer_may_follow_the_problem_at_once() -> None:
+    mistral = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    assert asked(byte_tokenizer(mistral)).text("1 < 2?") == "[INST] 1 < 2? [/INST]"
+
+
+@given(st.text(min_size=1), st.booleans())
+def test_a_problem_is_refused_or_stands_in_the_prompt_as_it_is(problem: str, trim: bool) -> None:
+    text = asked(lines("m.content | trim" if trim else "m.content")).text(problem)
+    assert text == f"<user>{problem.strip() if trim else problem}</><assistant>"
+
+
+def test_the_recipes_system_message_takes_the_place_of_the_datas() -> None:
+    prompt = asked(TOKENIZER, system_prompt="Think.")
+    assert prompt.text("1 < 2?", EARLIER).startswith("<system>Think.</><user>Hi")
+    assert "Be brief." not in prompt.text("1 < 2?", EARLIER)
+
+
+def test_messages_before_the_problem_are_text_alone_and_need_chat() -> None:
+    made = byte_tokenizer()
+    made.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    end = made.convert_tokens_to_ids("<|end|>")
+    prompt = asked(made)
+    ids = prompt.render("1<|end|>", (Message("user", "a<|end|>"),))
+    assert end not in ids
+    assert made.decode(ids) == prompt.text("1<|end|>", (Message("user", "a<|end|>"),))
+    with pytest.raises(UserError, match=r"set data\.chat=true"):
+        asked(TOKENIZER, chat=False).render("1 < 2?", EARLIER)
+
+
+TODAY = "Today is {{ strftime_now('%d %b %Y') }}. "
+
+
+def test_todays_date_is_the_recipes() -> None:
+    with_date = byte_tokenizer(TODAY + CHAT)
+    first, other = asked(with_date), asked(with_date, date="2024-07-26")
+    assert first.text("1+1").startswith("Today is 01 Jan 2026. <user>")
+    assert other.text("1+1").startswith("Today is 26 Jul 2024. <user>")
+    assert (first.format.date, other.format.date) == ("2026-01-01", "2024-07-26")
+    assert first.version != other.version
+    assert asked(TOKENIZER).format.date is None
+    assert asked(TOKENIZER).version == asked(TOKENIZER, date="2024-07-26").version
+
+
+def test_a_date_that_cannot_be_pinned_is_refused() -> None:
+    unknown = byte_tokenizer("{% set f = '%Y' %}{{ strftime_now( f ) }}" + CHAT)
+    with pytest.raises(UserError, match=r"cannot be data\.date"):
+        asked(unknown)
+    asked_for = byte_tokenizer(
+        "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}" + CHAT
+    )
+    assert asked(asked_for).text("1+1").startswith("2026<user>")
 
 
 def test_version_names_all_that_shapes_the_prompt_and_nothing_else() -> None:

@@ -258,6 +258,7 @@ def _unequal(entries: Sequence[Evaluation]) -> list[str]:
         "max_tokens": lambda r: (r.get("sampling") or {}).get("max_tokens"),
         "stop": lambda r: (r.get("sampling") or {}).get("stop") or None,
         "prompt": lambda r: r.get("template"),
+        "date in the prompt": lambda r: r.get("date"),
         "seed": lambda r: r.get("seed"),
     }
     said = []

@@ -15,7 +15,7 @@ Files = Mapping[str, Path]
 
 DEFAULT_PROMPT: str = DataSettings.model_fields["prompt_template"].default
 
-RENDERING = ("chat", "prompt_template", "system_prompt", "chat_template_options")
+RENDERING = ("chat", "prompt_template", "system_prompt", "chat_template_options", "date")
 """The data settings that shape a prompt."""
 
 COLUMNS = ("problem_column", "answer_column", "solution_column")

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from castctl.data.conversation import Earlier
 from castctl.data.templates import PromptTemplate, version_of
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
@@ -71,28 +72,33 @@ class BilateralTemplate:
         completion_tokens: int,
         correct: bool,
         opposite: Sequence[str],
+        earlier: Earlier = (),
     ) -> list[int]:
         """Token ids of the prompt; `prompt_ids` themselves where no opposite completion fits.
 
         `opposite` are the texts of the group's completions of the other verdict, in sample order.
         """
+        render = functools.partial(self._render, earlier)
         budget = int(self._share * (self._context - len(prompt_ids) - completion_tokens))
         head = self._student.user_text(problem) + "\n\n" + HEADS[correct]
         openings = [f"\n\nAttempt {number}:\n" for number in range(1, len(opposite) + 1)]
         attempts = [a + b for a, b in zip(openings, opposite, strict=True)]
-        if attempts and len(whole := self._render(head, *attempts)) - len(prompt_ids) <= budget:
+        if attempts and len(whole := render(head, *attempts)) - len(prompt_ids) <= budget:
             return list(whole)
         chosen: list[str] = []
         for opening, text in zip(openings, opposite, strict=True):
-            ids = self._render(head, *chosen, opening + text)
+            ids = render(head, *chosen, opening + text)
             if len(ids) - len(prompt_ids) > budget:
-                cut = self._cut(head, chosen, opening, text, len(prompt_ids) + budget)
+                most = len(prompt_ids) + budget
+                cut = self._cut(functools.partial(render, head, *chosen), opening, text, most)
                 chosen += [] if cut is None else [opening + cut]
                 break
             chosen.append(opening + text)
-        return list(self._render(head, *chosen)) if chosen else list(prompt_ids)
+        return list(render(head, *chosen)) if chosen else list(prompt_ids)
 
-    def _cut(self, head: str, chosen: list[str], opening: str, text: str, most: int) -> str | None:
+    def _cut(
+        self, render: Callable[[str], list[int]], opening: str, text: str, most: int
+    ) -> str | None:
         """The longest beginning of `text`, by its tokens, with which the prompt has at most `most`
         tokens; None where not even one fits."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
@@ -100,11 +106,11 @@ class BilateralTemplate:
         while low < high:
             middle = (low + high + 1) // 2
             piece = self._tokenizer.decode(ids[:middle])
-            if len(self._render(head, *chosen, opening + piece)) <= most:
+            if len(render(opening + piece)) <= most:
                 low = middle
             else:
                 high = middle - 1
         return self._tokenizer.decode(ids[:low]) if low else None
 
-    def _ids(self, head: str, *attempts: str) -> list[int]:
-        return self._student.format.ids(head + "".join(attempts))
+    def _ids(self, earlier: Earlier, head: str, *attempts: str) -> list[int]:
+        return self._student.format.ids(head + "".join(attempts), earlier)

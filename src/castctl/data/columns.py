@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from castctl.data.conversation import Earlier, Message
 from castctl.data.files import Row
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -32,7 +33,7 @@ ANSWER = (
 SOLUTION = ("solution", "rationale", "reasoning", "extra_info.answer")
 
 WRAPPERS = "answer-line instructions stripped from the problem"
-SYSTEM_MESSAGES = "system messages left out (data.system_prompt sets one)"
+ROLES = ("system", "user", "assistant")
 RENDERED = "chat templates taken off the problem"
 SHORT_SOLUTIONS = "solutions of one line taken for the answer, in want of another"
 
@@ -94,6 +95,8 @@ class Example:
     problem: str
     answer: str | None
     solution: str | None
+    earlier: Earlier = ()
+    """The messages before the problem, where the data has a conversation."""
 
 
 def find_columns(available: Collection[str], data: DataSettings) -> Columns:
@@ -124,8 +127,7 @@ def find_columns(available: Collection[str], data: DataSettings) -> Columns:
 def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
     """Read one row; `counts` takes the number of times each thing was done to a row.
 
-    - A list of messages must hold one user message, which is the problem; system
-      messages are left out.
+    - A list of messages is a conversation whose last message, a user's, is the problem.
     - Numbers become text as they are: `18`, `2.0`. A list of several answers becomes one
       answer, joined by commas, which a verifier reads as a set.
     - A rendered conversation is read as its messages.
@@ -138,7 +140,8 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
 
     Raises UserError, without the place, for a cell of another kind.
     """
-    problem = _problem(_cell(row, columns.problem), columns.problem, counts)
+    said, earlier = _conversation(_cell(row, columns.problem), columns.problem, counts)
+    problem = _problem(said, columns.problem, counts)
     context = _text(_cell(row, columns.context), columns.context)
     if problem and context:
         problem = f"{context}\n\n{problem}"
@@ -154,7 +157,7 @@ def read_example(row: Row, columns: Columns, counts: Counter[str]) -> Example:
         if answer is None and columns.holds_gold and _is_answer(solution):
             counts[SHORT_SOLUTIONS] += 1
             answer = solution
-    return Example(problem, answer, None if solution == answer else solution)
+    return Example(problem, answer, None if solution == answer else solution, earlier)
 
 
 def _cell(row: Row, column: str | None) -> Any:
@@ -168,50 +171,47 @@ def _cell(row: Row, column: str | None) -> Any:
 
 
 def _problem(value: Any, column: str, counts: Counter[str]) -> str:
-    if isinstance(value, list):
-        value = _user_message(value, column, counts)
-    problem = _unrendered(_text(value, column) or "", column, counts)
+    problem = _text(value, column) or ""
     if problem.startswith(_DAPO_BEFORE) and problem.endswith(_DAPO_AFTER):
         counts[WRAPPERS] += 1
         problem = problem[len(_DAPO_BEFORE) : -len(_DAPO_AFTER)].strip()
     return problem
 
 
-def _user_message(messages: list[Any], column: str, counts: Counter[str]) -> str:
+def _conversation(value: Any, column: str, counts: Counter[str]) -> tuple[Any, Earlier]:
+    """What holds the problem, and the messages before it."""
+    if not isinstance(value, list):
+        return _unrendered(value, column, counts) if isinstance(value, str) else (value, ())
     try:
-        turns = [(message["role"], message["content"]) for message in messages]
+        turns = [Message(message["role"], message["content"]) for message in value]
     except (TypeError, KeyError):
         raise UserError(
             f"column {column} holds a list, but not of messages with role and content; "
             "set data.problem_column to a column of text or messages"
         ) from None
-    spoken = [(role, content) for role, content in turns if role != "system"]
-    match spoken:
-        case [("user", str(content))]:
-            if len(turns) > 1:
-                counts[SYSTEM_MESSAGES] += 1
-            return content
-    raise UserError(
-        f"column {column} must hold one user message of text, but holds messages of: "
-        f"{', '.join(str(role) for role, _ in turns)}; leave such rows out"
-    )
+    whole = all(role in ROLES and isinstance(content, str) for role, content in turns)
+    if not turns or not whole or turns[-1].role != "user":
+        raise UserError(
+            f"column {column} must hold texts by {', '.join(ROLES)}, a user's the last, but holds "
+            f"messages of: {', '.join(str(role) for role, _ in turns)}; leave such rows out"
+        )
+    return turns[-1].content, tuple(turns[:-1])
 
 
-def _unrendered(text: str, column: str, counts: Counter[str]) -> str:
-    """The user's message, where the text is a conversation as a chat template writes it."""
+def _unrendered(text: str, column: str, counts: Counter[str]) -> tuple[str, Earlier]:
+    """The messages, where the text is a conversation as a chat template writes it."""
     plain = _TOKENS.sub("", text).strip()
     conversation = _CONVERSATION.fullmatch(plain) or _DEEPSEEK.fullmatch(plain)
     if conversation is None:
-        return text
+        return text, ()
     if _ANOTHER_TURN.search(conversation["user"]):
         raise UserError(
             f"column {column} must hold one user message, but holds a conversation of several "
             "turns; leave such rows out"
         )
     counts[RENDERED] += 1
-    if conversation["system"]:
-        counts[SYSTEM_MESSAGES] += 1
-    return conversation["user"].strip()
+    said = (conversation["system"] or "").removeprefix("system\n").strip()
+    return conversation["user"].strip(), (Message("system", said),) if said else ()
 
 
 def _text(value: Any, column: str | None) -> str | None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from castctl.data.benchmarks import BENCHMARKS, context_column, resolve
 from castctl.data.columns import find_columns, read_example
+from castctl.data.conversation import Earlier
 from castctl.data.sources import read_source
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
@@ -28,6 +29,7 @@ DROPPED = pa.schema(
 )
 
 REPEATED = "repeated rows removed"
+REPLACED = "system messages replaced by data.system_prompt"
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,22 @@ class Prompts:
     """Commit of a hub data set; None for a file."""
 
 
-def prompt_id(problem: str, answer: str | None) -> str:
+def prompt_id(problem: str, answer: str | None, earlier: Earlier = ()) -> str:
     """First 16 hex digits of the SHA-256 of a prompt.
 
     The bytes hashed are the JSON array `["problem","answer"]` in UTF-8, without spaces
-    and with only `"`, `\\` and control characters escaped; a missing answer is `null`.
+    and with only `"`, `\\` and control characters escaped; a missing answer is `null`. Messages
+    before the problem follow as a third element, `[["role","content"],...]`.
     """
-    text = json.dumps([problem, answer], ensure_ascii=False, separators=(",", ":"))
+    whole = [problem, answer, earlier] if earlier else [problem, answer]
+    text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_prompts(data: DataSettings) -> Prompts:
     """Read the prompts that the settings name, each one once.
 
-    Repeated rows (equal problem and answer) are counted, rows without a problem dropped.
+    Repeated rows (equal conversation and answer) are counted, rows without a problem dropped.
     With `limit` reading ends at that many prompts.
 
     Raises UserError for data that cannot be read and for data without a single problem.
@@ -71,14 +75,16 @@ def load_prompts(data: DataSettings) -> Prompts:
     columns = find_columns(source.rows.columns, resolved)
     columns = replace(columns, context=context_column(data.path, source.rows.columns))
     counts: Counter[str] = Counter()
-    seen: dict[tuple[str, str | None], tuple[int, str | None]] = {}
+    seen: dict[tuple[str, str | None, Earlier], tuple[int, str | None]] = {}
     empty: list[int] = []
     for number, row in enumerate(source.rows.read(columns.names)):
         try:
             example = read_example(row, columns, counts)
         except UserError as error:
             raise UserError(f"{source.name}, row {number} counted from 0: {error}") from None
-        key = example.problem, example.answer
+        key = example.problem, example.answer, example.earlier
+        if data.system_prompt is not None:
+            counts[REPLACED] += any(role == "system" for role, _ in example.earlier)
         if not example.problem:
             empty.append(number)
         elif key in seen:
@@ -97,13 +103,14 @@ def load_prompts(data: DataSettings) -> Prompts:
         table=pa.Table.from_pylist(
             [
                 {
-                    "prompt_id": prompt_id(problem, answer),
+                    "prompt_id": prompt_id(problem, answer, earlier),
                     "problem": problem,
                     "answer": answer,
                     "solution": solution,
                     "source": name,
+                    "earlier": [message._asdict() for message in earlier] or None,
                 }
-                for (problem, answer), (_, solution) in seen.items()
+                for (problem, answer, earlier), (_, solution) in seen.items()
             ],
             PROMPTS,
         ),
@@ -111,7 +118,7 @@ def load_prompts(data: DataSettings) -> Prompts:
         dropped=pa.Table.from_pylist(
             [{"row": number, "problem": "", "reason": "empty problem"} for number in empty], DROPPED
         ),
-        notes=[*source.notes, *(f"{what}: {count}" for what, count in counts.items())],
+        notes=[*source.notes, *(f"{what}: {count}" for what, count in counts.items() if count)],
         revision=source.revision,
     )
 

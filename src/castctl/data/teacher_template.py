@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from castctl.data.conversation import Earlier
 from castctl.data.templates import ChatFormat, PromptTemplate, TextTemplate, version_of
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
@@ -77,8 +78,13 @@ class TeacherTemplate:
         has = {"answer": answer, "solution": solution}
         return None if any(has[name] for name in self._shown) else " or ".join(sorted(self._shown))
 
-    def render(self, problem: str, answer: str | None, solution: str | None) -> list[int]:
-        """Token ids of the teacher's prompt; UserError where the problem lacks what it tells."""
+    def render(
+        self, problem: str, answer: str | None, solution: str | None, earlier: Earlier = ()
+    ) -> list[int]:
+        """Token ids of the teacher's prompt, in the student's conversation.
+
+        Raises UserError where the problem lacks what it tells.
+        """
         if missing := self.lacks(answer, solution):
             raise UserError(
                 f"a teacher with context {self.context} needs the {missing}, and a problem has "
@@ -86,7 +92,7 @@ class TeacherTemplate:
             )
         prompt = self._student.user_text(problem)
         if self._user is None:
-            return self._format.ids(prompt)
+            return self._format.ids(prompt, earlier)
         told = TOLD[self.context]
         text = self._user.render(
             prompt=prompt,
@@ -94,7 +100,7 @@ class TeacherTemplate:
             answer=answer if answer and "answer" in told else "",
             solution=solution if solution and "solution" in told else "",
         )
-        return self._format.ids(text)
+        return self._format.ids(text, earlier)
 
 
 def endings_warning(endings: tuple[str, str]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from castctl.data.conversation import Earlier, Message
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
+from castctl.verify.visible import CLOSED, OPENED, opens_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,8 +24,14 @@ if TYPE_CHECKING:
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
-PROBE = "castctl asks"
-"""Stands for the user's text where only its frame is asked for."""
+PROBE = "castctl asks:\n1 < 2"
+"""Stands for a message's text where only its frame is asked for; escaped it is another text."""
+
+MEND = "mend the template (chat_template.jinja in the model's folder), or {}"
+PLAIN = MEND.format("set data.chat=false")
+ALONE = "leave data.system_prompt and the data's messages before the problem out"
+
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class TextTemplate:
@@ -60,6 +70,31 @@ class TextTemplate:
         )
 
 
+class Frame(NamedTuple):
+    """What a chat template writes around the messages of a conversation."""
+
+    pieces: tuple[str, ...]
+    """Before, between and after the messages' texts: one more than there are messages."""
+    parts: bool
+    """Whether the template takes a text as a list of parts."""
+
+    def texts_in(self, prompt: str, texts: Sequence[str]) -> list[str] | None:
+        """The messages' texts as they stand in a prompt, which may trim their ends; None where the
+        prompt holds another text, or more."""
+        first, *others = self.pieces
+        if not prompt.startswith(first):
+            return None
+        found, at = [], len(first)
+        for text, piece in zip(texts, others, strict=True):
+            forms = (text, text.strip(), text.rstrip(), text.lstrip())
+            form = next((form for form in forms if prompt.startswith(form + piece, at)), None)
+            if form is None:
+                return None
+            found.append(form)
+            at += len(form) + len(piece)
+        return found if at == len(prompt) else None
+
+
 class ChatFormat:
     """The frame around a user text: the tokenizer's chat template, or nothing with `data.chat` off.
 
@@ -79,14 +114,18 @@ class ChatFormat:
         self._options = options
         if not data.chat and data.system_prompt is not None:
             raise UserError("data.system_prompt needs the chat template; set data.chat=true")
-        if data.chat and not tokenizer.chat_template:
-            raise UserError("the tokenizer has no chat template; set data.chat=false")
         reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
         if clash := sorted(reserved & options.keys()):
             raise UserError(
                 f"{setting} cannot set {', '.join(clash)}, which castctl sets "
                 "itself; name only values that the chat template uses"
             )
+        written = chat_template(tokenizer) if data.chat else None
+        self._template = None if written is None else dated(written, data.date)
+        self.date = None if self._template == written else data.date.isoformat()
+        """The day that the chat template writes into prompts; None where it writes none."""
+        self._special = tuple(tokenizer.get_added_vocab())
+        self._frames: dict[tuple[str, ...], Frame] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,49 +134,162 @@ class ChatFormat:
             "chat": self._data.chat,
             "system_prompt": self._data.system_prompt,
             "chat_template_options": self._options,
-            "chat_template": self._tokenizer.chat_template if self._data.chat else None,
+            "chat_template": self._template,
         }
 
     @property
     def ending(self) -> str:
         """What follows the user's text."""
-        return self.text(PROBE).rpartition(PROBE)[2]
+        if not self._data.chat:
+            return ""
+        return self._frame([role for role, _ in self._messages("", ())]).pieces[-1]
 
-    def ids(self, user: str) -> list[int]:
+    def ids(self, user: str, earlier: Earlier = ()) -> list[int]:
         """Token ids of a prompt, ready to be continued by the model's answer.
 
-        Within a chat template the user's text is text alone: one that reads `<|im_end|>` does not
-        end the message.
+        Within a chat template the messages of the data are text alone: one that reads
+        `<|im_end|>` does not end the message. Raises UserError where the chat template does not
+        hold each message once and as it is, or does not end where an answer begins.
         """
         if not self._data.chat:
-            return cast(list[int], self._tokenizer(user, add_special_tokens=True).input_ids)
-        special = self._tokenizer.get_added_vocab()
-        if not any(word in user for word in special):
-            return cast(list[int], self._apply(user, tokenize=True, return_dict=False))
-        before, _, after = self.text(PROBE).partition(PROBE)
-        return [
-            *self._tokenizer(before, add_special_tokens=False).input_ids,
-            *self._tokenizer(user, add_special_tokens=False, split_special_tokens=True).input_ids,
-            *self._tokenizer(after, add_special_tokens=False).input_ids,
-        ]
+            return self._encode(self.text(user, earlier), add_special_tokens=True)
+        prompt, pieces, texts = self._rendered(user, earlier)
+        if self._data.system_prompt is not None:  # the user's own words, not the data's
+            pieces = [pieces[0] + texts[0] + pieces[1], *pieces[2:]]
+            texts = texts[1:]
+        if not any(word in text for text in texts for word in self._special):
+            return self._encode(prompt)
+        ids = self._encode(pieces[0])
+        for text, piece in zip(texts, pieces[1:], strict=True):
+            ids += self._encode(text, split_special_tokens=True) + self._encode(piece)
+        return ids
 
-    def text(self, user: str) -> str:
+    def text(self, user: str, earlier: Earlier = ()) -> str:
         """The prompt for people: what `ids` turns into token ids."""
-        return cast(str, self._apply(user, tokenize=False)) if self._data.chat else user
-
-    def _apply(self, user: str, **how: Any) -> Any:
-        messages = [{"role": "user", "content": user}]
-        if self._data.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self._data.system_prompt})
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, **how, **self._options
+        if self._data.chat:
+            return self._rendered(user, earlier)[0]
+        if earlier:
+            raise UserError(
+                "the data has messages before its problems, which need the chat template; set "
+                "data.chat=true, or take them out of the data"
             )
-        except TemplateError as error:
+        return user
+
+    def _messages(self, user: str, earlier: Earlier) -> list[Message]:
+        messages = [*earlier, Message("user", user)]
+        if self._data.system_prompt is None:
+            return messages
+        own = Message("system", self._data.system_prompt)
+        return [own, *(message for message in messages if message.role != "system")]
+
+    def _rendered(self, user: str, earlier: Earlier) -> tuple[str, Sequence[str], Sequence[str]]:
+        """A prompt, the pieces of its frame, and the messages' texts as they stand between."""
+        messages = self._messages(user, earlier)
+        frame = self._frame([role for role, _ in messages])
+        prompt = self._apply(messages, frame.parts)
+        texts = frame.texts_in(prompt, [content for _, content in messages])
+        if texts is None:
+            raise UserError(
+                "the tokenizer's chat template changes the text of a message, in the prompt of "
+                f"{one_line(user[:60])!r}; {PLAIN}"
+            )
+        return prompt, frame.pieces, texts
+
+    def _frame(self, roles: Sequence[str]) -> Frame:
+        """The frame of messages by these roles, asked for once."""
+        key = tuple(roles)
+        if key not in self._frames:
+            self._frames[key] = self._framed(key)
+        return self._frames[key]
+
+    def _framed(self, roles: tuple[str, ...]) -> Frame:
+        refused: list[UserError] = []
+        for parts in (False, True):
+            try:
+                return self._probed(roles, parts)
+            except UserError as error:
+                refused.append(error)
+        raise refused[0]  # of the two, plain text is what a template is known to take
+
+    def _probed(self, roles: tuple[str, ...], parts: bool) -> Frame:
+        """The frame, with texts in it that are easy to find."""
+        probes = [Message(role, f"{PROBE} {number}?") for number, role in enumerate(roles)]
+        prompt = rest = self._apply(probes, parts)
+        pieces = []
+        for role, probe in probes:
+            before, found, rest = rest.partition(probe)
+            if not found or prompt.count(probe) > 1:
+                does = "repeats" if found else "leaves out, moves or changes"
+                raise UserError(
+                    f"the tokenizer's chat template {does} the {role} message; "
+                    + (PLAIN if len(probes) == 1 else MEND.format(ALONE))
+                )
+            pieces.append(before)
+        self._require_end(probes, parts, prompt)
+        if OPENED in rest.rpartition(CLOSED)[2] and not opens_thoughts(prompt):
+            raise UserError(
+                f"the tokenizer's chat template writes words of thought after its {OPENED}, which "
+                f"hide that the completion begins in thoughts; {PLAIN}"
+            )
+        return Frame((*pieces, rest), parts)
+
+    def _require_end(self, probes: list[Message], parts: bool, prompt: str) -> None:
+        """Raise UserError unless the prompt ends where the assistant's answer begins."""
+        bare = self._apply(probes, parts, generation=False)
+        if prompt.startswith(bare) and prompt != bare:
+            return
+        answer = Message("assistant", f"{PROBE} no more")
+        if prompt == bare:  # right where an answer follows at once, as after Mistral's [/INST]
+            before, found, _ = self._apply([*probes, answer], parts, False).partition(
+                answer.content
+            )
+            if found and before.rstrip() == prompt.rstrip():
+                return
+        raise UserError(
+            "the tokenizer's chat template does not end the prompt where an answer begins "
+            f"(add_generation_prompt); {PLAIN}"
+        )
+
+    def _apply(self, messages: Iterable[Message], parts: bool, generation: bool = True) -> str:
+        turns: Any = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+            for role, text in messages
+        ]
+        try:
+            prompt = self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, add_generation_prompt=generation,
+                tokenize=False, **self._options,
+            )  # fmt: skip
+        except Exception as error:  # Whatever a template runs into is the template's mistake.
             raise UserError(
                 f"the tokenizer's chat template refuses the prompt ({one_line(error)}); mend "
                 "data.system_prompt and data.chat_template_options, or set data.chat=false"
             ) from error
+        return cast(str, prompt)
+
+    def _encode(self, text: str, add_special_tokens: bool = False, **how: Any) -> list[int]:
+        ids = self._tokenizer(text, add_special_tokens=add_special_tokens, **how).input_ids
+        return cast(list[int], ids)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template; UserError where it has none."""
+    try:
+        return cast(str, tokenizer.get_chat_template())
+    except ValueError:
+        raise UserError("the tokenizer has no chat template; set data.chat=false") from None
+
+
+def dated(template: str, day: datetime.date) -> str:
+    """A chat template that takes `day` for today's date; UserError where it asks for the date in
+    another way than by `strftime_now` with a format in quotes."""
+    fixed = _TODAY.sub(lambda asked: asked[1] + day.strftime(asked[2]) + asked[1], template)
+    if "strftime_now(" in fixed.replace(" ", ""):
+        raise UserError(
+            "the tokenizer's chat template asks for today's date with a format that is not in "
+            f"quotes, so that it cannot be data.date; {PLAIN}"
+        )
+    return fixed
 
 
 class PromptTemplate:
@@ -160,13 +312,13 @@ class PromptTemplate:
         """What the user says, without the frame of the chat template."""
         return self._user.render(problem=problem)
 
-    def render(self, problem: str) -> list[int]:
+    def render(self, problem: str, earlier: Earlier = ()) -> list[int]:
         """Token ids of the prompt, ready to be continued by the model's answer."""
-        return self.format.ids(self.user_text(problem))
+        return self.format.ids(self.user_text(problem), earlier)
 
-    def text(self, problem: str) -> str:
+    def text(self, problem: str, earlier: Earlier = ()) -> str:
         """The prompt for people: what `render` turns into token ids."""
-        return self.format.text(self.user_text(problem))
+        return self.format.text(self.user_text(problem), earlier)
 
 
 def version_of(shape: dict[str, Any]) -> str:

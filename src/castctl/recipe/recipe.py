@@ -7,6 +7,7 @@ states it, `(ours)` or `(ours; ...)` where the papers leave it open and castctl 
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -77,9 +78,11 @@ class DataSettings(Section):
     """Jinja template of the user text of a teacher that is told more, over `prompt` (the student's
     user text), `problem`, `answer` and `solution`; what it is not told is empty (ours)."""
     system_prompt: str | None = None
-    """System message of the chat template."""
+    """System message of the chat template, in the place of the data's own."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options handed to the chat template, such as `enable_thinking`."""
+    date: datetime.date = datetime.date(2026, 1, 1)
+    """Today, for a chat template that writes the date: always the same day (ours)."""
     max_prompt_tokens: int = Field(2048, ge=1)
     """A longer prompt is dropped and counted, never cut."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from castctl.data.conversation import earlier_in
 from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
 from castctl.data.teacher_template import TeacherTemplate
@@ -34,8 +35,8 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     """
     folder, recipe = run.prompts_folder, run.recipe
     template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
-    settings: Metadata = {
-        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template"}),
+    settings: Metadata = {  # the date counts where a template writes it, in its version
+        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template", "date"}),
         "templates": {"prompt": template.version},
     }
     if teacher is not None:
@@ -88,11 +89,11 @@ def usable_prompts(
         prompts = require_answers(prompts)
     if teacher is not None:
         prompts = _require_what_is_told(prompts, teacher)
-    problems = prompts.table["problem"].to_pylist()
-    with progress.task("prompts", len(problems), "prompts") as advance:
-        lengths = np.zeros(len(problems), np.int64)
-        for index, problem in enumerate(problems):
-            lengths[index] = len(template.render(problem))
+    asked = [prompts.table[name].to_pylist() for name in ("problem", "earlier")]
+    with progress.task("prompts", len(prompts.table), "prompts") as advance:
+        lengths = np.zeros(len(prompts.table), np.int64)
+        for index, (problem, cell) in enumerate(zip(*asked, strict=True)):
+            lengths[index] = len(template.render(problem, earlier_in(cell)))
             advance(1)
     if not lengths.all():
         raise UserError("a prompt renders to no token at all; look at data.prompt_template")
@@ -124,9 +125,10 @@ def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts
             "data.solution_column), or take another method.teacher.context"
         )
     prompts = drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
-    names = ("problem", "answer", "solution")
+    names = ("problem", "answer", "solution", "earlier")
     rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
-    lengths = np.array([len(teacher.render(*row)) for row in rows])
+    asked = ((*told, earlier_in(cell)) for *told, cell in rows)
+    lengths = np.array([len(teacher.render(*each)) for each in asked])
     too_long = lengths > teacher.max_prompt_tokens
     if too_long.all():
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import math
@@ -106,7 +107,7 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | datetime.date) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,10 +220,11 @@ def _conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
 
 
 def content_hash(table: pa.Table) -> str:
-    """Sixteen hex digits over a table's values; `seconds` and the storage layout do not count."""
+    """Sixteen hex digits over a table's values; `seconds`, `earlier` without a message in it, and
+    the storage layout do not count."""
     digest = hashlib.sha256(f"{table.num_rows} rows;".encode())
     for name in table.column_names:
-        if name == "seconds":
+        if name == "seconds" or (name == "earlier" and table[name].null_count == table.num_rows):
             continue
         digest.update(f"{name}:{table.schema.field(name).type};".encode())
         _hash_array(digest, table[name])
@@ -237,6 +239,9 @@ def _hash_array(digest: Any, column: pa.ChunkedArray | pa.Array) -> None:
     if pa.types.is_list(present.type):
         digest.update(pc.list_value_length(present).to_numpy(zero_copy_only=False).tobytes())
         _hash_array(digest, present.flatten())
+    elif pa.types.is_struct(present.type):
+        for values in present.flatten():
+            _hash_array(digest, values)
     elif pa.types.is_string(present.type):
         encoded = [text.encode() for text in present.to_pylist()]
         digest.update(np.array([len(text) for text in encoded], np.int64).tobytes())

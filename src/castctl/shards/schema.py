@@ -8,6 +8,14 @@ VERSION = 1
 
 _floats = pa.list_(pa.float32())
 _ids = pa.list_(pa.int32())
+_messages = pa.list_(
+    pa.struct(
+        [
+            pa.field("role", pa.string(), nullable=False),
+            pa.field("content", pa.string(), nullable=False),
+        ]
+    )
+)
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -23,6 +31,7 @@ PROMPTS = pa.schema(
         pa.field("answer", pa.string()),
         pa.field("solution", pa.string()),
         pa.field("source", pa.string()),
+        pa.field("earlier", _messages),
     ]
 )
 
@@ -37,6 +46,7 @@ ROLLOUTS = pa.schema(
         _field("completion", pa.string()),
         pa.field("sampler_logprobs", _floats),
         _field("finish_reason", pa.string()),
+        pa.field("earlier", _messages),
     ]
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from castctl.data.conversation import earlier_in
 from castctl.data.templates import PromptTemplate
 from castctl.engines import Completion, Engine, Request
 from castctl.engines.sampling import row_key
@@ -97,7 +98,10 @@ def rollout_provenance(
 
 
 def _render(rows: pa.Table, template: PromptTemplate) -> list[np.ndarray]:
-    return [np.array(template.render(p), np.int32) for p in rows["problem"].to_pylist()]
+    asked = zip(rows["problem"].to_pylist(), rows["earlier"].to_pylist(), strict=True)
+    return [
+        np.array(template.render(problem, earlier_in(cell)), np.int32) for problem, cell in asked
+    ]
 
 
 def _table(
@@ -125,5 +129,6 @@ def _table(
         ),
         "sampler_logprobs": list_column(logprobs, offsets, pa.float32()),
         "finish_reason": pa.array([completion.finish_reason for completion in completions]),
+        "earlier": prompts["earlier"].take(owner),
     }
     return pa.table(columns)

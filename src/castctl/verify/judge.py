@@ -30,6 +30,8 @@ class Row(NamedTuple):
     answer: str | None
     finish_reason: str
     """`stop`, `length` or `error`."""
+    thinking: bool = False
+    """Whether the prompt ends inside thoughts (`opens_thoughts`), which the completion goes on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def judge(
 
     A row is checked by `settings.function` where there is one, whatever its completion
     holds, and otherwise by math-verify: the content of the last box against the answer.
-    A box in thoughts, in a comment or in a quotation of the problem does not count (`visible`).
+    A box in thoughts, which the prompt may have opened, in a comment or in a quotation of the
+    problem does not count (`visible`).
 
     Raises:
         UserError: `settings.function` cannot be used, or the workers cannot start.
@@ -125,7 +128,7 @@ def check_error_share(judgements: Sequence[Judgement], settings: VerifierSetting
 
 
 def _final_answer(row: Row) -> Boxed | None:
-    box = last_boxed(visible(row.completion, row.problem))
+    box = last_boxed(visible(row.completion, row.problem, row.thinking))
     return box if box and box.content.strip() else None
 
 

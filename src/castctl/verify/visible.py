@@ -6,21 +6,32 @@ import re
 
 OPENED, CLOSED = "<think>", "</think>"
 _TAG = re.compile(f"{OPENED}|{CLOSED}")
+_AT_THE_END = re.compile(rf"{OPENED}\s*\Z")
 _COMMENT = re.compile(r"^[ \t]*%[^\n]*", re.MULTILINE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 MEANT = 12
 """Characters that a line of the problem has beside its box, for its copy to be a quotation."""
 
 
-def visible(completion: str, problem: str) -> str:
+def opens_thoughts(prompt: str) -> bool:
+    """Whether a completion of the prompt begins inside thoughts: `<think>` ends it.
+
+    A `<think>` that other words follow is the problem's or an instruction's.
+    """
+    return _AT_THE_END.search(prompt) is not None
+
+
+def visible(completion: str, problem: str, thinking: bool = False) -> str:
     r"""The completion with blanks where no answer can stand, each character in its place.
 
     Blank are thoughts (up to the last `</think>`, and from a `<think>` that never ends), comments
     of HTML, lines that LaTeX takes for comments, and lines of the problem that hold a box, copied
     word for word. A `</think>` too many after whole thoughts ends none; without any `<think>` it
-    ends those that the prompt began. Takes time linear in the completion.
+    ends those before it. Where the prompt opened thoughts, `thinking`, the completion reads as if
+    its `<think>` stood before it. Takes time linear in the completion.
     """
-    text = _without_thoughts(completion)
+    opened = OPENED if thinking else ""
+    text = _without_thoughts(opened + completion)[len(opened) :]
     text = _without_html_comments(text)
     text = _COMMENT.sub(lambda match: " " * len(match[0]), text)
     for line in _boxed_lines(problem):

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from castctl.data.columns import find_columns, read_example
+from castctl.data.conversation import Earlier
 from castctl.data.files import read_file, split_name
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
+from castctl.verify.visible import OPENED, opens_thoughts
 
 COMPLETION = (
     "completion", "completions", "response", "responses", "output", "outputs", "generation",
     "generations", "model_output", "prediction",
 )  # fmt: skip
+PROMPT = ("prompt", "input")
 VERDICT = (
     "correct", "is_correct", "acc", "accuracy_reward", "reasoning_accuracy_reward", "reward",
     "score", "accuracy",
@@ -40,10 +43,11 @@ class Sample:
     completion: str
     reward: float | None = None
     finish_reason: str = "stop"
+    earlier: Earlier = ()
 
     @property
     def prompt_id(self) -> str:
-        return prompt_id(self.problem, self.answer)
+        return prompt_id(self.problem, self.answer, self.earlier)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         )
         raise UserError(f"{path} has {lacks}, {needs}; its columns: {', '.join(rows.columns)}")
     verdict, finish = _find(rows.columns, VERDICT), _find(rows.columns, FINISH)
-    wanted = [*columns.names, *filter(None, (completion, verdict, finish))]
+    prompt = _find(rows.columns, PROMPT)
+    wanted = [*columns.names, *filter(None, (completion, verdict, finish, prompt))]
     counts: Counter[str] = Counter()
     samples: list[Sample] = []
     without = 0
@@ -88,6 +93,7 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         try:
             example = read_example(row, columns, counts)
             texts = texts_of(row.get(completion), completion)
+            texts = after(row.get(prompt) if prompt else None, texts)
             rewards = _rewards(row.get(verdict) if verdict else None, len(texts), verdict)
         except UserError as error:
             raise UserError(f"{path}, row {number} counted from 0: {error}") from None
@@ -97,7 +103,7 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
         without += not texts
         reason = "length" if finish and row.get(finish) == "length" else "stop"
         samples += [
-            Sample(example.problem, example.answer, text, reward, reason)
+            Sample(example.problem, example.answer, text, reward, reason, example.earlier)
             for text, reward in zip(texts, rewards, strict=True)
         ]
     if not samples:
@@ -126,6 +132,12 @@ def texts_of(cell: Any, column: str) -> list[str]:
     elif isinstance(cell, list):
         return [text for item in cell for text in texts_of(item, column)]
     raise UserError(f"column {column} holds neither text nor messages nor a list of them")
+
+
+def after(prompt: Any, texts: list[str]) -> list[str]:
+    """The completions of a prompt, each after the `<think>` that a prompt of text ends with."""
+    opened = OPENED if isinstance(prompt, str) and opens_thoughts(prompt) else ""
+    return [opened + text for text in texts]
 
 
 def reward_of(value: Any, column: str | None) -> float | None:

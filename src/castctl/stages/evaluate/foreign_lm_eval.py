@@ -20,7 +20,7 @@ from typing import Any
 from castctl.data.columns import PROBLEM, Columns, read_example
 from castctl.data.files import SUFFIXES, Row, read_file, split_name
 from castctl.errors import UserError
-from castctl.stages.evaluate.foreign import Completions, Sample, reward_of, texts_of
+from castctl.stages.evaluate.foreign import Completions, Sample, after, reward_of, texts_of
 from castctl.verify.boxed import last_boxed
 
 NAMED = "samples_"
@@ -117,7 +117,7 @@ def _samples(requests: _Requests) -> list[Sample]:
             "resps holds no generated text, but likelihoods of given choices; take a task whose "
             "output_type is generate_until"
         )
-    texts = texts_of(resps, "resps")
+    texts = after(_argument(row.get("arguments")), texts_of(resps, "resps"))
     # A metric is the document's: only of one response does it say whether that one is right.
     own = max(requests.verdicts.values(), default=None) if len(texts) == 1 else None
     return [Sample(problem, answer, text, own) for text in texts]
@@ -143,16 +143,21 @@ def _problem(row: Row) -> str:
 
 
 def _prompt(arguments: Any) -> str:
-    """The first argument of the first request: a text, or a chat as JSON in a list."""
-    first = arguments
-    while isinstance(first, dict | list) and first:
-        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
-    text = first if isinstance(first, str) else ""
+    """The text of the first request, of a chat its last message."""
+    text = _argument(arguments)
     try:
         messages = json.loads(text)
         return str(messages[-1]["content"]).strip()
     except (ValueError, TypeError, KeyError, IndexError):
         return text.strip()
+
+
+def _argument(arguments: Any) -> str:
+    """The first argument of the first request: a text, or a chat as JSON in a list."""
+    first = arguments
+    while isinstance(first, dict | list) and first:
+        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+    return first if isinstance(first, str) else ""
 
 
 def _answer(target: Any) -> str | None:

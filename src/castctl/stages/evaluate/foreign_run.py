@@ -16,8 +16,9 @@ from castctl.ragged import offsets_of
 from castctl.recipe.recipe import Recipe
 from castctl.shards.columns import list_column
 from castctl.shards.part import content_hash, write_json
+from castctl.shards.schema import ROLLOUTS
 from castctl.shards.stage import StepFolder
-from castctl.stages.evaluate.foreign import Completions
+from castctl.stages.evaluate.foreign import Completions, numbered
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import pass_at_k, problem_share
 from castctl.stages.evaluate.stored import Stored
@@ -41,7 +42,7 @@ def write_evaluation(
     A problem's mean is over all of its completions that were judged. Where problems have more and
     fewer, pass@k goes up to the smallest number and maj@k takes so many of each.
     """
-    rollouts, rewards = _rollouts(stored), _rewards(stored, judged)
+    rollouts, rewards = _rollouts(stored, made), _rewards(stored, judged)
     digest = hashlib.sha256(made.path.read_bytes()).hexdigest()[:16]
     source = {"source": {"file": made.path.name, "content": digest}}
     verifier = recipe.verifier.model_dump(mode="json", exclude={"workers", "max_error_share"})
@@ -69,6 +70,7 @@ def write_evaluation(
         "model": None,
         "step": 0,
         "template": None,
+        "date": None,
         "sampling": {"n": numbers["k"]},
         "seed": None,
         **grader,
@@ -82,7 +84,7 @@ def write_evaluation(
 
 def _problems(rollouts: pa.Table) -> pa.Table:
     first = np.unique(group_numbers(rollouts["prompt_id"]), return_index=True)[1]
-    return rollouts.select(["problem", "answer"]).take(pa.array(first))
+    return rollouts.select(["problem", "answer", "earlier"]).take(pa.array(first))
 
 
 def _numbers(rewards: pa.Table, task: str, pool: CheckPool) -> Result:
@@ -112,7 +114,7 @@ def _numbers(rewards: pa.Table, task: str, pool: CheckPool) -> Result:
     }
 
 
-def _rollouts(stored: Stored) -> pa.Table:
+def _rollouts(stored: Stored, made: Completions) -> pa.Table:
     none = list_column(np.zeros(0), np.zeros(len(stored.rows) + 1, np.int64), pa.int32())
     return pa.table(
         {
@@ -125,6 +127,13 @@ def _rollouts(stored: Stored) -> pa.Table:
             "completion": [row.completion for row in stored.rows],
             "sampler_logprobs": pa.nulls(len(stored.rows), pa.list_(pa.float32())),
             "finish_reason": [row.finish_reason for row in stored.rows],
+            "earlier": pa.array(
+                [
+                    [message._asdict() for message in sample.earlier] or None
+                    for _, _, sample in numbered(made.samples)
+                ],
+                ROLLOUTS.field("earlier").type,
+            ),
         }
     )
 

@@ -125,7 +125,7 @@ def rescore(
                 refuse_another_verifier(folder, recipe)
         parts = []
         for folder in folders:
-            stored = read_stored(folder)
+            stored = read_stored(folder, recipe)
             judged = _judge(stored.rows, recipe, pool, progress)
             if overwrite:
                 write_again(folder, recipe, pool, progress)

@@ -62,7 +62,7 @@ def _choices(recipe: Recipe) -> dict[str, str]:
 
 
 def _digits(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def read_result(folder: StepFolder) -> Result | None:

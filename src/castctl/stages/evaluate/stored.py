@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from castctl.errors import UserError
 from castctl.progress import Progress
@@ -13,7 +15,7 @@ from castctl.shards.part import write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.evaluate.results import read_result
 from castctl.stages.evaluate.summary import summarise
-from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.rewards import rows_to_judge, score_rewards
 from castctl.verify.judge import Row, grader_name
 from castctl.verify.pool import CheckPool
 from castctl.versions import library_versions
@@ -34,12 +36,14 @@ class Stored:
     """Whether the old verdicts tell one way to be wrong from another."""
 
 
-def read_stored(folder: StepFolder) -> Stored:
-    """The rollouts of a folder with their rewards; `UserError` where there are no rollouts."""
+def read_stored(folder: StepFolder, recipe: Recipe) -> Stored:
+    """The rollouts of a folder with their rewards.
+
+    Raises `UserError` where there are no rollouts, and where the tokenizer of `recipe.model` is
+    not that of their tokens.
+    """
     folder.require_parts("rollouts", "there is nothing to judge again")
     rollouts = folder.table("rollouts")
-    names = ("problem", "completion", "answer", "finish_reason")
-    columns = [rollouts[name].to_pylist() for name in names]
     keys = list(zip(*(rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True))
     known: dict[tuple[str, int], tuple[str, float | None]] = {}
     graders = []
@@ -54,12 +58,40 @@ def read_stored(folder: StepFolder) -> Stored:
     old = [known.get(key, unjudged) for key in keys]
     return Stored(
         keys=keys,
-        rows=[Row(*values) for values in zip(*columns, strict=True)],
+        rows=_rows(folder, rollouts, recipe),
         old=[verdict for verdict, _ in old],
         old_rewards=[reward for _, reward in old],
         grader=agreed(graders, "grader", None),
         verdicts_differ=True,
     )
+
+
+def _rows(folder: StepFolder, rollouts: pa.Table, recipe: Recipe) -> list[Row]:
+    names = ("problem", "completion", "answer", "finish_reason")
+    if not _has_tokens(rollouts):  # from a file, where a thought that the prompt opened is text
+        columns = (rollouts[name].to_pylist() for name in names)
+        return [Row(*values) for values in zip(*columns, strict=True)]
+    tokenizer = _tokenizer(recipe)
+    for row in rollouts.select(["completion_token_ids", "completion"]).slice(0, 8).to_pylist():
+        ids, text = row.values()
+        if tokenizer.decode(ids, skip_special_tokens=True) != text:
+            raise UserError(
+                f"the tokens of {folder.path} are not those of model.path={recipe.model.path}; "
+                "name the model that made them: --set model.path=..."
+            )
+    return rows_to_judge(rollouts, tokenizer)
+
+
+def _has_tokens(rollouts: pa.Table) -> bool:
+    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths()
+    return bool(np.any(lengths))
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    from castctl.models.loading import load_tokenizer, locate_model
+
+    model = recipe.model
+    return load_tokenizer(locate_model(model.path, model.revision), model)
 
 
 def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
@@ -87,17 +119,14 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     Raises `UserError` for completions without tokens: those came from a file, which is to be
     judged into another run.
     """
-    from castctl.models.loading import load_tokenizer, locate_model
-
     rollouts = folder.table("rollouts")
     lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
-    if not lengths.any():
+    if not _has_tokens(rollouts):
         raise UserError(f"{folder.path} came from a file; judge that file again with another --run")
     first = folder.read("rollouts", folder.parts("rollouts")[0]).metadata or {}
     folder = StepFolder(folder.path, first.get("step", folder.step), first.get("total_steps"))
-    model = recipe.model
-    tokenizer = load_tokenizer(locate_model(model.path, model.revision), model)
     result = read_result(folder)
+    tokenizer = _tokenizer(recipe)
     score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
     if result is None:
         return

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from castctl.data.conversation import earlier_in
 from castctl.engines.sampling import row_key
 from castctl.errors import UserError
 from castctl.models.packing import Ids, by_prompt, flattened, rows_of
@@ -149,12 +150,14 @@ class PartScorer:
         template = self._scorers.teacher_template
         if template is None:
             return self._prompts
-        names = ("prompt_id", "problem", "answer", "solution")
+        names = ("prompt_id", "problem", "answer", "solution", "earlier")
         rendered: dict[str, Ids] = {}
         rows = []
-        for id, *told in zip(*(self._rollouts[name].to_pylist() for name in names), strict=True):
+        columns = (self._rollouts[name].to_pylist() for name in names)
+        for id, problem, answer, solution, cell in zip(*columns, strict=True):
             if id not in rendered:
-                rendered[id] = np.array(template.render(*told), np.int32)
+                ids = template.render(problem, answer, solution, earlier_in(cell))
+                rendered[id] = np.array(ids, np.int32)
             rows.append(rendered[id])
         longest = max(map(len, rows), default=0)
         room = self._scorers.policy.model.context_tokens
@@ -177,18 +180,19 @@ class PartScorer:
                 "bilateral conditioning tells right from wrong, so rewards must be 0 or 1; use "
                 "--method grpo for graded rewards"
             )
-        names = ("prompt_id", "sample", "problem", "completion")
+        names = ("prompt_id", "sample", "problem", "completion", "earlier")
         columns = [self._rollouts[name].to_pylist() for name in names]
         groups: dict[str, list[int]] = {}
         for row in np.argsort(columns[1], kind="stable"):
             groups.setdefault(columns[0][row], []).append(int(row))
         rows: list[Ids] = []
-        for row, (id, _, problem, _) in enumerate(zip(*columns, strict=True)):
+        for row, (id, _, problem, _, earlier) in enumerate(zip(*columns, strict=True)):
             others = [columns[3][o] for o in groups[id] if rewards[o] == 1 - rewards[row]]
             own = self._prompts[row]
             if others:
                 length, correct = len(self._completions[row]), bool(rewards[row] == 1)
-                ids = template.render(problem, own.tolist(), length, correct, others)
+                told = earlier_in(earlier)
+                ids = template.render(problem, own.tolist(), length, correct, others, told)
                 own = own if ids == own.tolist() else np.array(ids, np.int32)
             rows.append(own)
         return rows

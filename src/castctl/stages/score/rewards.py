@@ -17,6 +17,10 @@ from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign
 from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
 from castctl.verify.pool import CheckPool
 from castctl.verify.spans import token_span
+from castctl.verify.visible import CLOSED, opens_thoughts
+
+TAIL = 32
+"""Tokens at the end of a prompt that show whether it ends inside thoughts."""
 
 
 def score_rewards(
@@ -47,7 +51,7 @@ def score_rewards(
             _refuse_silence(rollouts)
 
             def work(table: pa.Table = rollouts.table) -> pa.Table:
-                judged = judge(pool, settings, _check_rows(table), lambda: advance(1))
+                judged = judge(pool, settings, rows_to_judge(table, tokenizer), lambda: advance(1))
                 judgements.extend(judged)
                 check_error_share(judgements, settings)
                 return _rewards_table(table, judged, tokenizer)
@@ -75,11 +79,30 @@ def _refuse_silence(rollouts: Part) -> None:
         raise UserError(f"{rollouts.path}: every completion is empty; roll out again")
 
 
-def _check_rows(table: pa.Table) -> list[Row]:
-    columns = (
-        table[name].to_pylist() for name in ("problem", "completion", "answer", "finish_reason")
+def rows_to_judge(rollouts: pa.Table, tokenizer: Any) -> list[Row]:
+    """What the judge reads of rollouts, whose tokens are this tokenizer's."""
+    names = ("problem", "completion", "answer", "finish_reason")
+    columns = (rollouts[name].to_pylist() for name in names)
+    thinking = _thinking(rollouts, tokenizer)
+    return [Row(*values) for values in zip(*columns, thinking, strict=True)]
+
+
+def _thinking(rollouts: pa.Table, tokenizer: Any) -> list[bool]:
+    """Whether each prompt ends inside thoughts that its completion goes on with."""
+    prompts, completions = (
+        rows_of(*ragged_column(rollouts, name))
+        for name in ("prompt_token_ids", "completion_token_ids")
     )
-    return [Row(*values) for values in zip(*columns, strict=True)]
+    known = range(len(tokenizer))  # parts made elsewhere may hold any number
+    tails = [tuple(id for id in ids[-TAIL:].tolist() if id in known) for ids in prompts]
+    opened = {tail: opens_thoughts(tokenizer.decode(list(tail))) for tail in set(tails) if tail}
+    end = tokenizer.get_added_vocab().get(CLOSED)
+    # A `</think>` that is a special token is left out of the completion's text.
+    unseen = end is not None and not tokenizer.decode([end], skip_special_tokens=True)
+    return [
+        opened.get(tail, False) and not (unseen and end in ids)
+        for tail, ids in zip(tails, completions, strict=True)
+    ]
 
 
 def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any) -> pa.Table:
