@@ -7,8 +7,10 @@ Python file, so exit codes, signals and the terminal's bytes are those of a proc
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -165,24 +167,21 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
 
 
 def _preload() -> None:
-    """What the stages import late; nothing here computes, so forking is safe."""
+    """What commands import late; nothing here computes, so forking is safe."""
     import matplotlib.backends.backend_agg
-    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+    import pyarrow.acero  # noqa: F401
     import scipy.stats  # noqa: F401
     import transformers.models.auto.modeling_auto
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    import castctl.diagnosis.runner
-    import castctl.explain.estimate
-    import castctl.report.diagnosis_page
-    import castctl.report.diagnostics
-    import castctl.report.html.run_page
-    import castctl.report.tables
-    import castctl.stages.evaluate.stage
-    import castctl.stages.one_step
-    import castctl.stages.train.loop  # noqa: F401
+    import castctl
     from deprecations import refuse_deprecated
 
+    for module in pkgutil.walk_packages(castctl.__path__, "castctl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     refuse_deprecated()
 
 
