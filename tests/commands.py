@@ -188,3 +188,4 @@ def _preload() -> None:
 if __name__ == "__main__":
     _preload()
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # to unload all modules takes seconds
