@@ -31,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def shrink(options: argparse.Namespace) -> None:
     """The sizes of a quick run."""
     options.prompts, options.n, options.max_tokens = 2, 2, 16
+    options.set += ["data.limit=64"]
 
 
 def recipe_of(options: argparse.Namespace, method: str = "cast", *overrides: str) -> Recipe:

@@ -1,19 +1,23 @@
 """The real command line without the wait for imports.
 
 A server process imports what castctl's stages import and forks for every command. The child
-gets its own arguments, folder, environment and output files and runs `castctl.cli.main`, so
-exit codes, signals and the terminal's bytes are those of a process of its own.
+gets its own arguments, folder, environment and output files and runs `castctl.cli.main`, or a
+Python file, so exit codes, signals and the terminal's bytes are those of a process of its own.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +49,7 @@ class Command:
         self._server = server
         self._out, self._err = (tempfile.TemporaryFile("w+b") for _ in range(2))  # noqa: SIM115
         self._status: int | None = None
-        request = {"argv": ["castctl", *arguments], "cwd": str(cwd), "env": dict(os.environ)}
+        request = {"argv": arguments, "cwd": str(cwd), "env": dict(os.environ)}
         files = [stream.fileno() for stream in (self._out, self._err)]
         socket.send_fds(server, [json.dumps(request).encode() + b"\n"], files)
         self.pid = int(_answer(server, "pid", START_SECONDS))
@@ -95,7 +99,11 @@ class Commands:
 
     def start(self, *arguments: str, cwd: Path) -> Command:
         """Start `castctl ARGUMENTS` in a folder."""
-        return Command(self._socket, arguments, cwd)
+        return Command(self._socket, ("castctl", *arguments), cwd)
+
+    def start_file(self, file: Path, *arguments: str, cwd: Path) -> Command:
+        """Start `python FILE ARGUMENTS` in a folder."""
+        return Command(self._socket, (str(file), *arguments), cwd)
 
     def close(self) -> None:
         self._socket.close()
@@ -139,12 +147,18 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
         # A shell's background jobs ignore Ctrl-C, and their children would too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        main()
+        if sys.argv[0] == "castctl":
+            main()
+        else:
+            sys.path[0] = str(Path(sys.argv[0]).parent)  # as the interpreter does
+            runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:  # before castctl's first line, or after its last
         code = 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.stdout.flush()
@@ -153,27 +167,25 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
 
 
 def _preload() -> None:
-    """What the stages import late; nothing here computes, so forking is safe."""
+    """What commands import late; nothing here computes, so forking is safe."""
     import matplotlib.backends.backend_agg
-    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+    import pyarrow.acero  # noqa: F401
     import scipy.stats  # noqa: F401
     import transformers.models.auto.modeling_auto
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    import castctl.diagnosis.runner
-    import castctl.explain.estimate
-    import castctl.report.diagnosis_page
-    import castctl.report.diagnostics
-    import castctl.report.html.run_page
-    import castctl.report.tables
-    import castctl.stages.evaluate.stage
-    import castctl.stages.one_step
-    import castctl.stages.train.loop  # noqa: F401
+    import castctl
     from deprecations import refuse_deprecated
 
+    for module in pkgutil.walk_packages(castctl.__path__, "castctl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     refuse_deprecated()
 
 
 if __name__ == "__main__":
     _preload()
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # to unload all modules takes seconds

@@ -34,8 +34,10 @@ SMALL = (
     "eval.every=0",
     "method.teacher.every=2",
     "optimizer.lr=0.003",
+    "verifier.workers=1",
 )
-"""Three quick steps whose snapshot is renewed at step 2; rendering all 4,096 prompts is half."""
+"""Three quick steps whose snapshot is renewed at step 2; rendering all 4,096 prompts would be half
+of them, a second worker another quarter."""
 
 STAGES = ("rollouts", "rewards", "signals", "advantages")
 

@@ -15,7 +15,7 @@ from conftest import Cli
 
 QUICK = (
     "-n", "4", "-k", "2", "--max-tokens", "48", "--set", "train.prompts_per_step=4",
-    "--set", "train.part_size=1", "--set", "eval.limit=4",
+    "--set", "train.part_size=1", "--set", "eval.limit=4", "--set", "data.limit=128",
 )  # fmt: skip
 QUICK_ROLLOUT = tuple(word for word in QUICK if word not in ("-k", "2"))
 

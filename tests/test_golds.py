@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from decimal import Decimal
 from fractions import Fraction
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 
 from castctl.verify.grader import grade
 from castctl.verify.spelling import spellings
+from commands import Commands
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rewritings.py"
 
@@ -28,10 +27,11 @@ math-verify reads 1.25% as 0.0125 alone, but 125% as 125 too.
 
 
 @pytest.mark.slow
-def test_every_gold_verifies_as_it_is_and_rewritten(benchmarks: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, benchmarks], capture_output=True, text=True, check=True
-    )
+def test_every_gold_verifies_as_it_is_and_rewritten(
+    benchmarks: Path, commands: Commands, tmp_path: Path
+) -> None:
+    done = commands.start_file(SCRIPT, str(benchmarks), cwd=tmp_path).wait(600)
+    assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)["kinds"]
     assert table["as it is"]["pairs"] == 1919
     for kind, measured in table.items():

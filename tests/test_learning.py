@@ -24,7 +24,8 @@ def gain(path: Path, method: str, *overrides: str) -> tuple[float, float]:
         method={"name": method},
         overrides=[
             f"train.steps={STEPS}", "train.checkpoint_every=16", "eval.every=0",
-            "eval.limit=96", "eval.k=4", *overrides,
+            "eval.limit=96", "eval.k=4", "data.limit=512", "verifier.workers=1",
+            *overrides,
         ],
     )  # fmt: skip
     trained = train(create_run(recipe, str(path), "test"), Silent(), lambda row: None)

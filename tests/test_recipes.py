@@ -515,6 +515,7 @@ def test_an_ablation_leaves_out_what_it_says(castctl: Cli, step: Path, name: str
 FEW = [
     "seed=1", "train.steps=2", "train.prompts_per_step=4", "train.part_size=2", "sampling.n=4",
     "sampling.max_tokens=48", "eval.k=1", "eval.limit=4", "eval.every=0", "verifier.workers=1",
+    "data.limit=128",
 ]  # fmt: skip
 """Two quick steps; the seed gives groups of every kind."""
 
