@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import And, Basic, Eq, Expr, FiniteSet, Float, MatrixBase, S, Set, Tuple
+from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
 from castctl.verify.claims import claims_otherwise, listed
 from castctl.verify.solutions import solutions
-from castctl.verify.spelling import choice, respelled, same_words, spellings, time_of_day
+from castctl.verify.spelling import bare, choice, respelled, same_words, spellings, time_of_day
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -57,7 +57,7 @@ def grade(answer: str, extracted: str) -> bool:
         return _same_time(hour, other)
     if (same := same_words(answer, extracted)) is not None:
         return same
-    if respelled(answer) == respelled(extracted):
+    if bare(respelled(answer)) == bare(respelled(extracted)):
         return True
     gold = _read_answer(answer)
     if not gold:
@@ -136,7 +136,15 @@ def _read(text: str) -> list[Any]:
         parse(f"\\boxed{{{each}}}", _WHOLE_BOX, extraction_mode="first_match", parsing_timeout=None)
         for each in spellings(text)
     )
-    return [expression for reading in readings for expression in reading]
+    return [_with_i(expression) for reading in readings for expression in reading]
+
+
+def _with_i(parsed: Any) -> Any:
+    """With the imaginary unit for the symbols `i`, which 4i and 4 i have a different one of."""
+    if not isinstance(parsed, Basic | MatrixBase):
+        return parsed
+    units = {each: I for each in parsed.free_symbols if str(each) == "i"}
+    return parsed.xreplace(units) if units else parsed
 
 
 def _believable(parsed: Any) -> bool:

@@ -18,10 +18,12 @@ _OR = re.compile(r"\\text\{ *or *\}|\\(?:lor|vee)(?![A-Za-z])|(?<![A-Za-z\\])or(
 _AND = re.compile(r"\\text\{ *and *\}|\\(?:land|wedge)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
 _UNKNOWN = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega|varphi)")
 _BUILT = re.compile(
-    r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?(?:\\mid|:|\||\\vert)"
-    r"(?![A-Za-z])(?P<condition>.*)\\\}"
+    r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?(?:\\mid(?![A-Za-z])|:|\||\\vert(?![A-Za-z]))"
+    r"(?P<condition>.*)\\\}"
 )
 _NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
+_SPACE = re.compile(r"\\[ ,;:!]|~")
+_SIZE = re.compile(r"\\(?:left|middle|right)(?![A-Za-z])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONGEST = 500
 """Characters beyond which a text is no inequality that a reader would write."""
@@ -41,7 +43,9 @@ def solutions(text: str) -> Solutions | None:
     """
     if len(text) > _LONGEST:
         return None
-    text = text.replace(r"\left", "").replace(r"\right", "") if r"\{" in text else text
+    text = _SPACE.sub(" ", text).strip()
+    if r"\{" in text:
+        text = _SIZE.sub("", text)
     built = _BUILT.fullmatch(text)
     if built:
         text = built["condition"]

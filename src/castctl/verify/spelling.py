@@ -5,6 +5,8 @@ takes from the text, and applies to nothing that could be meant otherwise. All t
 in the text.
 """
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import re
@@ -25,18 +27,46 @@ _LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
 _GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0xFFE1: "£", 0xFFE5: "¥"}
-_FRACTIONS = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15", "⅛": "18"}
+_FRACTIONS = {
+    "½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15",
+    "⅖": "25", "⅗": "35", "⅘": "45", "⅙": "16", "⅚": "56", "⅛": "18", "⅜": "38", "⅝": "58",
+    "⅞": "78",
+}  # fmt: skip
 _SYMBOLS = (
     str.maketrans(
         {"°": r"^\circ ", "∞": r"\infty ", "∅": r"\emptyset ", "。": ".", "、": ",", "\u3000": " "}
+        | {
+            "–": "-",
+            "—": "-",
+            "·": r"\cdot ",
+            "∶": ":",
+            "℃": r"^\circ ",
+            "⩽": r"\le ",
+            "≦": r"\le ",
+        }
+        | {"⩾": r"\ge ", "≧": r"\ge ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap "}
         | {char: rf"\frac{{{pair[0]}}}{{{pair[1]}}}" for char, pair in _FRACTIONS.items()}
     )
     | _FULL_WIDTH
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]{1,30}")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]{1,30}")
 
-_DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"))
+_DELIMITERS = (
+    (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("__", "__"), ("*", "*"),
+)  # fmt: skip
+_WRAPPER = re.compile(
+    r"(?:\\(?:mathbf|textbf|boldsymbol|bm|pmb|mathit|textit|underline|emph)\s*\{|\{\s*\\(?:bf|it|rm)\s)"
+    r"|(?P<text>\\(?:text|textrm|mathrm|mbox)\s*\{)"
+)
+# Mathematics in \text{}: 3 and 4, x = 5, $\frac{1}{2}$.
+_FORMULA = re.compile(
+    r"\s*(?:\$[^$]*\$|(?=.*[0-9])(?:[^A-Za-z\u4e00-\u9fff{}\\:]|(?<![A-Za-z])(?:[A-Za-z]|and|or)(?![A-Za-z]))*)"
+    r"\s*",
+    re.S,
+)
 
 _CHINESE = (
     "平方千米|平方厘米|平方分米|平方米|立方厘米|立方分米|立方米|千米/小?时|米/秒|千米|公里|厘米|"
@@ -44,6 +74,15 @@ _CHINESE = (
     "个|只|人|名|位|件|本|支|枝|张|块|辆|棵|头|条|页|次|种|组|份|度|倍|套|台|箱|瓶|袋|盒|根|颗"
 )
 _TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
+
+_SPACES = r"(?:\s|~|\\[ ,;:!]){0,5}"
+_ARGUMENT = r"(?: ?(\\[A-Za-z]+|[0-9])| ([A-Za-z]))"
+
+
+def _with_braces(match: re.Match[str]) -> str:
+    second = f"{{{match[4]}}}" if match[4] else ""
+    return f"{match[1]}{{{match[2] or match[3]}}}{second}"
+
 
 _RULES = [
     (re.compile(pattern), replacement)
@@ -54,6 +93,20 @@ _RULES = [
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),
         (r"\\[bB]igg?[lrm]?(?= ?[][()|/\\])", ""),  # of brackets: \big( is (
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\geqq(?![A-Za-z])", r"\\ge"),
+        (r"\\leqq(?![A-Za-z])", r"\\le"),
+        (
+            rf"\\(?:text|textrm|mathrm|mbox) ?\{{{_SPACES}(or|and){_SPACES}\}}{_SPACES}",
+            r" \\text{ \1 } ",
+        ),
+        (r"(?:\\ ){1,3}(or|and)(?:\\ ){1,3}", r" \\text{ \1 } "),
+        (r"(?<![一-鿿])或(?![一-鿿])", r" \\text{ or } "),
+        (r"(?<![一-鿿])[和且](?![一-鿿])", r" \\text{ and } "),
+        (r"\A\](?=[^][]*\[\Z)", "("),
+        (r"\A\](?=[^][]*\]\Z)", "("),
+        (r"(?<=[^][])\[\Z", ")"),
+        (r"\{ ?\\rm ([ei]) ?\}|\\mathrm ([ei])(?![A-Za-z])", r" \1\2"),
+        (rf"\A({_NUMBER}) ?\\text\{{ ?to ?\}} ?({_NUMBER})\Z", r"\1:\2"),
         (
             r"(?<=[0-9)}{^+-])\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}",
             r"\1",
@@ -63,7 +116,13 @@ _RULES = [
         (rf"\A{_FONT}\{{ ?({_NUMBER}) ?([A-Za-z一-鿿][^{{}}\\0-9]{{0,60}})\}}\Z", r"\1\\text{ \2}"),
         (rf"\A{_FONT}\{{ ?([^{{}}\\]*[一-鿿][^{{}}\\]*)\}}\Z", r"\1"),
         (rf"\A({_NUMBER}) ?(?:dollars?|euros?|USD|EUR|GBP|RMB|¢|€|£|¥)\Z", r"\1"),
-        (r"(\\[dt]?frac)(?: ([A-Za-z0-9])|([0-9])) ?([A-Za-z0-9])", r"\1{\2\3}{\4}"),
+        (
+            rf"(\\[dt]?(?:frac|binom)){_ARGUMENT} ?(?:(\\[A-Za-z]+|[A-Za-z0-9])|(?=\{{))",
+            _with_braces,
+        ),
+        (r"(\\[dt]?frac\{[^{}]*\}) ?(\\[A-Za-z]+)(?![A-Za-z{])", r"\1{\2}"),
+        (r"\\sqrt ?(\\[A-Za-z]+)(?![A-Za-z{])", r"\\sqrt{\1}"),
+        (r"\\sqrt ?(\[[^][]*\]) ?([A-Za-z0-9])(?![0-9])", r"\\sqrt\1{\2}"),
         (rf"\A(?:\\?\$|€|£|¥|\\pounds) ?({_NUMBER})\Z", r"\1"),
         (rf"\A({_NUMBER}) ?(?:[mckd]m|ft|in|yd|mi)\^\{{?[23]\}}?\Z", r"\1"),
         (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
@@ -132,10 +191,15 @@ _TIME = re.compile(
 )
 
 
+_FONTS = re.compile(rf"{_FONT}\s*\{{([^{{}}]*)\}}")
+_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])|\\[,;:! ]|~")
+_BRACES = re.compile(r"\\.|[{}]", re.S)
 _PHRASE = re.compile(
-    rf"(?:{_FONT} ?\{{ ?)?(?P<words>[A-Za-z][A-Za-z',& -]{{0,200}}[A-Za-z])[ .]*(?:\}}[ .]*)?"
+    rf"(?:{_FONT} ?\{{ ?)?(?P<words>[A-Za-z][A-Za-z',& -]{{0,200}}[A-Za-z])[ .!]*(?:\}}[ .!]*)?"
 )
-_IS_WORDS = re.compile(r"[A-Za-z]{4}")  # a product of as many letters is rarely written unsorted
+_IS_WORDS = re.compile(
+    r"[A-Za-z]{4}|\b(?i:yes|no)\b"
+)  # a product of as many letters is rarely written unsorted
 _LISTS = re.compile(r"[,&]|\b(?:and|or)\b")
 
 
@@ -159,9 +223,10 @@ def spellings(text: str) -> list[str]:
 @lru_cache(maxsize=1024)
 def respelled(text: str) -> str:
     """The answer in one spelling that math-verify reads; itself where there is nothing to do."""
-    text = _stripped(_undelimited(_stripped(text)).removesuffix(r"\checkmark"))
+    text = _stripped(_unwrapped(text).removesuffix(r"\checkmark"))
     text = text.translate(_SYMBOLS)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     if _GROUPED.fullmatch(text):
@@ -194,7 +259,7 @@ def choice(text: str) -> Choice | None:
 
 def time_of_day(text: str) -> tuple[int, int, str] | None:
     """Hour, minute and `a`, `p` or nothing for the half of the day; None for no time."""
-    match = _TIME.fullmatch(_undelimited(_stripped(text)))
+    match = _TIME.fullmatch(_unwrapped(text))
     if match is None or int(match["hour"]) > 24:
         return None
     hour, half = int(match["hour"]), (match["half"] or "").lower()
@@ -215,6 +280,35 @@ def same_words(text: str, other: str) -> bool | None:
     if first.casefold() == second.casefold():
         return True
     return None if _LISTS.search(first) and _LISTS.search(second) else False
+
+
+def bare(text: str) -> str:
+    """A spelling without fonts and spaces, where spaces part no numbers or words."""
+    return _LOOSE_SPACE.sub("", _FONTS.sub(r"\1", text))
+
+
+def _unwrapped(text: str) -> str:
+    """Without delimiters and fonts around all of it."""
+    for _ in range(5):
+        text = _undelimited(_stripped(text))
+        match = _WRAPPER.match(text)
+        if match is None or not text.endswith("}") or not _closes_last(text[match.end() : -1]):
+            break
+        inner = text[match.end() : -1]
+        if match["text"] and not _FORMULA.fullmatch(inner):
+            break
+        text = inner
+    return text
+
+
+def _closes_last(inner: str) -> bool:
+    """Whether the braces of a group's content balance, so that the group ends behind it."""
+    depth = 0
+    for brace in _BRACES.findall(inner):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _undelimited(text: str) -> str:
