@@ -43,6 +43,10 @@ _SEPARATOR = re.compile(
     r"(?P<open>[({\[])|(?P<close>[)}\]])|\\text\{ *(?:and|or) *\}|\\(?:lor|vee)(?![a-z])|[,;]"
     r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
 )
+_JOINED = re.compile(r"\\text\{ *(and|or) *\}")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)")
+_TEXTS = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}")
+_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
 
 NEAR = Fraction(1, 100)
@@ -60,6 +64,8 @@ def claims_otherwise(extracted: str, answer: str) -> bool:
         or bool(_hedges(extracted) - _hedges(answer))
         or _adds_a_value(extracted, answer)
         or _adds_a_value(answer, extracted)
+        or _joins_otherwise(extracted, answer)
+        or _marks(extracted) != _marks(answer)
         or _in_another_base(extracted, answer)
         or _of_another_name(extracted, answer)
     )
@@ -125,6 +131,20 @@ def _goes_on(text: str) -> bool:
     r"""Whether another value follows a unit or a wide space, where all that follows is taken for
     the unit: 5 \text{ cm} \lor 6."""
     return bool(_WIDE.search(text)) or any(map(_UNIT.search, listed(text)[:-1]))
+
+
+def _joins_otherwise(extracted: str, answer: str) -> bool:
+    """Inequalities of which both shall hold where the answer has either, or the other way round."""
+    ours, theirs = (
+        {word for word in _JOINED.findall(text) if _INEQUALITY.search(text)}
+        for text in (extracted, answer)
+    )
+    return len(ours) == len(theirs) == 1 and ours != theirs
+
+
+def _marks(text: str) -> int:
+    """Primes: f' is not f, nor 60' 60 degrees."""
+    return len(_PRIME.findall(_TEXTS.sub("", text)))
 
 
 def _in_another_base(extracted: str, answer: str) -> bool:

@@ -13,7 +13,7 @@ from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set,
 from sympy.core.relational import Relational
 
 from castctl.verify.claims import claims_otherwise, listed
-from castctl.verify.solutions import solutions
+from castctl.verify.solutions import Solutions, solutions
 from castctl.verify.spelling import bare, choice, respelled, same_words, spellings, time_of_day
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
@@ -49,10 +49,8 @@ def grade(answer: str, extracted: str) -> bool:
         return ours.letter == theirs.letter
     if ours and theirs and ours.letter != theirs.letter:
         return False
-    answer, extracted = (
-        found.value if found and found.value else text
-        for text, found in ((answer, theirs), (extracted, ours))
-    )
+    answer = theirs.value if theirs and theirs.value else answer
+    extracted = ours.value if ours and ours.value else extracted
     if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
         return _same_time(hour, other)
     if (same := same_words(answer, extracted)) is not None:
@@ -63,12 +61,18 @@ def grade(answer: str, extracted: str) -> bool:
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
     written = respelled(answer)
+    solved, found = solutions(written), solutions(respelled(extracted))
+    if solved and found:
+        return _same_solutions(solved, found)
     if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
-        unequal = solutions(respelled(extracted))  # x \neq 2 is a claim, not a denial
-        return unequal is not None and _same_solutions(answer, extracted)
+        return found is not None and _are_solutions(gold, found)  # x \neq 2 denies nothing
     read = _read(extracted)
+    if solved:
+        return _are_solutions(read, solved)
+    if found:
+        return _are_solutions(gold, found)
     if not _equal(gold, read):
-        return _same_solutions(answer, extracted)
+        return False
     return _same_repeats(written, gold, respelled(extracted), read)
 
 
@@ -102,14 +106,20 @@ def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
     return plain in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
 
 
-def _same_solutions(answer: str, extracted: str) -> bool:
-    """Whether an inequality of one unknown and an interval, or another inequality of that unknown,
-    have the same solutions."""
-    theirs, ours = solutions(respelled(answer)), solutions(respelled(extracted))
-    if not (ours or theirs) or (ours and theirs and ours.unknown != theirs.unknown):
+def _same_solutions(one: Solutions, other: Solutions) -> bool:
+    """Whether inequalities of one unknown have the same solutions."""
+    if one.unknown and other.unknown and one.unknown != other.unknown:
         return False
-    gold = _read(theirs.intervals) if theirs else _read_answer(answer)
-    return _equal(gold, _read(ours.intervals) if ours else _read(extracted))
+    return _equal(_read(one.intervals), _read(other.intervals))
+
+
+def _are_solutions(read: list[Any], told: Solutions) -> bool:
+    """Whether a set is that of the solutions: of 1 < x < 3 neither the pair of 1 and 3 nor any
+    one of them, which math-verify takes for (1, 3)."""
+    points = r"\{" in told.intervals
+    return (points or not any(isinstance(each, FiniteSet) for each in read)) and _equal(
+        read, _read(told.intervals)
+    )
 
 
 def _same_repeats(answer: str, gold: list[Any], extracted: str, read: list[Any]) -> bool:

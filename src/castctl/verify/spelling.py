@@ -55,7 +55,8 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]{1,30}")
 
 _DELIMITERS = (
-    (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("__", "__"), ("*", "*"),
+    (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"),
+    ("**", "**"), ("__", "__"), ("*", "*"),
 )  # fmt: skip
 _WRAPPER = re.compile(
     r"(?:\\(?:mathbf|textbf|boldsymbol|bm|pmb|mathit|textit|underline|emph)\s*\{|\{\s*\\(?:bf|it|rm)\s)"
