@@ -25,6 +25,7 @@ _TEXT = r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*"
 _TRAILING = re.compile(rf"{_TEXT}\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}[\s.]*\Z")
 _UNIT = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}(?:\^\{{?[0-9]\}}?)?\Z")
 _WIDE = re.compile(rf"[^\s,;&\\]\s*\\q?quad(?![A-Za-z])(?!\s*(?:{_TEXT}\{{)?\s*[(\[])\s*\S")
+_SECOND = re.compile(rf"[0-9]\s*{_TEXT}\{{[^{{}}]*[A-Za-z][^{{}}]*\}}\s*[0-9]")  # 5 feet 6 inches
 _HEDGES = {
     "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "dozen", "hundred",
     "thousand", "million", "billion", "trillion",
@@ -130,7 +131,9 @@ def _adds_a_value(text: str, other: str) -> bool:
 def _goes_on(text: str) -> bool:
     r"""Whether another value follows a unit or a wide space, where all that follows is taken for
     the unit: 5 \text{ cm} \lor 6."""
-    return bool(_WIDE.search(text)) or any(map(_UNIT.search, listed(text)[:-1]))
+    return bool(_WIDE.search(text) or _SECOND.search(text)) or any(
+        map(_UNIT.search, listed(text)[:-1])
+    )
 
 
 def _joins_otherwise(extracted: str, answer: str) -> bool:

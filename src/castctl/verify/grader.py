@@ -13,8 +13,17 @@ from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set,
 from sympy.core.relational import Relational
 
 from castctl.verify.claims import claims_otherwise, listed
+from castctl.verify.letters import told_apart
 from castctl.verify.solutions import Solutions, solutions
-from castctl.verify.spelling import bare, choice, respelled, same_words, spellings, time_of_day
+from castctl.verify.spelling import (
+    bare,
+    choice,
+    endless,
+    respelled,
+    same_words,
+    spellings,
+    time_of_day,
+)
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -57,6 +66,9 @@ def grade(answer: str, extracted: str) -> bool:
         return same
     if bare(respelled(answer)) == bare(respelled(extracted)):
         return True
+    if {endless(answer), endless(extracted)} == {True, False}:  # as close as they may be
+        return False
+    answer, extracted = told_apart(respelled(answer), respelled(extracted))
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")

@@ -24,6 +24,7 @@ _BUILT = re.compile(
 _MEMBER = re.compile(r"(?P<unknown>[^\\]|\\[a-z]+) *\\in *(?P<set>(?:\\left *)?[(\[].*)", re.S)
 _NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
 _SPACE = re.compile(r"\\[ ,;:!]|~")
+_LONE = re.compile(r"\{([A-Za-z])\}")
 _SIZE = re.compile(r"\\(?:left|middle|right)(?![A-Za-z])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONGEST = 500
@@ -48,7 +49,7 @@ def solutions(text: str) -> Solutions | None:
     """
     if len(text) > _LONGEST:
         return None
-    text = _SPACE.sub(" ", text).strip()
+    text = _LONE.sub(r"\1", _SPACE.sub(" ", text)).strip()
     if r"\{" in text:
         text = _SIZE.sub("", text)
     if (member := _MEMBER.fullmatch(text)) and _unknown(member["unknown"]):

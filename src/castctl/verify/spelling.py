@@ -165,6 +165,11 @@ _REPEATING = re.compile(
     r"(?<![0-9.])([0-9]{0,15})\.([0-9]{0,15})"
     r"\\(?:overline|bar|dot)\{?([0-9])(?:([0-9]{0,15}))\}?(?:([0-9]{0,9})\\dot\{?([0-9])\}?)?(?![0-9])"
 )
+_IN_BRACKETS = re.compile(r"(?<![0-9.])([0-9]{0,15}\.[0-9]{0,15})\(([0-9]{1,15})\)(?![0-9])")
+_DOTS = re.compile(
+    r"(?<![0-9.])([0-9]{0,15}\.[0-9]{0,15}?)([0-9])\2{2,15}(?:\\[lc]?dots(?![A-Za-z])|\.{3}|…)"
+)
+_ENDS = re.compile(r"\A[^0-9]*[0-9]*\.[0-9]+[^0-9.(\\]*\Z")
 _TOWER = re.compile(r"\^\{([0-9]{1,2})\^(?:\{([0-9]{1,2})\}|([0-9]))\}")
 _LARGEST_EXPONENT = 10**6
 # math-verify takes them for units: \frac{a}{b} c, 10-4t, \frac{1}{2} ab, 2ab.
@@ -241,6 +246,7 @@ def respelled(text: str) -> str:
     if (match := _MIXED.fullmatch(text)) and int(match[2]) < int(match[3]):
         return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
     text = _E_NOTATION.sub(_in_e_notation, text)
+    text = _repeating_alike(text)
     text = _REPEATING.sub(_repeating, text)
     text = latex(text)
     text = _TOWER.sub(_tower, text)
@@ -330,6 +336,19 @@ def _undelimited(text: str) -> str:
 def _in_e_notation(match: re.Match[str]) -> str:
     number = _exact(Fraction(Decimal(f"{match[1]}e{match[2]}")))
     return number if match[0] == match.string else f"{{{number}}}"
+
+
+def _repeating_alike(text: str) -> str:
+    text = _IN_BRACKETS.sub(r"\1\\overline{\2}", text)
+    return _DOTS.sub(r"\1\\overline{\2}", text)
+
+
+def endless(text: str) -> bool | None:
+    """Whether a text is of a decimal that goes on for ever, or ends; None where it is of none."""
+    text = text.translate(_SYMBOLS)
+    if _REPEATING.search(_repeating_alike(text)):
+        return True
+    return False if _ENDS.search(text) else None
 
 
 def _repeating(match: re.Match[str]) -> str:
