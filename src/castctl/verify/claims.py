@@ -36,6 +36,7 @@ _HEDGED = re.compile(
     r"|\A[\s~]*(?:squared|cubed|halves|tenths|hundredths)\b"
 )
 _RATE = re.compile(r"\bper\s+[0-9]+\s+[a-z]")  # 3 per 100 people
+_DIGIT = re.compile("[0-9]")
 _LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
 _NAME = re.compile(
     r"(?:m ?)?(?:\\(?:m?angle|triangle|overline|text|mathrm)(?![A-Za-z]) ?\{? ?)?([A-Z]{2,9}) ?\}?"
@@ -65,6 +66,7 @@ def claims_otherwise(extracted: str, answer: str) -> bool:
         or bool(_hedges(extracted) - _hedges(answer))
         or _adds_a_value(extracted, answer)
         or _adds_a_value(answer, extracted)
+        or _says_otherwise(extracted, answer)
         or _joins_otherwise(extracted, answer)
         or _marks(extracted) != _marks(answer)
         or _in_another_base(extracted, answer)
@@ -134,6 +136,14 @@ def _goes_on(text: str) -> bool:
     return bool(_WIDE.search(text) or _SECOND.search(text)) or any(
         map(_UNIT.search, listed(text)[:-1])
     )
+
+
+def _says_otherwise(extracted: str, answer: str) -> bool:
+    """Text after what is no number, so no unit: n is even, n is odd."""
+    ours, theirs = _TRAILING.search(extracted), _TRAILING.search(answer)
+    if ours is None or theirs is None or _DIGIT.search(extracted + answer):
+        return False
+    return ours[1].split() != theirs[1].split()
 
 
 def _joins_otherwise(extracted: str, answer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from decimal import Decimal
@@ -19,6 +20,7 @@ from castctl.verify.spelling import (
     bare,
     choice,
     endless,
+    ratio,
     respelled,
     same_words,
     spellings,
@@ -66,6 +68,9 @@ def grade(answer: str, extracted: str) -> bool:
         return same
     if bare(respelled(answer)) == bare(respelled(extracted)):
         return True
+    terms, others = ratio(answer), ratio(extracted)
+    if terms or others:
+        return _same_ratio(terms, others)
     if {endless(answer), endless(extracted)} == {True, False}:  # as close as they may be
         return False
     answer, extracted = told_apart(respelled(answer), respelled(extracted))
@@ -116,6 +121,14 @@ def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
         return (one[0] % 12, *one[1:]) == (other[0] % 12, *other[1:]) if one[2] else one == other
     (hour, minute, half), plain = (one, other[:2]) if one[2] else (other, one[:2])
     return plain in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
+
+
+def _same_ratio(one: list[str], other: list[str]) -> bool:
+    """Whether each term is to the next as in the other: 1:2:3 is 2:4:6, and not 1:3:2."""
+    first, second = (
+        [rf"\frac{{{a}}}{{{b}}}" for a, b in itertools.pairwise(terms)] for terms in (one, other)
+    )
+    return len(first) == len(second) and all(map(grade, first, second))
 
 
 def _same_solutions(one: Solutions, other: Solutions) -> bool:

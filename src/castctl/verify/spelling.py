@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from castctl.verify.notation import latex
+from castctl.verify.notation import NAMES, latex
 
 _DIGITS = "[0-9]{1,30}"
 _UNSIGNED = rf"(?:{_DIGITS}(?:\.{_DIGITS})?|\.{_DIGITS})"
@@ -77,7 +77,15 @@ _CHINESE = (
 _TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
 
 _SPACES = r"(?:\s|~|\\[ ,;:!]){0,5}"
+_UNIT = rf"{_FONT} ?\{{[^{{}}]{{1,20}}\}}(?:\^\{{?-?[0-9]\}}?)?"
+_UNITS = rf"(?:{_UNIT}(?: |\\cdot ?|\\[ ,;:!]){{0,3}}){{1,3}}"
 _ARGUMENT = r"(?: ?(\\[A-Za-z]+|[0-9])| ([A-Za-z]))"
+
+
+def _with_unit(match: re.Match[str]) -> str:
+    """18 eggs, where the words are none of mathematics."""
+    words = set(re.findall("[a-z]+", match[2]))
+    return match[0] if words & NAMES else rf"{match[1]}\text{{ {match[2]}}}"
 
 
 def _with_braces(match: re.Match[str]) -> str:
@@ -128,11 +136,19 @@ _RULES = [
         (rf"\A({_NUMBER}) ?(?:[mckd]m|ft|in|yd|mi)\^\{{?[23]\}}?\Z", r"\1"),
         (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
         (rf"(?<=[0-9}}]) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", ""),
+        (rf"\A(?:US ?\\?\$|USD|EUR|GBP|RMB) ?({_NUMBER})\Z", r"\1"),
+        (rf"\A({_NUMBER})(?:st|nd|rd|th)\Z", r"\1"),
+        (
+            rf"\A({_NUMBER}) ([a-z]{{2,12}}(?:/[a-z]{{1,9}}|(?: [a-z]{{2,12}}){{0,3}}))\Z",
+            _with_unit,
+        ),
+        (rf"\A({_NUMBER}){_SPACES}\^(?:\\circ|\{{ ?\\circ ?\}}) ?(?:\\text\{{)?[CF]\}}?\Z", r"\1"),
+        (rf"\A({_NUMBER}) ?\((?:{_CHINESE})\)\Z", r"\1"),
+        (r"√\(([^()]{1,40})\)", r"\\sqrt{\1}"),
         # 9.8 \frac{\text{m}}{\text{s}^2}: a unit, written as a fraction
         (
-            rf"\A({_NUMBER})(?:\s|\\[ ,;:!])*\\[dt]?frac\{{{_FONT}\{{[^{{}}]{{1,20}}\}}"
-            rf"(?:\^\{{?[0-9]\}}?)?\}}\{{{_FONT}\{{[^{{}}]{{1,20}}\}}(?:\^\{{?[0-9]\}}?)?\}}\Z",
-            r"\1",
+            rf"(?<=[0-9}}])(?:\s|\\[ ,;:!]){{1,5}}\\[dt]?frac\{{{_UNITS}\}}\{{{_UNITS}\}}\Z",
+            "",
         ),
         (
             rf"({_TRIG}(?:\^\{{?[0-9]\}}?)? ?(?:\\left)?[({{]?) ?({_NUMBER}) ?"
@@ -141,7 +157,8 @@ _RULES = [
         ),
     )
 ]
-_PERCENT = re.compile(rf"({_NUMBER}) ?\\?%")
+_PERCENT = re.compile(rf"({_NUMBER}|-?\\frac\{{{_DIGITS}\}}\{{{_DIGITS}\}}) ?\\?%")
+_COLON = re.compile(r"(?<!\\): *(?!=)")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
 _SCALED = re.compile(
@@ -153,17 +170,17 @@ _SCALES = {
     "百": 2, "千": 3, "万": 4, "亿": 8,
 }  # fmt: skip
 _TIMES = r"(?:\\times|\\cdot|\u00d7|\*)"
-_UNIT = rf"(?P<unit>(?:\s|~|\\[ ,;:!])*{_FONT}\{{[^{{}}]{{0,60}}\}}(?:\^\{{?-?[0-9]\}}?)?)?"
+_LAST_UNIT = rf"(?P<unit>(?:\s|~|\\[ ,;:!])*{_FONT}\{{[^{{}}]{{0,60}}\}}(?:\^\{{?-?[0-9]\}}?)?)?"
 _SCIENTIFIC = re.compile(
     rf"(?:({_NUMBER}) ?{_TIMES} ?|(-?))10 ?(?:\^|\*\*) ?"
-    rf"(?:\{{ ?([-+]?[0-9]{{1,3}}) ?\}}|([0-9])|(-[0-9]{{1,3}}))(?![0-9.]){_UNIT}"
+    rf"(?:\{{ ?([-+]?[0-9]{{1,3}}) ?\}}|([0-9])|(-[0-9]{{1,3}}))(?![0-9.]){_LAST_UNIT}"
 )
 _E_NOTATION = re.compile(
     rf"(?<![A-Za-z0-9.\\_^])({_UNSIGNED})[eE]([+-]?[0-9]{{1,3}})(?![A-Za-z0-9.^!])"
 )
 _REPEATING = re.compile(
     r"(?<![0-9.])([0-9]{0,15})\.([0-9]{0,15})"
-    r"\\(?:overline|bar|dot)\{?([0-9])(?:([0-9]{0,15}))\}?(?:([0-9]{0,9})\\dot\{?([0-9])\}?)?(?![0-9])"
+    r"\\(?:overline|bar|dot)\{?([0-9])(?:([0-9]{0,15}))\}?(?:([0-9]{0,9})\\dot\{?([0-9])\}?)?(?![0-9])(?:\.{3}|\\[lc]?dots(?![A-Za-z]))?"
 )
 _IN_BRACKETS = re.compile(r"(?<![0-9.])([0-9]{0,15}\.[0-9]{0,15})\(([0-9]{1,15})\)(?![0-9])")
 _DOTS = re.compile(
@@ -171,14 +188,22 @@ _DOTS = re.compile(
 )
 _ENDS = re.compile(r"\A[^0-9]*[0-9]*\.[0-9]+[^0-9.(\\]*\Z")
 _TOWER = re.compile(r"\^\{([0-9]{1,2})\^(?:\{([0-9]{1,2})\}|([0-9]))\}")
+_LONGEST = 5000
+"""Characters beyond which a text is left as it is: no answer is so long."""
 _LARGEST_EXPONENT = 10**6
 # math-verify takes them for units: \frac{a}{b} c, 10-4t, \frac{1}{2} ab, 2ab.
 _LAST_LETTER = re.compile(r"(?<=[\s})0-9])(?:(ab|bc|rs|mp)|[a-df-hj-zA-Z])\Z")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|or|is|of|in)(?![A-Za-z])|\\(?:text|mbox)")
 _PLAIN_NUMBER = re.compile(rf"{_NUMBER}\s*")
 _LABEL = rf"(?:{_FONT})? ?\{{? ?\(([A-J])\)(?: ?\}})?"
+_GAP = rf"(?P<gap>{_SPACES})"
 _CHOICE = (
-    re.compile(rf"{_FONT} ?\{{ ?\(([A-J])\)(?P<gap> )(?P<value>[^{{}}]+)\}}"),
+    re.compile(rf"{_FONT} ?\{{ ?\(?([A-J])[.:)](?P<gap> )(?P<value>[^{{}}\\ ][^{{}}]*)\}}"),
+    re.compile(rf"{_FONT} ?\{{ ?\(?([A-J])[.:)]{_SPACES}\}}{_GAP}(?P<value>.*)", re.S),
+    re.compile(rf"\( ?{_FONT} ?\{{ ?([A-J]) ?\}} ?\){_GAP}(?P<value>.*)", re.S),
+    re.compile(
+        rf"(?:{_FONT} ?\{{ ?)?(?:[Oo]ption|[Cc]hoice) \(?([A-J])\)?(?: ?\}})?(?P<gap>)(?P<value>)"
+    ),
     re.compile(rf"{_LABEL}(?P<gap>(?:\s|~|\\[ ,;:!]|\\q?quad(?![A-Za-z]))*)(?P<value>.*)", re.S),
     re.compile(rf"(?:{_FONT} ?\{{ ?)([A-J])[.:)]? ?\}}(?P<gap>)(?P<value>)"),
     re.compile(r"([A-J])(?P<gap>[.:)] )(?P<value>.+)", re.S),
@@ -189,10 +214,14 @@ _NO_VALUE = re.compile(
     r"\\(?:text|emph|mbox|math[a-z]+|lor|vee|lnot|neg|neq?|not|[a-z]*phantom|begin|vert)"
     r"|(?<!\\)%|[,;=<>|]|\([A-J]\)|(?<![A-Za-z\\])(?:or|and|not|nor|[A-J])(?![A-Za-z])"
 )
+_NAMED = re.compile(rf"{_FONT} ?\{{([A-Z0-9][^{{}}]*)\}}")  # None of these, and not: or more
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_TUPLE = re.compile(r"(?:\\left)? ?[(\[][^()\[\]]*(?:\\right)? ?[)\]]")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _QUAD = re.compile(r"\\q?quad\Z")
 _TIME = re.compile(
-    r"(?:(?:\\text|\\mathrm)\{ ?)?(?P<hour>[0-9]{1,2})(?:\\!)*\{?:\}?(?:\\!)*"
-    r"(?P<minute>[0-5][0-9])\}?"
+    r"(?:(?:\\text|\\mathrm)\{ ?)?(?P<hour>[0-9]{1,2})"
+    r"(?:(?:\\!)*\{?:\}?(?:\\!)*(?P<minute>[0-5][0-9]))?\}?"
     r"(?:(?:\s|~|\\[ ,;:!])*(?:(?:\\text|\\mathrm)\{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}?)?"
 )
 
@@ -206,6 +235,7 @@ _PHRASE = re.compile(
 _IS_WORDS = re.compile(
     r"[A-Za-z]{4}|\b(?i:yes|no)\b"
 )  # a product of as many letters is rarely written unsorted
+_OR = re.compile(r"\bor\b")
 _LISTS = re.compile(r"[,&]|\b(?:and|or)\b")
 
 
@@ -230,6 +260,8 @@ def spellings(text: str) -> list[str]:
 def respelled(text: str) -> str:
     """The answer in one spelling that math-verify reads; itself where there is nothing to do."""
     text = _stripped(_unwrapped(text).removesuffix(r"\checkmark"))
+    if len(text) > _LONGEST:
+        return text
     text = text.translate(_SYMBOLS)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
@@ -255,28 +287,38 @@ def respelled(text: str) -> str:
 
 def choice(text: str) -> Choice | None:
     r"""The letter of a choice and what stands beside it, as in `\textbf{(E)}\ 42`."""
-    text = _undelimited(_stripped(text))
+    text = _DOLLAR.sub("", _undelimited(_stripped(text)))
     for pattern in _CHOICE:
         if match := pattern.fullmatch(text):
             value = _stripped(_QUAD.sub("", match["value"]))
             product = value and not match["gap"] and "}" not in text[: match.start("value")]
-            return None if product or _NO_VALUE.search(value) else Choice(match[1], value)
+            told = _NAMED.sub(r"\1", _THOUSANDS.sub("", value))
+            told = told.replace(",", " ") if _TUPLE.fullmatch(told) else told
+            return None if product or _NO_VALUE.search(told) else Choice(match[1], value)
     return None
 
 
 def time_of_day(text: str) -> tuple[int, int, str] | None:
     """Hour, minute and `a`, `p` or nothing for the half of the day; None for no time."""
     match = _TIME.fullmatch(_unwrapped(text))
-    if match is None or int(match["hour"]) > 24:
+    if match is None or int(match["hour"]) > 24 or not (match["minute"] or match["half"]):
         return None
     hour, half = int(match["hour"]), (match["half"] or "").lower()
-    return hour, int(match["minute"]), half
+    return hour, int(match["minute"] or 0), half
+
+
+def ratio(text: str) -> list[str]:
+    """The three or more terms of a ratio, 1:2:3; none of any other text."""
+    terms = [_stripped(term) for term in _COLON.split(respelled(text))]
+    return terms if len(terms) > 2 and all(terms) else []
 
 
 def same_words(text: str, other: str) -> bool | None:
     r"""Whether two answers in words, `\text{True}` and `true`, are one; None where one is no words,
     or both are of so few letters that they may be products."""
-    one, two = (_PHRASE.fullmatch(_undelimited(_stripped(each))) for each in (text, other))
+    one, two = (
+        _PHRASE.fullmatch(_undelimited(_stripped(each)).strip('"“”')) for each in (text, other)
+    )
     if one is None or two is None:
         return None
     first, second = (" ".join(each["words"].split()) for each in (one, two))
@@ -286,7 +328,13 @@ def same_words(text: str, other: str) -> bool | None:
         return None
     if first.casefold() == second.casefold():
         return True
+    if not _OR.search(first + second) and _each(first) == _each(second):
+        return True
     return None if _LISTS.search(first) and _LISTS.search(second) else False
+
+
+def _each(text: str) -> list[str]:
+    return sorted(each.strip() for each in _LISTS.split(text.casefold()) if each.strip())
 
 
 def bare(text: str) -> str:
