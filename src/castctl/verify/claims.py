@@ -25,6 +25,7 @@ _TEXT = r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*"
 _TRAILING = re.compile(rf"{_TEXT}\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}[\s.]*\Z")
 _UNIT = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}(?:\^\{{?[0-9]\}}?)?\Z")
 _WIDE = re.compile(rf"[^\s,;&\\]\s*\\q?quad(?![A-Za-z])(?!\s*(?:{_TEXT}\{{)?\s*[(\[])\s*\S")
+_SECOND = re.compile(rf"[0-9]\s*{_TEXT}\{{[^{{}}]*[A-Za-z][^{{}}]*\}}\s*[0-9]")  # 5 feet 6 inches
 _HEDGES = {
     "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "dozen", "hundred",
     "thousand", "million", "billion", "trillion",
@@ -35,6 +36,7 @@ _HEDGED = re.compile(
     r"|\A[\s~]*(?:squared|cubed|halves|tenths|hundredths)\b"
 )
 _RATE = re.compile(r"\bper\s+[0-9]+\s+[a-z]")  # 3 per 100 people
+_DIGIT = re.compile("[0-9]")
 _LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
 _NAME = re.compile(
     r"(?:m ?)?(?:\\(?:m?angle|triangle|overline|text|mathrm)(?![A-Za-z]) ?\{? ?)?([A-Z]{2,9}) ?\}?"
@@ -43,6 +45,10 @@ _SEPARATOR = re.compile(
     r"(?P<open>[({\[])|(?P<close>[)}\]])|\\text\{ *(?:and|or) *\}|\\(?:lor|vee)(?![a-z])|[,;]"
     r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
 )
+_JOINED = re.compile(r"\\text\{ *(and|or) *\}")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)")
+_TEXTS = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}")
+_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
 
 NEAR = Fraction(1, 100)
@@ -60,6 +66,9 @@ def claims_otherwise(extracted: str, answer: str) -> bool:
         or bool(_hedges(extracted) - _hedges(answer))
         or _adds_a_value(extracted, answer)
         or _adds_a_value(answer, extracted)
+        or _says_otherwise(extracted, answer)
+        or _joins_otherwise(extracted, answer)
+        or _marks(extracted) != _marks(answer)
         or _in_another_base(extracted, answer)
         or _of_another_name(extracted, answer)
     )
@@ -124,7 +133,31 @@ def _adds_a_value(text: str, other: str) -> bool:
 def _goes_on(text: str) -> bool:
     r"""Whether another value follows a unit or a wide space, where all that follows is taken for
     the unit: 5 \text{ cm} \lor 6."""
-    return bool(_WIDE.search(text)) or any(map(_UNIT.search, listed(text)[:-1]))
+    return bool(_WIDE.search(text) or _SECOND.search(text)) or any(
+        map(_UNIT.search, listed(text)[:-1])
+    )
+
+
+def _says_otherwise(extracted: str, answer: str) -> bool:
+    """Text after what is no number, so no unit: n is even, n is odd."""
+    ours, theirs = _TRAILING.search(extracted), _TRAILING.search(answer)
+    if ours is None or theirs is None or _DIGIT.search(extracted + answer):
+        return False
+    return ours[1].split() != theirs[1].split()
+
+
+def _joins_otherwise(extracted: str, answer: str) -> bool:
+    """Inequalities of which both shall hold where the answer has either, or the other way round."""
+    ours, theirs = (
+        {word for word in _JOINED.findall(text) if _INEQUALITY.search(text)}
+        for text in (extracted, answer)
+    )
+    return len(ours) == len(theirs) == 1 and ours != theirs
+
+
+def _marks(text: str) -> int:
+    """Primes: f' is not f, nor 60' 60 degrees."""
+    return len(_PRIME.findall(_TEXTS.sub("", text)))
 
 
 def _in_another_base(extracted: str, answer: str) -> bool:

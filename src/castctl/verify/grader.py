@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from decimal import Decimal
@@ -9,12 +10,22 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import And, Basic, Eq, Expr, FiniteSet, Float, MatrixBase, S, Set, Tuple
+from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
 from castctl.verify.claims import claims_otherwise, listed
-from castctl.verify.solutions import solutions
-from castctl.verify.spelling import choice, respelled, same_words, spellings, time_of_day
+from castctl.verify.letters import told_apart
+from castctl.verify.solutions import Solutions, solutions
+from castctl.verify.spelling import (
+    bare,
+    choice,
+    endless,
+    ratio,
+    respelled,
+    same_words,
+    spellings,
+    time_of_day,
+)
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -49,26 +60,36 @@ def grade(answer: str, extracted: str) -> bool:
         return ours.letter == theirs.letter
     if ours and theirs and ours.letter != theirs.letter:
         return False
-    answer, extracted = (
-        found.value if found and found.value else text
-        for text, found in ((answer, theirs), (extracted, ours))
-    )
+    answer = theirs.value if theirs and theirs.value else answer
+    extracted = ours.value if ours and ours.value else extracted
     if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
         return _same_time(hour, other)
     if (same := same_words(answer, extracted)) is not None:
         return same
-    if respelled(answer) == respelled(extracted):
+    if bare(respelled(answer)) == bare(respelled(extracted)):
         return True
+    terms, others = ratio(answer), ratio(extracted)
+    if terms or others:
+        return _same_ratio(terms, others)
+    if {endless(answer), endless(extracted)} == {True, False}:  # as close as they may be
+        return False
+    answer, extracted = told_apart(respelled(answer), respelled(extracted))
     gold = _read_answer(answer)
     if not gold:
         raise UnparsableAnswer(f"math-verify cannot read the answer {answer[:80]!r}")
     written = respelled(answer)
+    solved, found = solutions(written), solutions(respelled(extracted))
+    if solved and found:
+        return _same_solutions(solved, found)
     if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
-        unequal = solutions(respelled(extracted))  # x \neq 2 is a claim, not a denial
-        return unequal is not None and _same_solutions(answer, extracted)
+        return found is not None and _are_solutions(gold, found)  # x \neq 2 denies nothing
     read = _read(extracted)
+    if solved:
+        return _are_solutions(read, solved)
+    if found:
+        return _are_solutions(gold, found)
     if not _equal(gold, read):
-        return _same_solutions(answer, extracted)
+        return False
     return _same_repeats(written, gold, respelled(extracted), read)
 
 
@@ -102,14 +123,28 @@ def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
     return plain in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
 
 
-def _same_solutions(answer: str, extracted: str) -> bool:
-    """Whether an inequality of one unknown and an interval, or another inequality of that unknown,
-    have the same solutions."""
-    theirs, ours = solutions(respelled(answer)), solutions(respelled(extracted))
-    if not (ours or theirs) or (ours and theirs and ours.unknown != theirs.unknown):
+def _same_ratio(one: list[str], other: list[str]) -> bool:
+    """Whether each term is to the next as in the other: 1:2:3 is 2:4:6, and not 1:3:2."""
+    first, second = (
+        [rf"\frac{{{a}}}{{{b}}}" for a, b in itertools.pairwise(terms)] for terms in (one, other)
+    )
+    return len(first) == len(second) and all(map(grade, first, second))
+
+
+def _same_solutions(one: Solutions, other: Solutions) -> bool:
+    """Whether inequalities of one unknown have the same solutions."""
+    if one.unknown and other.unknown and one.unknown != other.unknown:
         return False
-    gold = _read(theirs.intervals) if theirs else _read_answer(answer)
-    return _equal(gold, _read(ours.intervals) if ours else _read(extracted))
+    return _equal(_read(one.intervals), _read(other.intervals))
+
+
+def _are_solutions(read: list[Any], told: Solutions) -> bool:
+    """Whether a set is that of the solutions: of 1 < x < 3 neither the pair of 1 and 3 nor any
+    one of them, which math-verify takes for (1, 3)."""
+    points = r"\{" in told.intervals
+    return (points or not any(isinstance(each, FiniteSet) for each in read)) and _equal(
+        read, _read(told.intervals)
+    )
 
 
 def _same_repeats(answer: str, gold: list[Any], extracted: str, read: list[Any]) -> bool:
@@ -136,7 +171,15 @@ def _read(text: str) -> list[Any]:
         parse(f"\\boxed{{{each}}}", _WHOLE_BOX, extraction_mode="first_match", parsing_timeout=None)
         for each in spellings(text)
     )
-    return [expression for reading in readings for expression in reading]
+    return [_with_i(expression) for reading in readings for expression in reading]
+
+
+def _with_i(parsed: Any) -> Any:
+    """With the imaginary unit for the symbols `i`, which 4i and 4 i have a different one of."""
+    if not isinstance(parsed, Basic | MatrixBase):
+        return parsed
+    units = {each: I for each in parsed.free_symbols if str(each) == "i"}
+    return parsed.xreplace(units) if units else parsed
 
 
 def _believable(parsed: Any) -> bool:

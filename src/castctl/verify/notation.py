@@ -19,6 +19,9 @@ _FUNCTIONS = (
 _CALLS = {
     **{name: (rf"\{name}(", ")") for name in _FUNCTIONS},
     **{name: (rf"\arc{name[1:]}(", ")") for name in ("asin", "acos", "atan")},
+    "floor": (r"\lfloor ", r"\rfloor "),
+    "ceil": (r"\lceil ", r"\rceil "),
+    **{name: (rf"\{name}(", ")") for name in ("max", "min", "gcd")},
     "log2": (r"\log_{2}(", ")"),
     "log10": (r"\log_{10}(", ")"),
     "sqrt": (r"\sqrt{", "}"),
@@ -38,6 +41,26 @@ _NAMES = {
     **{name: rf"\{name} " for name in _LETTERS},
     **dict.fromkeys(("infinity", "inf", "oo"), r"\infty "),
 }
+NAMES = {
+    *_FUNCTIONS,
+    *_CALLS,
+    *_NAMES,
+    "and",
+    "or",
+    "to",
+    "max",
+    "min",
+    "gcd",
+    "lcm",
+    "mod",
+    "is",
+    "not",
+}
+"""Words that say something in a formula, so that no unit is called so."""
+_BARE_CALL = re.compile(
+    rf"\\(?:mathrm|operatorname|text)\{{({'|'.join(_FUNCTIONS)})\}}(?!\()"
+    rf"|(?<![\\A-Za-z])(sqrt|{'|'.join(_FUNCTIONS)})(?= ?[0-9{{|])(?!(?:2|10)\()"
+)
 _POWER = re.compile(r"(?:\*\*|\^) ?(-?[0-9]{2,6}|-[0-9A-Za-z])(?![0-9.])")
 _PLAIN = re.compile(r"[^\\{}]*")
 
@@ -47,6 +70,7 @@ def latex(text: str) -> str:
 
     A name counts only as a whole word, a function only where a bracket follows it.
     """
+    text = _BARE_CALL.sub(r"\\\1\2 ", text)
     if _PLAIN.fullmatch(text):
         text = _POWER.sub(r"^{\1}", text)
     pieces: list[str] = []

@@ -18,30 +18,42 @@ _OR = re.compile(r"\\text\{ *or *\}|\\(?:lor|vee)(?![A-Za-z])|(?<![A-Za-z\\])or(
 _AND = re.compile(r"\\text\{ *and *\}|\\(?:land|wedge)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
 _UNKNOWN = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega|varphi)")
 _BUILT = re.compile(
-    r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?(?:\\mid|:|\||\\vert)"
-    r"(?![A-Za-z])(?P<condition>.*)\\\}"
+    r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?"
+    r"(?:\\mid(?![A-Za-z])|:|\||\\vert(?![A-Za-z]))(?P<condition>.*)\\\}"
 )
+_MEMBER = re.compile(r"(?P<unknown>[^\\]|\\[a-z]+) *\\in *(?P<set>(?:\\left *)?[(\[].*)", re.S)
 _NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
+_SPACE = re.compile(r"\\[ ,;:!]|~")
+_LONE = re.compile(r"\{([A-Za-z])\}")
+_SIZE = re.compile(r"\\(?:left|middle|right)(?![A-Za-z])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONGEST = 500
 """Characters beyond which a text is no inequality that a reader would write."""
 
 
 class Solutions(NamedTuple):
-    """The unknown of an inequality and the real numbers that solve it, as intervals in LaTeX."""
+    """The unknown of an inequality and the real numbers that solve it, as intervals in LaTeX.
+
+    The letter in a set's description is nobody's: its unknown is empty.
+    """
 
     unknown: str
     intervals: str
 
 
 def solutions(text: str) -> Solutions | None:
-    """Who solves an inequality, or several that `or` joins; None for any other text.
+    """Who solves an inequality, or several that `or` joins, or is in an interval; None for any
+    other text.
 
     Bounds are numbers: an inequality of two unknowns has no intervals.
     """
     if len(text) > _LONGEST:
         return None
-    text = text.replace(r"\left", "").replace(r"\right", "") if r"\{" in text else text
+    text = _LONE.sub(r"\1", _SPACE.sub(" ", text)).strip()
+    if r"\{" in text:
+        text = _SIZE.sub("", text)
+    if (member := _MEMBER.fullmatch(text)) and _unknown(member["unknown"]):
+        return Solutions(member["unknown"], member["set"])
     built = _BUILT.fullmatch(text)
     if built:
         text = built["condition"]
@@ -52,26 +64,34 @@ def solutions(text: str) -> Solutions | None:
     unknowns = {piece.unknown for piece in pieces if piece}
     if None in pieces or len(unknowns) != 1 or (built and unknowns != {built["unknown"]}):
         return None
-    return Solutions(unknowns.pop(), r"\cup ".join(piece.intervals for piece in pieces if piece))
+    unknown = unknowns.pop() if not built else ""
+    return Solutions(unknown, r"\cup ".join(piece.intervals for piece in pieces if piece))
 
 
 def _one_piece(text: str) -> Solutions | None:
-    """`a < x < b`, `x < b`, `x = b`, `x ≠ b`, or both ends told one after the other: `x > a and
-    x < b`."""
-    if point := _POINT.fullmatch(text):
-        unknown, value = point["unknown"].strip(), point["value"].strip()
-        if not (_unknown(unknown) and _number(value)):
-            return None
-        others = rf"(-\infty,{value})\cup ({value},\infty)"
-        return Solutions(unknown, others if point["relation"] == "≠" else rf"\{{{value}\}}")
-    found = [_interval(part) for part in _AND.split(text)]
-    match found:
-        case [(unknown, low, high)]:
-            return Solutions(unknown, _written(low, high))
+    """`a < x < b`, `x < b`, `x = b`, `x ≠ b`, or several that `and` joins."""
+    texts = [part.strip() for part in _AND.split(text)]
+    match [_interval(each) for each in texts]:
         case [(unknown, low, None), (other, None, high)] if unknown == other:
             return Solutions(unknown, _written(low, high))
         case [(unknown, None, high), (other, low, None)] if unknown == other:
             return Solutions(unknown, _written(low, high))
+    parts = [_one_part(each) for each in texts]
+    unknowns = {part.unknown for part in parts if part}
+    if None in parts or len(unknowns) != 1:
+        return None
+    return Solutions(unknowns.pop(), r"\cap ".join(part.intervals for part in parts if part))
+
+
+def _one_part(text: str) -> Solutions | None:
+    if point := _POINT.fullmatch(text):
+        unknown, value = point["unknown"].strip(), point["value"].strip()
+        if not (_unknown(unknown) and _number(value)):
+            return None
+        others = rf"((-\infty,{value})\cup ({value},\infty))"
+        return Solutions(unknown, others if point["relation"] == "≠" else rf"\{{{value}\}}")
+    if found := _interval(text):
+        return Solutions(found[0], _written(*found[1:]))
     return None
 
 
