@@ -13,19 +13,15 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
+from castctl.verify.choices import choice
 from castctl.verify.claims import claims_otherwise, listed
+from castctl.verify.decimals import endless
 from castctl.verify.letters import told_apart
 from castctl.verify.solutions import Solutions, solutions
-from castctl.verify.spelling import (
-    bare,
-    choice,
-    endless,
-    ratio,
-    respelled,
-    same_words,
-    spellings,
-    time_of_day,
-)
+from castctl.verify.spelling import ratio, respelled, spellings
+from castctl.verify.times import same_time, time_of_day
+from castctl.verify.words import same_words
+from castctl.verify.wrapping import bare
 
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -62,10 +58,9 @@ def grade(answer: str, extracted: str) -> bool:
         return False
     answer = theirs.value if theirs and theirs.value else answer
     extracted = ours.value if ours and ours.value else extracted
-    if (hour := time_of_day(answer)) and (other := time_of_day(extracted)):
-        return _same_time(hour, other)
-    if (same := same_words(answer, extracted)) is not None:
-        return same
+    for same in (same_time(answer, extracted), same_words(answer, extracted)):
+        if same is not None:
+            return same
     if bare(respelled(answer)) == bare(respelled(extracted)):
         return True
     terms, others = ratio(answer), ratio(extracted)
@@ -112,15 +107,6 @@ def _equal(gold: list[Any], read: list[Any]) -> bool:
     # By six decimal places, and by fifteen where there are no decimals, all small numbers are one.
     zeros = max(map(_leading_zeros, values), default=0)
     return not zeros or verify(gold, read, 6 + zeros, 15 + zeros, timeout_seconds=None)
-
-
-def _same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
-    """10:30 AM is not 10:30 PM; where one does not say the half of the day, it is the other's, or
-    its hour is one of 24."""
-    if bool(one[2]) == bool(other[2]):
-        return (one[0] % 12, *one[1:]) == (other[0] % 12, *other[1:]) if one[2] else one == other
-    (hour, minute, half), plain = (one, other[:2]) if one[2] else (other, one[:2])
-    return plain in ((hour, minute), (hour % 12 + 12 * (half == "p"), minute))
 
 
 def _same_ratio(one: list[str], other: list[str]) -> bool:
