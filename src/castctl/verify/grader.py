@@ -165,7 +165,10 @@ def _with_i(parsed: Any) -> Any:
     if not isinstance(parsed, Basic | MatrixBase):
         return parsed
     units = {each: I for each in parsed.free_symbols if str(each) == "i"}
-    return parsed.xreplace(units) if units else parsed
+    try:
+        return parsed.xreplace(units) if units else parsed
+    except ValueError:  # an interval has no such end
+        return parsed
 
 
 def _believable(parsed: Any) -> bool:
