@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from castctl.verify.wrapping import FONT, SPACES, stripped, undelimited
 
+_LETTER = re.compile("[A-J]")
 _LABEL = rf"(?:{FONT})? ?\{{? ?\(([A-J])\)(?: ?\}})?"
 _GAP = rf"(?P<gap>{SPACES})"
 _CHOICE = (
@@ -42,6 +43,8 @@ class Choice(NamedTuple):
 
 def choice(text: str) -> Choice | None:
     r"""The letter of a choice and what stands beside it, as in `\textbf{(E)}\ 42`."""
+    if not _LETTER.search(text):
+        return None
     text = _DOLLAR.sub("", undelimited(stripped(text)))
     for pattern in _CHOICE:
         if match := pattern.fullmatch(text):

@@ -19,8 +19,10 @@ _QUANTITY = re.compile(r"(?P<name>[A-Za-z]\s*=\s*)?(?P<number>-?[0-9.]{1,30})\s*
 
 def told_apart(answer: str, extracted: str) -> tuple[str, str]:
     """Both answers with another letter for each capital whose small one is there too, in either,
-    and with the letter after a number as a factor where the other has that letter too."""
+    and with the letter after a number as a factor where the other has that letter too, or another so."""
     letters = _letters(answer) | _letters(extracted)
+    if not letters:
+        return answer, extracted
     spare = (letter for letter in _SPARE if not {letter, letter.upper()} & letters)
     merged = sorted(each for each in letters if each != each.lower() and each.lower() in letters)
     renamed = dict(zip(merged, spare, strict=False))
@@ -43,6 +45,6 @@ def _renamed(text: str, renamed: dict[str, str]) -> str:
 
 def _kept(text: str, other: str) -> str:
     match = _QUANTITY.fullmatch(text)
-    if match is None or match["unit"] not in _letters(other):
+    if match is None or not (match["unit"] in _letters(other) or _QUANTITY.fullmatch(other)):
         return text
     return rf"{match['name'] or ''}{match['number']} {{{match['unit']}}}"
