@@ -19,7 +19,8 @@ _QUANTITY = re.compile(r"(?P<name>[A-Za-z]\s*=\s*)?(?P<number>-?[0-9.]{1,30})\s*
 
 def told_apart(answer: str, extracted: str) -> tuple[str, str]:
     """Both answers with another letter for each capital whose small one is there too, in either,
-    and with the letter after a number as a factor where the other has that letter too, or another so."""
+    and with the letter after a number as a factor where the other has that letter too, or another
+    in the same place."""
     letters = _letters(answer) | _letters(extracted)
     if not letters:
         return answer, extracted
