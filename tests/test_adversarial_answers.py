@@ -108,17 +108,18 @@ def generated(count: int) -> list[str]:
 
 
 class Watch(threading.Thread):
-    """Watches the memory of this process's children until it is told to stop."""
+    """Watches the memory of this process's next children until it is told to stop."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.most = 0
         self.samples = 0
         self._over = threading.Event()
+        self._others = set(psutil.Process().children())
 
     def run(self) -> None:
         while not self._over.wait(0.02):
-            for child in psutil.Process().children():
+            for child in set(psutil.Process().children()) - self._others:
                 try:
                     memory = child.memory_info()
                 except psutil.NoSuchProcess:

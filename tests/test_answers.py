@@ -59,6 +59,7 @@ EQUAL = [
     (r"-1 \le x \le 1", "[-1,1]"),
     (r"x \neq 2", r"(-\infty,2)\cup(2,\infty)"),
     (r"x<1 \text{ or } x=3", r"(-\infty,1)\cup\{3\}"),
+    (r"\{1\pm\sqrt{5},-2\}", r"-2 \text{ and } 1\pm\sqrt{5}"),
     ("2:30 PM", "14:30"),
     (r"5\text{ PM}", "5:00 PM"),
     ("3+4i", r"3 + 4 \mathrm{i}"),

@@ -25,7 +25,9 @@ _TEXT = r"\\(?:text|textbf|textit|textrm|emph|mathrm|mbox)\s*"
 _TRAILING = re.compile(rf"{_TEXT}\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}[\s.]*\Z")
 _UNIT = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}(?:\^\{{?[0-9]\}}?)?\Z")
 _WIDE = re.compile(rf"[^\s,;&\\]\s*\\q?quad(?![A-Za-z])(?!\s*(?:{_TEXT}\{{)?\s*[(\[])\s*\S")
-_SECOND = re.compile(rf"[0-9]\s*{_TEXT}\{{[^{{}}]*[A-Za-z][^{{}}]*\}}\s*[0-9]")  # 5 feet 6 inches
+_SECOND = re.compile(
+    rf"[0-9]\s*{_TEXT}\{{(?! *(?:and|or) *\}})[^{{}}]*[A-Za-z][^{{}}]*\}}\s*[0-9]"
+)  # 5 feet 6 inches
 _HEDGES = {
     "or", "nor", "not", "either", "maybe", "perhaps", "wrong", "incorrect", "dozen", "hundred",
     "thousand", "million", "billion", "trillion",
