@@ -225,6 +225,36 @@ def test_an_answer_may_follow_the_problem_at_once() -> None:
     assert asked(byte_tokenizer(mistral)).text("1 < 2?") == "[INST] 1 < 2? [/INST]"
 
 
+def test_a_conversation_may_end_with_a_token_of_its_own() -> None:
+    phi = lines("m.content", ANSWER.replace("{% endif %}", "{% else %}<bos>{% endif %}"))
+    assert asked(phi).text("1 < 2?", EARLIER) == WHOLE
+
+
+def test_a_system_message_may_stand_before_the_problem() -> None:
+    mistral = byte_tokenizer(
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] "
+        "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}+{% endif %}"
+        "{{ m.content }} [/INST]{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}"
+        "{% endfor %}"
+    )
+    whole = "[INST] Hi, <b> & all! [/INST] Hello.</s>[INST] Be brief.+1 < 2? [/INST]"
+    for prompt in (asked(mistral), asked(mistral, system_prompt="Be brief.")):
+        assert prompt.text("1 < 2?", EARLIER) == whole
+        assert mistral.decode(prompt.render("1 < 2?", EARLIER)) == whole
+    ids = asked(mistral, system_prompt="<bos>").render("<bos>", EARLIER)
+    assert ids.count(mistral.bos_token_id) == 1  # the user's own, not the data's
+
+
+def test_a_template_may_leave_the_thoughts_of_earlier_answers_out() -> None:
+    qwen = "m.content.split('</think>')[-1].lstrip() if m.role == 'assistant' else m.content"
+    thought = EARLIER[2]._replace(content="<think>Who?</think>\n\nHello.")
+    assert asked(lines(qwen)).text("1 < 2?", (*EARLIER[:2], thought)) == WHOLE
+    with pytest.raises(UserError, match="changes the text of a message"):
+        asked(lines(qwen.replace("if m.role == 'assistant' else m.content", ""))).render(
+            "Is </think> one?"
+        )
+
+
 @given(st.text(min_size=1), st.booleans())
 def test_a_problem_is_refused_or_stands_in_the_prompt_as_it_is(problem: str, trim: bool) -> None:
     text = asked(lines("m.content | trim" if trim else "m.content")).text(problem)

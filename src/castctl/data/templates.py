@@ -77,16 +77,21 @@ class Frame(NamedTuple):
     """Before, between and after the messages' texts: one more than there are messages."""
     parts: bool
     """Whether the template takes a text as a list of parts."""
+    order: tuple[int, ...]
+    """The messages as they stand in the prompt: Mistral's has the system's before the problem."""
 
-    def texts_in(self, prompt: str, texts: Sequence[str]) -> list[str] | None:
+    def texts_in(self, prompt: str, messages: Sequence[Message]) -> list[str] | None:
         """The messages' texts as they stand in a prompt, which may trim their ends; None where the
         prompt holds another text, or more."""
         first, *others = self.pieces
         if not prompt.startswith(first):
             return None
         found, at = [], len(first)
-        for text, piece in zip(texts, others, strict=True):
-            forms = (text, text.strip(), text.rstrip(), text.lstrip())
+        for (role, text), piece in zip([messages[n] for n in self.order], others, strict=True):
+            forms = [text, text.strip(), text.rstrip(), text.lstrip()]
+            if role == "assistant" and CLOSED in text:  # templates leave earlier thoughts out
+                said = text.rpartition(CLOSED)[2]
+                forms += [said, said.lstrip("\n"), said.strip(), said.rstrip(), said.lstrip()]
             form = next((form for form in forms if prompt.startswith(form + piece, at)), None)
             if form is None:
                 return None
@@ -153,10 +158,11 @@ class ChatFormat:
         """
         if not self._data.chat:
             return self._encode(self.text(user, earlier), add_special_tokens=True)
-        prompt, pieces, texts = self._rendered(user, earlier)
+        prompt, frame, texts = self._rendered(user, earlier)
+        pieces, own = list(frame.pieces), frame.order.index(0)
         if self._data.system_prompt is not None:  # the user's own words, not the data's
-            pieces = [pieces[0] + texts[0] + pieces[1], *pieces[2:]]
-            texts = texts[1:]
+            pieces[own : own + 2] = [pieces[own] + texts[own] + pieces[own + 1]]
+            del texts[own]
         if not any(word in text for text in texts for word in self._special):
             return self._encode(prompt)
         ids = self._encode(pieces[0])
@@ -182,18 +188,18 @@ class ChatFormat:
         own = Message("system", self._data.system_prompt)
         return [own, *(message for message in messages if message.role != "system")]
 
-    def _rendered(self, user: str, earlier: Earlier) -> tuple[str, Sequence[str], Sequence[str]]:
+    def _rendered(self, user: str, earlier: Earlier) -> tuple[str, Frame, list[str]]:
         """A prompt, the pieces of its frame, and the messages' texts as they stand between."""
         messages = self._messages(user, earlier)
         frame = self._frame([role for role, _ in messages])
         prompt = self._apply(messages, frame.parts)
-        texts = frame.texts_in(prompt, [content for _, content in messages])
+        texts = frame.texts_in(prompt, messages)
         if texts is None:
             raise UserError(
                 "the tokenizer's chat template changes the text of a message, in the prompt of "
                 f"{one_line(user[:60])!r}; {PLAIN}"
             )
-        return prompt, frame.pieces, texts
+        return prompt, frame, texts
 
     def _frame(self, roles: Sequence[str]) -> Frame:
         """The frame of messages by these roles, asked for once."""
@@ -216,7 +222,11 @@ class ChatFormat:
         probes = [Message(role, f"{PROBE} {number}?") for number, role in enumerate(roles)]
         prompt = rest = self._apply(probes, parts)
         pieces = []
-        for role, probe in probes:
+        order = sorted(range(len(probes)), key=lambda n: prompt.find(probes[n].content))
+        spoken = [n for n in order if roles[n] != "system"]
+        if spoken != sorted(spoken) or order[-1] != len(roles) - 1:  # only a system's may move
+            order = list(range(len(probes)))
+        for role, probe in [probes[n] for n in order]:
             before, found, rest = rest.partition(probe)
             if not found or prompt.count(probe) > 1:
                 does = "repeats" if found else "leaves out, moves or changes"
@@ -225,26 +235,26 @@ class ChatFormat:
                     + (PLAIN if len(probes) == 1 else MEND.format(ALONE))
                 )
             pieces.append(before)
-        self._require_end(probes, parts, prompt)
+        self._require_end(probes, parts, prompt, rest)
         if OPENED in rest.rpartition(CLOSED)[2] and not opens_thoughts(prompt):
             raise UserError(
                 f"the tokenizer's chat template writes words of thought after its {OPENED}, which "
                 f"hide that the completion begins in thoughts; {PLAIN}"
             )
-        return Frame((*pieces, rest), parts)
+        return Frame((*pieces, rest), parts, tuple(order))
 
-    def _require_end(self, probes: list[Message], parts: bool, prompt: str) -> None:
+    def _require_end(self, probes: list[Message], parts: bool, prompt: str, ending: str) -> None:
         """Raise UserError unless the prompt ends where the assistant's answer begins."""
         bare = self._apply(probes, parts, generation=False)
         if prompt.startswith(bare) and prompt != bare:
             return
+        # Right too where the same words stand between the problem and an answer that follows:
+        # nothing is added after Mistral's [/INST], Phi-3 ends a conversation with its own token.
         answer = Message("assistant", f"{PROBE} no more")
-        if prompt == bare:  # right where an answer follows at once, as after Mistral's [/INST]
-            before, found, _ = self._apply([*probes, answer], parts, False).partition(
-                answer.content
-            )
-            if found and before.rstrip() == prompt.rstrip():
-                return
+        talk = self._apply([*probes, answer], parts, generation=False)
+        before, found, _ = talk.partition(answer.content)
+        if found and before.rpartition(probes[-1].content)[2].rstrip() == ending.rstrip():
+            return
         raise UserError(
             "the tokenizer's chat template does not end the prompt where an answer begins "
             f"(add_generation_prompt); {PLAIN}"
