@@ -298,6 +298,7 @@ DIFFERENT = [
 MORE_THAN_THE_ANSWER = [
     ("73", r"\text{73 dozen}"),
     ("x>2", r"(2,\infty) \text{ is wrong}"),
+    (r"x \in [-2,7]", r"x \in [-2,7] \text{ is wrong}"),
     ("73", r"\text{73 more than that}"),
 ]
 """Of these the second is a claim of more; the first may leave out what the problem says."""

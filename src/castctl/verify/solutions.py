@@ -21,7 +21,10 @@ _BUILT = re.compile(
     r"\\\{ *(?P<unknown>[A-Za-z]) *(?:\\in *(?:\\mathbb *\{?R\}?|\\R) *)?"
     r"(?:\\mid(?![A-Za-z])|:|\||\\vert(?![A-Za-z]))(?P<condition>.*)\\\}"
 )
-_MEMBER = re.compile(r"(?P<unknown>[^\\]|\\[a-z]+) *\\in *(?P<set>(?:\\left *)?[(\[].*)", re.S)
+_MEMBER = re.compile(
+    r"(?P<unknown>[^\\]|\\[a-z]+) *\\in *(?P<set>(?:\\left *)?[(\[](?!.*\\(?:text|mbox|emph)).*)",
+    re.S,
+)
 _NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
 _SPACE = re.compile(r"\\[ ,;:!]|~")
 _LONE = re.compile(r"\{([A-Za-z])\}")
