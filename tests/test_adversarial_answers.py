@@ -116,11 +116,14 @@ class Watch(threading.Thread):
         self.samples = 0
         self._over = threading.Event()
         self._others = set(psutil.Process().children())
+        self._own = psutil.Process().cmdline()
 
     def run(self) -> None:
         while not self._over.wait(0.02):
             for child in set(psutil.Process().children()) - self._others:
                 try:
+                    if child.cmdline() == self._own:  # still a copy of this process
+                        continue
                     memory = child.memory_info()
                 except psutil.NoSuchProcess:
                     continue

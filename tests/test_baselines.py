@@ -64,6 +64,12 @@ def test_equal_rewards_have_no_variance_however_they_round(form: str, std: str) 
     assert not compared(groups, kind=form, std=std, eps=0.0).any()
 
 
+def test_equal_parts_of_the_credit_are_what_the_verdict_says() -> None:
+    rewards, one = np.array([0.1, 0.1]), np.zeros(2, np.int64)
+    for correct, kind in ((False, "all_wrong"), (True, "all_correct")):
+        assert group_rewards(rewards, one, np.array([correct] * 2)).kind_G == [kind]
+
+
 def test_rewards_that_nearly_agree_are_mixed() -> None:
     groups = group_rewards(np.array([0.3, 0.1 + 0.2]), np.zeros(2, np.int64))
     assert list(groups.kind_G) == ["mixed"]

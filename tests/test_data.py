@@ -272,6 +272,11 @@ def test_gsm8k_numbers_come_back_without_commas(number: int, reasoning: str) -> 
     assert example == Example("?", str(number), reasoning.strip() or None)
 
 
+def test_nothing_after_the_mark_is_no_answer(tmp_path: Path) -> None:
+    prompts = load(jsonl(tmp_path, [{"problem": "1+1?", "answer": "1 + 1 = 2\n#### "}]))
+    assert prompts.table["answer"].to_pylist() == [None]
+
+
 def test_a_heading_is_no_gsm8k_answer(tmp_path: Path) -> None:
     row = {"problem": "?", "answer": "3", "solution": "#### Step 1\nadd"}
     assert load(jsonl(tmp_path, [row])).table["solution"].to_pylist() == ["#### Step 1\nadd"]

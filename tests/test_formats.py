@@ -179,7 +179,7 @@ def test_trls_older_log_holds_rendered_prompts_and_often_no_answer(castctl: Cli)
     )
     log = trl_log(prompt, r"\boxed{2}", 1.0)
     said = castctl("eval", "--rescore", parquet("old.parquet", [log]), code=2).stderr
-    assert "no column of answers, which TRL writes with log_extra" in " ".join(said.split())
+    assert "no column of answers, such as solution (TRL) or gts (verl)" in " ".join(said.split())
     part = rescored(castctl, parquet("new.parquet", [log | {"solution": "2"}]))
     assert part["rows"] == [("1 + 1 = ?", "2", r"\boxed{2}")]
 

@@ -78,6 +78,7 @@ SETTINGS = [
     ("method.shaping.kind=cast", "set method.teacher.kind to snapshot, ema,"),
     ("model.device=abacus", "no device 'abacus'"),
     ("logging.trackers=[abacus]", "input should be 'tensorboard', 'wandb' or 'trackio'"),
+    ("verifier.correct_from=0", "greater than 0"),
     ("verifier.function=rules.py", "name the function too, as in rules.py:FUNCTION"),
     ("verifier.function=rules.py:check", "there is no Python file"),
     ("eval.task=nothing", "no benchmark or file is called nothing"),

@@ -229,12 +229,14 @@ def _text(value: Any, column: str | None) -> str | None:
     return str(value)
 
 
-def _split_gsm8k(text: str | None) -> tuple[str | None, str] | None:
+def _split_gsm8k(text: str | None) -> tuple[str | None, str | None] | None:
     """Reasoning and answer, where the last line that holds anything begins with the mark."""
     reasoning, mark, last = (text or "").rpartition(_GSM8K_MARK)
     answer = last.strip()
-    if not mark or reasoning.endswith("#") or len(answer.splitlines()) != 1:
+    if not mark or reasoning.endswith("#") or len(answer.splitlines()) > 1:
         return None
+    if not answer:  # the mark stands, and nothing after it
+        return _CALCULATOR_MARK.sub("", reasoning).strip() or None, None
     answer = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), answer)
     if not _GSM8K_NUMBER.fullmatch(answer):
         if _boxed(reasoning):  # then this is a heading

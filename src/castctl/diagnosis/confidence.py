@@ -113,7 +113,7 @@ def _heard(data: StepData) -> _Heard:
     deaf_R = sums(np.isnan(drift_N), data.row_N, len(data.prompt_ids)) > 0
     rewards = np.where(data.known_R & ~deaf_R, data.groups.rewards_R, np.nan)
     return _Heard(
-        group_rewards(rewards, data.groups.of_row),
+        group_rewards(rewards, data.groups.of_row, data.correct_R),
         replace(signals, drift_N=np.nan_to_num(drift_N)),
         np.equal(drift_N, 0.0),
         data.correct_R & ~deaf_R,

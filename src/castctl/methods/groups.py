@@ -18,8 +18,8 @@ class Groups:
 
     Only completions whose reward is known enter a statistic. `kind_G` is decided by
     comparing the largest with the smallest reward, never by a rounded deviation: equal
-    rewards are `all_correct` above 0 and `all_wrong` otherwise, and fewer than two known
-    rewards make a group `single`.
+    rewards are `all_correct` or `all_wrong` by the verdict, and fewer than two known rewards make
+    a group `single`.
     """
 
     of_row: NDArray[np.int64]
@@ -60,18 +60,26 @@ class Groups:
         return np.sqrt(squares / np.maximum(self.size_G - ddof, 1))
 
 
-def group_rewards(rewards: NDArray, of_row: NDArray[np.int64]) -> Groups:
-    """Group `rewards` (R, NaN = not known) by `of_row` (R, group numbers from 0)."""
+def group_rewards(
+    rewards: NDArray, of_row: NDArray[np.int64], correct: NDArray[np.bool_] | None = None
+) -> Groups:
+    """Group `rewards` (R, NaN = not known) by `of_row` (R, group numbers from 0).
+
+    `correct` (R) are the verdicts, which part of the credit may fail; any reward above 0 is
+    without them.
+    """
     rewards = np.asarray(rewards, np.float64)
     count = int(of_row.max()) + 1 if len(of_row) else 0
     known = ~np.isnan(rewards)
     values, owner = rewards[known], of_row[known]
     lowest, highest = _ranges(values, owner, count)
     size = np.bincount(owner, minlength=count)
+    right = values > 0 if correct is None else correct[known]
+    any_right = np.bincount(owner, right, count) > 0
     kind = np.where(
         size < 2,
         "single",
-        np.where(lowest < highest, "mixed", np.where(highest > 0, "all_correct", "all_wrong")),
+        np.where(lowest < highest, "mixed", np.where(any_right, "all_correct", "all_wrong")),
     )
     return Groups(
         of_row=of_row,

@@ -145,7 +145,7 @@ class VerifierSettings(Section):
     """Address space of a worker, in GiB."""
     max_error_share: Share = 0.05
     """Stop the stage when more than this share of the verdicts is `error` (ours)."""
-    correct_from: float = Field(1.0, allow_inf_nan=False)
+    correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
     itself stays graded (ours)."""
 

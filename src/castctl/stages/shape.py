@@ -172,7 +172,8 @@ def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
 def reward_groups(rewards: pa.Table) -> Groups:
     """The groups of a rewards table; a null reward is not known."""
     values = rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    return group_rewards(values, group_numbers(rewards["prompt_id"]))
+    correct = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
+    return group_rewards(values, group_numbers(rewards["prompt_id"]), correct)
 
 
 def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:

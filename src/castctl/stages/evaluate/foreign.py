@@ -80,7 +80,9 @@ def read_completions(path: Path, data: DataSettings) -> Completions:
     if completion is None or (columns.answer is None and columns.solution is None):
         lacks = f"no column of {'completions' if completion is None else 'answers'}"
         needs = (
-            f"such as {COMPLETION[0]}" if completion is None else "which TRL writes with log_extra"
+            f"such as {COMPLETION[0]}"
+            if completion is None
+            else "such as solution (TRL) or gts (verl)"
         )
         raise UserError(f"{path} has {lacks}, {needs}; its columns: {', '.join(rows.columns)}")
     verdict, finish = _find(rows.columns, VERDICT), _find(rows.columns, FINISH)

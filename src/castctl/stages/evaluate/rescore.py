@@ -22,6 +22,7 @@ from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples
 from castctl.stages.evaluate.foreign_run import write_evaluation
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, problem_share
 from castctl.stages.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
+from castctl.verify.golds import gold_notes
 from castctl.verify.judge import (
     Judgement,
     Row,
@@ -174,11 +175,12 @@ def _graded(
         grader=completions.grader,
         verdicts_differ=False,
     )
+    doubts = gold_notes([row.answer for row in stored.rows], recipe.verifier, progress)
     judged = _judge(stored.rows, recipe, pool, progress)
     folder = run.eval_folder(completions.name, 0)
     notes = write_evaluation(folder, completions, stored, judged, recipe, pool)
     return _compared(
-        folder.path, stored, judged, recipe, True, [*completions.notes, *scale, *notes]
+        folder.path, stored, judged, recipe, True, [*completions.notes, *doubts, *scale, *notes]
     )
 
 
@@ -311,7 +313,7 @@ def _changes(stored: Stored, judged: Sequence[Judgement]) -> Iterator[Change]:
     ):
         if old is None:
             continue
-        other = (was or 0.0) != (new.reward or 0.0)
+        other = np.float32(was or 0.0) != np.float32(new.reward or 0.0)  # as shards store them
         if (stored.verdicts_differ and (old != new.verdict or other)) or (
             (new.verdict == "correct") != (old == "correct")
         ):
