@@ -38,6 +38,7 @@ _HEDGED = re.compile(
     r"|\A[\s~]*(?:squared|cubed|halves|tenths|hundredths)\b"
 )
 _RATE = re.compile(r"\bper\s+[0-9]+\s+[a-z]")  # 3 per 100 people
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _DIGIT = re.compile("[0-9]")
 _LOOSE_NUMBER = re.compile(r"(?<![A-Za-z0-9^])[0-9]")  # of cm2 it is no number
 _NAME = re.compile(
@@ -68,6 +69,7 @@ def claims_otherwise(extracted: str, answer: str) -> bool:
         or bool(_hedges(extracted) - _hedges(answer))
         or _adds_a_value(extracted, answer)
         or _adds_a_value(answer, extracted)
+        or _measures_otherwise(extracted, answer)
         or _says_otherwise(extracted, answer)
         or _joins_otherwise(extracted, answer)
         or _marks(extracted) != _marks(answer)
@@ -138,6 +140,13 @@ def _goes_on(text: str) -> bool:
     return bool(_WIDE.search(text) or _SECOND.search(text)) or any(
         map(_UNIT.search, listed(text)[:-1])
     )
+
+
+def _measures_otherwise(extracted: str, answer: str) -> bool:
+    """Two values in text of which any differs: 5 feet 6 inches, 5 feet 7 inches, 1 to 2."""
+    if not (_SECOND.search(extracted) and _SECOND.search(answer)):
+        return False
+    return _NUMBERS.findall(extracted) != _NUMBERS.findall(answer)
 
 
 def _says_otherwise(extracted: str, answer: str) -> bool:

@@ -67,7 +67,6 @@ _RULES = [
         (r"\A\](?=[^][]*\]\Z)", "("),
         (r"(?<=[^][])\[\Z", ")"),
         (r"\{ ?\\rm ([ei]) ?\}|\\mathrm ([ei])(?![A-Za-z])", r" \1\2"),
-        (rf"\A({_NUMBER}) ?\\text\{{ ?to ?\}} ?({_NUMBER})\Z", r"\1:\2"),
         (
             r"(?<=[0-9)}{^+-])\\(?:mathrm|operatorname|textrm|text) ?\{ ?([ei]) ?\}",
             r"\1",
@@ -89,9 +88,8 @@ _RULES = [
         (rf"\A\+ ?({_NUMBER})\Z", r"\1"),
         (rf"(?<=[0-9}}]) ?(?:\\text\{{ ?(?:{_CHINESE}) ?\}}|(?:{_CHINESE}))\Z", ""),
         (rf"\A(?:US ?\\?\$|USD|EUR|GBP|RMB) ?({_NUMBER})\Z", r"\1"),
-        (rf"\A({_NUMBER})(?:st|nd|rd|th)\Z", r"\1"),
         (
-            rf"\A({_NUMBER}) ([a-z]{{2,12}}(?:/[a-z]{{1,9}}|(?: [a-z]{{2,12}}){{0,3}}))\Z",
+            rf"\A({_NUMBER}) ([a-z]{{2,12}}/[a-z]{{1,9}}|[a-z]{{3,12}}(?: [a-z]{{2,12}}){{0,3}})\Z",
             _with_unit,
         ),
         (rf"\A({_NUMBER}){SPACES}\^(?:\\circ|\{{ ?\\circ ?\}}) ?(?:\\text\{{)?[CF]\}}?\Z", r"\1"),
@@ -109,7 +107,7 @@ _RULES = [
         ),
     )
 ]
-_PERCENT = re.compile(rf"({_NUMBER}|-?\\frac\{{{_DIGITS}\}}\{{{_DIGITS}\}}) ?\\?%")
+_PERCENT = re.compile(rf"({_NUMBER}|-?\\frac\{{({_DIGITS})\}}\{{({_DIGITS})\}}) ?\\?%")
 _COLON = re.compile(r"(?<!\\): *(?!=)")
 _MIXED = re.compile(rf"(-?{_DIGITS}) ([1-9][0-9]?)/({_DIGITS})")  # 1 234/5 is perhaps 1234/5
 _GROUPED = re.compile(r"-?[0-9]{1,3}(?:(?: |\\,|\\;|\\ )[0-9]{3}){1,10}")
@@ -147,7 +145,9 @@ def spellings(text: str) -> list[str]:
     """
     text = respelled(text)
     match = _PERCENT.fullmatch(text)
-    return [text, match[1]] if match else [text]
+    if match is None or (match[2] and int(match[2]) < int(match[3])):
+        return [text]
+    return [text, match[1]]
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,6 @@ _PHRASE = re.compile(
 _IS_WORDS = re.compile(
     r"[A-Za-z]{4}|\b(?i:yes|no)\b"
 )  # a product of as many letters is rarely written unsorted
-_OR = re.compile(r"\bor\b")
 _LISTS = re.compile(r"[,&]|\b(?:and|or)\b")
 
 
@@ -31,10 +30,4 @@ def same_words(text: str, other: str) -> bool | None:
         return None
     if first.casefold() == second.casefold():
         return True
-    if not _OR.search(first + second) and _each(first) == _each(second):
-        return True
     return None if _LISTS.search(first) and _LISTS.search(second) else False
-
-
-def _each(text: str) -> list[str]:
-    return sorted(each.strip() for each in _LISTS.split(text.casefold()) if each.strip())

@@ -26,7 +26,7 @@ _FORMULA = re.compile(
 
 _FONTS = re.compile(rf"{FONT}\s*\{{([^{{}}]*)\}}")
 _LOOSE_SPACE = re.compile(
-    r"(?<![A-Za-z0-9])(?:\s|~|\\[,;:! ])+|(?:\s|~|\\[,;:! ])++(?![A-Za-z0-9])"
+    r"(?<![A-Za-z0-9,])(?:\s|~|\\[,;:! ])+|(?:\s|~|\\[,;:! ])++(?![A-Za-z0-9])"
 )
 _BRACES = re.compile(r"\\.|[{}]", re.S)
 
