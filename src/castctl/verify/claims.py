@@ -51,7 +51,7 @@ _SEPARATOR = re.compile(
 _JOINED = re.compile(r"\\text\{ *(and|or) *\}")
 _INEQUALITY = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)")
 _TEXTS = re.compile(rf"{_TEXT}\{{[^{{}}]*\}}")
-_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
+_PRIME = re.compile(r"(?<![0-9])'|'(?![0-9])|\\prime(?![A-Za-z])")
 _BASED = re.compile(rf"(-?{_DIGITS})_(?:\{{([0-9]{{1,2}})\}}|([0-9]))")
 
 NEAR = Fraction(1, 100)
@@ -154,7 +154,8 @@ def _says_otherwise(extracted: str, answer: str) -> bool:
     ours, theirs = _TRAILING.search(extracted), _TRAILING.search(answer)
     if ours is None or theirs is None or _DIGIT.search(extracted + answer):
         return False
-    return ours[1].split() != theirs[1].split()
+    said, asked = ([w for w in each[1].split() if w != "is"] for each in (ours, theirs))
+    return said != asked
 
 
 def _joins_otherwise(extracted: str, answer: str) -> bool:
@@ -185,4 +186,6 @@ def _in_another_base(extracted: str, answer: str) -> bool:
 def _of_another_name(extracted: str, answer: str) -> bool:
     """Capitals that name points: the angle BAC is not ABC. Read backwards, they name the same."""
     ours, theirs = _NAME.fullmatch(extracted), _NAME.fullmatch(answer)
+    if ours and theirs and r"\triangle" in extracted + answer:  # one however it is named
+        return sorted(ours[1]) != sorted(theirs[1])
     return bool(ours and theirs and theirs[1] not in (ours[1], ours[1][::-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
@@ -17,7 +18,7 @@ from castctl.verify.choices import choice
 from castctl.verify.claims import claims_otherwise, listed
 from castctl.verify.decimals import endless
 from castctl.verify.letters import told_apart
-from castctl.verify.solutions import Solutions, solutions
+from castctl.verify.solutions import Solutions, relates, solutions
 from castctl.verify.spelling import ratio, respelled, spellings
 from castctl.verify.times import same_time, time_of_day
 from castctl.verify.words import same_words
@@ -31,6 +32,8 @@ RULES = 4
 
 # By default, of a box that does not parse, it takes the last number or fraction that it finds.
 _WHOLE_BOX = (LatexExtractionConfig(boxed_match_priority=0),)
+
+_LETTER = re.compile("[A-Ea-e]")  # a choice, in whatever case
 
 _INFINITIES = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)
 
@@ -50,6 +53,8 @@ def grade(answer: str, extracted: str) -> bool:
     """
     answer, extracted = answer.strip(), extracted.strip()
     if answer == extracted:
+        return True
+    if _LETTER.fullmatch(answer) and answer.casefold() == extracted.casefold():
         return True
     ours, theirs = choice(extracted), choice(answer)
     if ours and theirs and not (ours.value and theirs.value):
@@ -79,10 +84,12 @@ def grade(answer: str, extracted: str) -> bool:
     if any(claims_otherwise(spelling, written) for spelling in spellings(extracted)):
         return found is not None and _are_solutions(gold, found)  # x \neq 2 denies nothing
     read = _read(extracted)
-    if solved:
-        return _are_solutions(read, solved)
-    if found:
-        return _are_solutions(gold, found)
+    if solved and not _are_solutions(read, solved):
+        return relates(extracted) and _equal(gold, read)
+    if found and not _are_solutions(gold, found):
+        return relates(written) and _equal(gold, read)
+    if solved or found:
+        return True
     if not _equal(gold, read):
         return False
     return _same_repeats(written, gold, respelled(extracted), read)
@@ -165,6 +172,8 @@ def _with_i(parsed: Any) -> Any:
     if not isinstance(parsed, Basic | MatrixBase):
         return parsed
     units = {each: I for each in parsed.free_symbols if str(each) == "i"}
+    if units and isinstance(parsed, Relational):  # which is not to be decided
+        return parsed.func(*(side.xreplace(units) for side in parsed.args), evaluate=False)
     try:
         return parsed.xreplace(units) if units else parsed
     except ValueError:  # an interval has no such end

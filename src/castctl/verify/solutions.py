@@ -27,7 +27,7 @@ _MEMBER = re.compile(
 )
 _NOT_REAL = re.compile(r"\\(?:in|mathbb|not|cup|cap|pm|mp)(?![A-Za-z])|[,;|:]|\\[{}]")
 _SPACE = re.compile(r"\\[ ,;:!]|~")
-_LONE = re.compile(r"\{([A-Za-z])\}")
+_LONE = re.compile(r"(?<![A-Za-z0-9}^_\]])\{([A-Za-z])\}")
 _SIZE = re.compile(r"\\(?:left|middle|right)(?![A-Za-z])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONGEST = 500
@@ -69,6 +69,11 @@ def solutions(text: str) -> Solutions | None:
         return None
     unknown = unknowns.pop() if not built else ""
     return Solutions(unknown, r"\cup ".join(piece.intervals for piece in pieces if piece))
+
+
+def relates(text: str) -> bool:
+    """Whether a text holds an inequality, of whatever kind."""
+    return _INEQUALITY.search(_WRITTEN.sub(lambda match: _RELATIONS[match[0]], text)) is not None
 
 
 def _one_piece(text: str) -> Solutions | None:

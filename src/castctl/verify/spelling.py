@@ -133,7 +133,7 @@ _LONGEST = 5000
 """Characters beyond which a text is left as it is: no answer is so long."""
 _LARGEST_EXPONENT = 10**6
 # math-verify takes them for units: \frac{a}{b} c, 10-4t, \frac{1}{2} ab, 2ab.
-_LAST_LETTER = re.compile(r"(?<=[\s})0-9])(?:(ab|bc|rs|mp)|[a-df-hj-zA-Z])\Z")
+_LAST_LETTER = re.compile(r"(?<![,;] )(?<=[\s})0-9])(?:(ab|bc|rs|mp)|[a-df-hj-zA-Z])\Z")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|or|is|of|in)(?![A-Za-z])|\\(?:text|mbox)")
 _PLAIN_NUMBER = re.compile(rf"{_NUMBER}\s*")
 
