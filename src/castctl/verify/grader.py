@@ -33,6 +33,7 @@ RULES = 4
 # By default, of a box that does not parse, it takes the last number or fraction that it finds.
 _WHOLE_BOX = (LatexExtractionConfig(boxed_match_priority=0),)
 
+_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _LETTER = re.compile("[A-Ea-e]")  # a choice, in whatever case
 
 _INFINITIES = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)
@@ -54,6 +55,8 @@ def grade(answer: str, extracted: str) -> bool:
     answer, extracted = answer.strip(), extracted.strip()
     if answer == extracted:
         return True
+    if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(extracted):  # most are, and no rule applies
+        return _equal(_read_answer(answer), _read(extracted))
     if _LETTER.fullmatch(answer) and answer.casefold() == extracted.casefold():
         return True
     ours, theirs = choice(extracted), choice(answer)
