@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from castctl.verify.wrapping import FONT, SPACES, stripped, undelimited
+from castctl.verify.wrapping import FONT, SPACE, SPACES, stripped, undelimited
 
 _LETTER = re.compile("[A-J]")
 _LABEL = rf"(?:{FONT})? ?\{{? ?\(([A-J])\)(?: ?\}})?"
@@ -17,7 +17,7 @@ _CHOICE = (
     re.compile(
         rf"(?:{FONT} ?\{{ ?)?(?:[Oo]ption|[Cc]hoice) \(?([A-J])\)?(?: ?\}})?(?P<gap>)(?P<value>)"
     ),
-    re.compile(rf"{_LABEL}(?P<gap>(?:\s|~|\\[ ,;:!]|\\q?quad(?![A-Za-z]))*)(?P<value>.*)", re.S),
+    re.compile(rf"{_LABEL}(?P<gap>(?:{SPACE}|\\q?quad(?![A-Za-z]))*)(?P<value>.*)", re.S),
     re.compile(rf"(?:{FONT} ?\{{ ?)([A-J])[.:)]? ?\}}(?P<gap>)(?P<value>)"),
     re.compile(r"([A-J])(?P<gap>[.:)] )(?P<value>.+)", re.S),
     re.compile(r"([A-J])[.)]?(?P<gap>)(?P<value>)"),

@@ -15,7 +15,7 @@ from functools import lru_cache
 from castctl.verify.characters import in_latex
 from castctl.verify.decimals import as_fractions, exact
 from castctl.verify.notation import NAMES, latex
-from castctl.verify.wrapping import FONT, SPACES, stripped, unwrapped
+from castctl.verify.wrapping import FONT, SPACE, SPACES, stripped, unwrapped
 
 _DIGITS = "[0-9]{1,30}"
 _UNSIGNED = rf"(?:{_DIGITS}(?:\.{_DIGITS})?|\.{_DIGITS})"
@@ -120,7 +120,7 @@ _SCALES = {
     "百": 2, "千": 3, "万": 4, "亿": 8,
 }  # fmt: skip
 _TIMES = r"(?:\\times|\\cdot|\u00d7|\*)"
-_LAST_UNIT = rf"(?P<unit>(?:\s|~|\\[ ,;:!])*{FONT}\{{[^{{}}]{{0,60}}\}}(?:\^\{{?-?[0-9]\}}?)?)?"
+_LAST_UNIT = rf"(?P<unit>{SPACE}*{FONT}\{{[^{{}}]{{0,60}}\}}(?:\^\{{?-?[0-9]\}}?)?)?"
 _SCIENTIFIC = re.compile(
     rf"(?:({_NUMBER}) ?{_TIMES} ?|(-?))10 ?(?:\^|\*\*) ?"
     rf"(?:\{{ ?([-+]?[0-9]{{1,3}}) ?\}}|([0-9])|(-[0-9]{{1,3}}))(?![0-9.]){_LAST_UNIT}"

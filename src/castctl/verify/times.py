@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from castctl.verify.wrapping import unwrapped
+from castctl.verify.wrapping import SPACE, unwrapped
 
 Time = tuple[int, int, str]
 """Hour, minute, and `a`, `p` or nothing for the half of the day."""
@@ -12,7 +12,7 @@ Time = tuple[int, int, str]
 _TIME = re.compile(
     r"(?:(?:\\text|\\mathrm)\{ ?)?(?P<hour>[0-9]{1,2})"
     r"(?:(?:\\!)*\{?:\}?(?:\\!)*(?P<minute>[0-5][0-9]))?\}?"
-    r"(?:(?:\s|~|\\[ ,;:!])*(?:(?:\\text|\\mathrm)\{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}?)?"
+    rf"(?:{SPACE}*(?:(?:\\text|\\mathrm)\{{ ?)?(?P<half>[AaPp])\.?(?:\\!)*[Mm]\.?\}}?)?"
 )
 
 

@@ -9,9 +9,8 @@ from castctl.verify.wrapping import FONT, stripped, undelimited
 _PHRASE = re.compile(
     rf"(?:{FONT} ?\{{ ?)?(?P<words>[A-Za-z][A-Za-z',& -]{{0,200}}[A-Za-z])[ .!]*(?:\}}[ .!]*)?"
 )
-_IS_WORDS = re.compile(
-    r"[A-Za-z]{4}|\b(?i:yes|no)\b"
-)  # a product of as many letters is rarely written unsorted
+# A product of as many letters is rarely written unsorted.
+_IS_WORDS = re.compile(r"[A-Za-z]{4}|\b(?i:yes|no)\b")
 _LISTS = re.compile(r"[,&]|\b(?:and|or)\b")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 FONT = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)"
-SPACES = r"(?:\s|~|\\[ ,;:!]){0,5}"
-_LEADING = re.compile(r"(?:\s|~|\\[ ,;:!])*")
+SPACE = r"(?:\s|~|\\[ ,;:!])"
+SPACES = SPACE + "{0,5}"
+_LEADING = re.compile(SPACE + "*")
 _GNILIART = re.compile(r"(?:[ ,;:!]\\(?!\\)|\s|~)*")  # trailing ones, of the text turned round
 
 _DELIMITERS = (
@@ -25,9 +26,7 @@ _FORMULA = re.compile(
 )
 
 _FONTS = re.compile(rf"{FONT}\s*\{{([^{{}}]*)\}}")
-_LOOSE_SPACE = re.compile(
-    r"(?<![A-Za-z0-9,])(?:\s|~|\\[,;:! ])+|(?:\s|~|\\[,;:! ])++(?![A-Za-z0-9])"
-)
+_LOOSE_SPACE = re.compile(rf"(?<![A-Za-z0-9,]){SPACE}+|{SPACE}++(?![A-Za-z0-9])")
 _BRACES = re.compile(r"\\.|[{}]", re.S)
 
 
