@@ -20,6 +20,12 @@ FORMS = [
     for beta in (0.0, 1.0, 0.5, 0.1, 0.9)
     for top_k, tail in ((None, False), (7, False), (7, True))
 ]
+CLIPPED = [
+    Divergence(beta, top_k, tail, clip)
+    for beta, clip in ((0.0, 0.05), (1.0, 0.05), (0.5, 0.05), (0.3, 0.002))
+    for top_k, tail in ((None, False), (7, False), (7, True))
+]
+"""Bounds that hold about one entry in ten of the logits below, and leave others alone."""
 
 
 def naive(form: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
@@ -34,22 +40,26 @@ def naive(form: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
             p, q = torch.cat([p, p_rest], -1), torch.cat([q, q_rest], -1)
         else:
             p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
-    if form.beta == 0:
-        return kl(q, p)
-    if form.beta == 1:
-        return kl(p, q)
-    m = form.beta * q + (1 - form.beta) * p
-    return form.beta * kl(q, m) + (1 - form.beta) * kl(p, m)
+    terms = terms_of(form.beta, p, q)
+    return terms.clamp(max=form.clip).sum(-1) if form.clip else terms.sum(-1)
 
 
-def kl(a: Tensor, b: Tensor) -> Tensor:
-    return torch.xlogy(a, a / b).sum(-1)
+def terms_of(beta: float, p: Tensor, q: Tensor) -> Tensor:
+    """What is summed over the outcomes, student p and teacher q."""
+    if beta == 0:
+        return torch.xlogy(q, q / p)
+    if beta == 1:
+        return torch.xlogy(p, p / q)
+    m = beta * q + (1 - beta) * p
+    return beta * torch.xlogy(q, q / m) + (1 - beta) * torch.xlogy(p, p / m)
 
 
 def ours(form: Divergence, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """What is trained on: the clipped values, and their slope."""
     # torch's own log-softmax in float32 would be the largest error here.
     logprobs = student.double().log_softmax(-1).to(student.dtype)
-    return divergences(form, logprobs, teacher.clone())
+    _, clipped, slope = divergences(form, logprobs, teacher.clone())
+    return clipped, slope
 
 
 def with_slope(form: Divergence, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +93,7 @@ def logits(rows: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> tu
     beta=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99)),
     top_k=st.none() | st.integers(1, 40),
     tail=st.booleans(),
+    clip=st.none() | st.sampled_from([1e-4, 0.01, 0.05, 1.0]),
     spread=st.sampled_from([0.01, 1.0, 8.0]),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -93,23 +104,24 @@ def test_values_and_slopes_are_those_of_the_definition(
     beta: float,
     top_k: int | None,
     tail: bool,
+    clip: float | None,
     spread: float,
     seed: int,
 ) -> None:
     top_k = None if top_k is None else min(top_k, vocabulary - 1)
-    form = Divergence(beta, top_k, tail and top_k is not None)
+    form = Divergence(beta, top_k, tail and top_k is not None, clip)
     student, teacher = logits(rows, vocabulary, spread, seed)
     values, slope = ours(form, student, teacher)
     expected, expected_slope = with_slope(form, student, teacher)
     assert values.dtype == slope.dtype == torch.float64
     assert error(values, expected, 1e-3) < 1e-9
     assert error(slope, expected_slope, 1e-3) < 1e-9
-    if rows:  # a common shift of all logits changes nothing, and no divergence is negative
+    if rows:  # a common shift of all logits changes nothing, and no whole divergence is negative
         assert float(slope.sum(-1).abs().max()) < 1e-12
-        assert float(values.min()) > -1e-14
+        assert clip is not None or float(values.min()) > -1e-14
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_float32_is_exact_to_float32(form: Divergence) -> None:
     student, teacher = (side.float() for side in logits(40, 500))
     values, slope = ours(form, student, teacher)
@@ -121,14 +133,17 @@ def test_float32_is_exact_to_float32(form: Divergence) -> None:
 
 def test_float32_at_a_real_vocabulary() -> None:
     student, teacher = (side.float() for side in logits(4, 151_936, 3.0))
-    for form in (Divergence(1.0), Divergence(0.0), Divergence(0.5), Divergence(0.5, 100, True)):
+    for form in (
+        *(Divergence(beta, clip=clip) for beta in (0.0, 0.5, 1.0) for clip in (None, 0.05)),
+        Divergence(0.5, 100, True),
+    ):
         values, slope = ours(form, student, teacher)
         expected, expected_slope = with_slope(form, student, teacher)
         assert error(values, expected) < 1e-5
         assert error(slope, expected_slope) < 1e-5
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_large_logits_keep_their_differences(form: Divergence) -> None:
     student, teacher = (side.float() for side in logits(10, 60))
     values, slope = ours(form, student - 2000, teacher + 2000)
@@ -141,12 +156,12 @@ def test_the_student_is_only_read_and_the_slope_is_in_the_teachers_buffer() -> N
     student, teacher = logits(3, 11)
     logprobs = student.log_softmax(-1)
     before = logprobs.clone()
-    _, slope = divergences(Divergence(0.5), logprobs, teacher)
+    *_, slope = divergences(Divergence(0.5), logprobs, teacher)
     assert torch.equal(logprobs, before)
     assert slope.data_ptr() == teacher.data_ptr()
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_blocks_change_nothing(form: Divergence, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = logits(9, 20)
     whole = ours(form, student, teacher)
@@ -156,13 +171,61 @@ def test_blocks_change_nothing(form: Divergence, monkeypatch: pytest.MonkeyPatch
             torch.testing.assert_close(part, all_of_it, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_equal_distributions_have_none(form: Divergence) -> None:
     for dtype, bound in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         student = logits(5, 60)[0].to(dtype)
         values, slope = ours(form, student, student + 3)
         assert float(values.abs().max()) < bound
         assert float(slope.abs().max()) < bound
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_clip_takes_the_gradient_of_entries_and_of_no_whole_token(beta: float) -> None:
+    """A token far beyond the clip is still pulled by its entries below it."""
+    student, teacher = logits(50, 40, 3.0)
+    whole, _ = ours(Divergence(beta), student, teacher)
+    values, slope = ours(Divergence(beta, clip=0.05), student, teacher)
+    assert (whole > 0.05).all()  # a bound of the sum would leave no gradient at all
+    leaf = student.clone().requires_grad_()
+    terms = terms_of(beta, leaf.softmax(-1), teacher.softmax(-1))
+    over = terms > 0.05
+    assert over.any(-1).all() and over.float().mean() < 0.2
+    (expected,) = torch.autograd.grad(terms[~over].sum(), leaf)
+    assert (expected.abs().sum(-1) > 1e-3).all()
+    assert error(slope, expected) < 1e-9
+    kept = torch.where(over, 0.05, terms).sum(-1)
+    torch.testing.assert_close(values, kept.detach())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_clip_that_holds_nothing_changes_no_bit(form: Divergence) -> None:
+    for dtype in (torch.float64, torch.float32):
+        student, teacher = (side.to(dtype) for side in logits(10, 60, 0.1))
+        free, wide = ours(form, student, teacher), ours(replace(form, clip=5.0), student, teacher)
+        for one, other in zip(free, wide, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("form", CLIPPED, ids=str)
+def test_the_whole_divergence_is_told_beside_the_clipped_one(form: Divergence) -> None:
+    student, teacher = logits(20, 50, 3.0)
+    logprobs = student.log_softmax(-1)
+    whole, clipped, _ = divergences(form, logprobs, teacher.clone())
+    torch.testing.assert_close(whole, naive(replace(form, clip=None), student, teacher))
+    torch.testing.assert_close(clipped, naive(form, student, teacher))
+    assert (clipped < whole).any() and (clipped <= whole).all()
+
+
+def test_a_clipped_sum_may_be_negative() -> None:
+    """The upper bound takes of the terms above 0 alone; by hand, over two tokens."""
+    student = torch.tensor([[0.9, 0.1]], dtype=torch.float64).log()
+    teacher = torch.tensor([[0.1, 0.9]], dtype=torch.float64).log()
+    values, slope = ours(Divergence(1.0, clip=0.05), student, teacher)
+    below = 0.1 * math.log(1 / 9)
+    assert float(values) == pytest.approx(0.05 + below)
+    pull = 0.9 * 0.1 * (math.log(1 / 9) + 1)  # p_1 p_2 of the slope of the second term alone
+    assert slope[0].tolist() == pytest.approx([-pull, pull])
 
 
 def test_the_ends_are_the_two_kullback_leibler_divergences() -> None:
@@ -230,16 +293,16 @@ def test_outside_the_renormalised_top_there_is_no_gradient() -> None:
     assert not slope[outside].any() and slope[~outside].all()
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_distributions_that_share_nothing_overflow_nowhere(form: Divergence) -> None:
     student, teacher = (side.float() for side in logits(6, 30))
     student[:, 0] += 3000
     teacher[:, 1] += 3000
     values, slope = ours(form, student, teacher)
     assert values.isfinite().all() and slope.isfinite().all()
-    if form.beta == 0.5 and form.top_k is None:
+    if form.beta == 0.5 and form.top_k is form.clip is None:
         assert values.tolist() == pytest.approx([math.log(2)] * 6, rel=1e-6)
-    if form.beta == 1.0 and form.top_k is None:
+    if form.beta == 1.0 and form.top_k is form.clip is None:
         expected = teacher.double().log_softmax(-1)[:, 0].neg()
         assert values.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
@@ -257,10 +320,10 @@ def test_a_tail_too_small_for_one_minus_the_rest_counts() -> None:
 
 @pytest.mark.parametrize(
     "wrong", [{"beta": -0.1}, {"beta": 1.1}, {"beta": math.nan}, {"beta": 1, "top_k": 0},
-              {"beta": 1, "tail": True}],
+              {"beta": 1, "tail": True}, {"beta": 1, "clip": 0.0}, {"beta": 1, "clip": math.nan}],
 )  # fmt: skip
 def test_what_is_no_divergence_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"beta is|top_k"):
+    with pytest.raises(ValueError, match=r"beta is|top_k|clip is"):
         Divergence(**wrong)
 
 
@@ -344,13 +407,16 @@ def token_loss(part: slice, logprobs: Tensor, entropies: Tensor, distances: Tens
 def naive_fused(
     form: Divergence, student: Head, teacher: Head, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """The loss, over clipped divergences, and the whole divergences."""
     logits = student.logits()
     logprobs = logits.log_softmax(-1)
     distances = naive(form, logits, teacher.logits().detach())
     distances = distances if keep is None else distances * keep
     entropies = -(logprobs.exp() * logprobs).sum(-1)
     picked = logprobs.gather(1, TARGETS[:, None])[:, 0]
-    return token_loss(slice(None), picked, entropies, distances).sum(), distances
+    total = token_loss(slice(None), picked, entropies, distances).sum()
+    whole = naive(replace(form, clip=None), logits, teacher.logits().detach())
+    return total, whole if keep is None else whole * keep
 
 
 def fused(
@@ -365,7 +431,7 @@ def gradients(total: Tensor, student: Head) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", SIDES)
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_the_fused_head_is_the_naive_sum(form: Divergence, kind: str) -> None:
     student, teacher = sides(kind)
     expected, expected_distances = naive_fused(form, student, teacher)
@@ -378,7 +444,7 @@ def test_the_fused_head_is_the_naive_sum(form: Divergence, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SIDES)
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_the_fused_head_is_the_naive_sum_in_float32(form: Divergence, kind: str) -> None:
     student, teacher = (side.to(torch.float32) for side in sides(kind))
     # The reference sees the numbers as rounded, so that only the arithmetic is compared.
@@ -406,7 +472,7 @@ def test_bfloat16_hidden_states_over_float32_weights(form: Divergence) -> None:
         assert error(found, truth) < 0.03
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS + CLIPPED, ids=str)
 def test_the_chunk_size_changes_nothing(form: Divergence) -> None:
     student, teacher = sides("wider, capped")
     whole = fused(form, student, teacher, chunk=100)
@@ -453,7 +519,7 @@ def test_only_wanted_tokens_are_compared(chunk: int) -> None:
 def test_chunks_without_a_wanted_token_need_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def note(form: Divergence, logprobs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def note(form: Divergence, logprobs: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
         seen.append(len(teacher))
         return divergences(form, logprobs, teacher)
 

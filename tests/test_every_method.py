@@ -159,12 +159,17 @@ def test_a_current_teacher_under_the_same_prompt_is_no_divergence(tmp_path: Path
 
 
 def test_a_divergence_is_of_both_sides_at_the_sampling_temperature(tmp_path: Path) -> None:
-    """Against the JSD of all logits over T = 0.7, by transformers' own forward passes."""
-    recipe = small_recipe("opsd", *SMALLER, "sampling.temperature=0.7", "train.steps=1")
+    """Against the JSD of all logits over T = 0.7, by transformers' own forward passes: its terms
+    are clipped one by one in the loss, and whole in the log."""
+    clip = 0.02
+    recipe = small_recipe(
+        "opsd", *SMALLER, "sampling.temperature=0.7", "train.steps=1",
+        f"method.distillation.clip={clip}",
+    )  # fmt: skip
     run, _ = train_small(tmp_path / "run", recipe)
     row = Metrics(run.path / "metrics.parquet").rows[-1]
     model = policy_at(run, 0).load(recipe.model).model.model
-    folder, total, tokens = run.step(0), 0.0, 0
+    folder, total, bounded, tokens = run.step(0), 0.0, 0.0, 0
     rows = (folder.table(stage).to_pylist() for stage in ("rollouts", "signals"))
     for rollout, signal in zip(*rows, strict=True):
         completion = rollout["completion_token_ids"]
@@ -175,10 +180,14 @@ def test_a_divergence_is_of_both_sides_at_the_sampling_temperature(tmp_path: Pat
             sides.append(torch.softmax(logits[len(prompt) - 1 : -1] / 0.7, -1))
         p, q = sides
         m = (p + q) / 2
-        total += float((q * (q / m).log() + p * (p / m).log()).sum()) / 2
+        terms = (q * (q / m).log() + p * (p / m).log()) / 2
+        total += float(terms.sum())
+        bounded += float(terms.clamp(max=clip).sum())
         tokens += len(completion)
     assert row["distilled_tokens"] == tokens
     assert row["divergence_mean"] == pytest.approx(total / tokens, rel=1e-3)
+    assert row["loss"] == pytest.approx(bounded / tokens, rel=1e-3)
+    assert bounded < total / 2
 
 
 def test_dropped_groups_are_replaced_until_there_are_enough(tmp_path: Path) -> None:

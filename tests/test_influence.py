@@ -24,7 +24,7 @@ from models import CONFIGS, Rows, ids, plain, random_ids, tiny
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 ARCHITECTURES = sorted(CONFIGS)
-SCORES = ("last", "answer_mean", "answer_joint")
+SCORES = ("first", "last", "answer_mean", "answer_joint")
 PAD = 0
 T = 0.7
 NOISE = 1e-3
@@ -73,7 +73,10 @@ def answer_distances(
     if score == "answer_joint":
         gone = [row.log_softmax(-1).gather(1, answer[:, None]) for row in (clean, other)]
         return gone[0].sum() - gone[1].sum()
-    p, q = ((row[-1] if score == "last" else row.mean(0)).log_softmax(-1) for row in (clean, other))
+    # Row 0 predicts the answer's first token, and the last row its last.
+    told = {"first": lambda row: row[0], "last": lambda row: row[-1]}
+    read = told.get(score, lambda row: row.mean(0))
+    p, q = (read(row).log_softmax(-1) for row in (clean, other))
     return (p.exp() * (p - q)).sum()
 
 

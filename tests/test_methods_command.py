@@ -125,7 +125,12 @@ def test_whose_choice_a_value_is(castctl: Cli) -> None:
             "surrogate.kind": "paper", "surrogate.aggregation": "ours", "anchor.kind": "paper",
             "distillation.coefficient": "paper", "distillation.gate": "paper",
         },
-        "rlrt": {"shaping.decay_steps": "ours", "shaping.kind": "paper"},
+        "rlrt": {
+            "shaping.decay_steps": "paper", "shaping.eps_w": "paper", "shaping.kind": "paper",
+            "teacher.kind": "paper", "teacher.context": "ours",
+        },
+        "oar-p": {"shaping.score": "ours"},
+        "oar-g": {"shaping.score": "paper"},
     }  # fmt: skip
     for name, expected in choices.items():
         settings = settings_of(one(castctl, name))

@@ -106,13 +106,13 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
         "kappa_wrong": 0.5, "clamp": 1.2,
     }),
     ("rlsd", "shaping", {"kind": "rlsd", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
-    ("rlrt", "shaping", {"kind": "rlrt", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
+    ("rlrt", "shaping", {"kind": "rlrt", "eps_w": 1.0, "lam": 0.5, "decay_steps": 0}),
     ("oar-p", "shaping", {
         "kind": "oar-p", "threshold": 0.3, "gain": 1.0, "floor": 0.1, "score": "last",
         "conclude": None, "stride": 1, "budget": None,
     }),
     ("oar-g", "shaping", {
-        "kind": "oar-g", "threshold": 0.3, "gain": 1.0, "floor": 0.1, "score": "last",
+        "kind": "oar-g", "threshold": 0.3, "gain": 1.0, "floor": 0.1, "score": "answer_mean",
         "conclude": None, "noise_std": 1e-3,
     }),
 ]  # fmt: skip

@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "scheduled": {"distillation.warmup_steps": 50, "distillation.decay_steps": 100},
         "sampled-token": {"distillation.tokens": "sampled"},
     },
+    "opsd-qwen3-1.7b": {"point-wise-clip": {"distillation.clip": 0.05}},
     "rlsd-qwen3-1.7b": {"no-decay": {"shaping.decay_steps": 0}},
     "oar-p-qwen3-1.7b": {"joint": {"shaping.score": "answer_joint"}},
     "bicc+rcc-qwen3-4b": {

@@ -22,6 +22,9 @@ from castctl.stages.signals import read_signals
 
 ANY = batches() | batches(REAL)
 STEPS = st.sampled_from([0, 1, 10, 49, 50, 51, 400])
+USUAL = {"rlsd": (0.2, 50), "rlrt": (1.0, 0)}
+"""Each paper's eps_w and the steps over which its shaping fades, 0 where it does not."""
+
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -43,11 +46,13 @@ def plain(
     batch: Batch,
     name: str,
     step: int = 0,
-    eps_w: float = 0.2,
+    eps_w: float | None = None,
     lam: float = 0.5,
-    decay_steps: int = 50,
+    decay_steps: int | None = None,
 ) -> list[float]:
-    """Advantage of every token, one at a time."""
+    """Advantage of every token, one at a time; what is left out is the paper's."""
+    eps_w = USUAL[name][0] if eps_w is None else eps_w
+    decay_steps = USUAL[name][1] if decay_steps is None else decay_steps
     if decay_steps:
         lam = lam * (1 - step / decay_steps) if step < decay_steps else 0.0
     advantages = []
@@ -88,8 +93,12 @@ def test_by_hand() -> None:
     right, wrong = half([up, down, 1.2, 0.8, 1.0]), half([down, up, 0.8, 1.2, 1.0])
     rlsd = shaped(batch, "rlsd").advantages_N
     np.testing.assert_allclose(rlsd, right + [-w for w in wrong], rtol=3e-6)
-    rlrt = shaped(batch, "rlrt").advantages_N
-    np.testing.assert_allclose(rlrt, wrong + [-1.0] * 5, rtol=3e-6)
+    rlrt = half([down, up, math.exp(-9), 2.0, 1.0])
+    for step in (0, 60, 10_000):  # it does not fade
+        found = shaped(batch, "rlrt", step).advantages_N
+        np.testing.assert_allclose(found, rlrt + [-1.0] * 5, rtol=3e-6)
+    narrow = shaped(batch, "rlrt", eps_w=0.2).advantages_N
+    np.testing.assert_allclose(narrow, wrong + [-1.0] * 5, rtol=3e-6)
 
 
 # What follows from it
@@ -101,7 +110,8 @@ def test_without_strength_it_is_grpo(name: str, batch: Batch) -> None:
     plain_grpo = advantages_of(batch).advantages_N
     for off in ({"lam": 0.0}, {"eps_w": 0.0}):
         assert (shaped(batch, name, **off).advantages_N == plain_grpo).all()
-    assert (shaped(batch, name, step=50).advantages_N == plain_grpo).all(), "decayed"
+    decayed = shaped(batch, name, step=50, decay_steps=50)
+    assert (decayed.advantages_N == plain_grpo).all()
     assert (shaped(batch.with_gap(0.0), name).advantages_N == plain_grpo).all()
     assert (shaped(batch.with_gap(NAN), name).advantages_N == plain_grpo).all()
 
@@ -121,6 +131,8 @@ def test_rlrt_reads_rlsds_teacher_in_reverse(
     """On correct completions it is RLSD with the gap's other sign."""
     opposite = replace(batch, gaps=[[-g for g in gaps] for gaps in batch.gaps])
     right = np.array(batch.per_token(grpo(batch))) > 0
+    usual = dict(zip(("eps_w", "decay_steps"), USUAL["rlrt"], strict=True))
+    settings = usual | settings
     rlrt = shaped(batch, "rlrt", step, **settings).advantages_N
     rlsd = shaped(opposite, "rlsd", step, **settings).advantages_N
     assert (rlrt[right] == rlsd[right]).all()
@@ -135,7 +147,7 @@ def test_the_direction_is_the_verifiers(
     result = shaped(batch, name, step, **settings)
     base_N = np.array(batch.per_token(grpo(batch)))
     assert (result.advantages_N * base_N >= 0).all()
-    bound = settings.get("lam", 0.5) * settings.get("eps_w", 0.2) * np.abs(base_N)
+    bound = settings.get("lam", 0.5) * settings.get("eps_w", USUAL[name][0]) * np.abs(base_N)
     assert (np.abs(result.advantages_N - base_N) <= bound + 1e-12).all()
 
 

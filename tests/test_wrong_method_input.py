@@ -74,7 +74,7 @@ RANGES = [
     ("oar-p", "shaping.threshold", "2", "less than or equal to 1, got 2"),
     ("oar-p", "shaping.gain", "-1", "greater than or equal to 0"),
     ("oar-p", "shaping.floor", "1.5", "less than or equal to 1"),
-    ("oar-p", "shaping.score", "first", "'last', 'answer_mean' or 'answer_joint'"),
+    ("oar-p", "shaping.score", "second", "'first', 'last', 'answer_mean' or 'answer_joint'"),
     ("oar-p", "shaping.conclude", "3", "valid string, got 3"),
     ("oar-p", "shaping.stride", "0", "greater than or equal to 1, got 0"),
     ("oar-p", "shaping.budget", "0", "greater than or equal to 1, got 0"),

@@ -60,8 +60,9 @@ class Distillation(Section):
     """Only completions with a base advantage above 0 are distilled, as in SDPG's paper; the
     denominator is all tokens (ours)."""
     clip: float | None = Field(None, gt=0)
-    """Bound of a token's divergence, in nats; null is off, and OPSD's released code is said to use
-    0.05 (ours)."""
+    """Upper bound, in nats, of each vocabulary entry's term of a token's divergence, before the
+    terms are summed: an entry beyond it has no gradient, the token's others keep theirs. null is
+    off; OPSD's released code has 0.05 (ours)."""
 
     @model_validator(mode="after")
     def _sampled_is_a_reverse_kl(self) -> Distillation:
@@ -72,7 +73,7 @@ class Distillation(Section):
             )
         if self.tokens == "sampled" and self.clip is not None:
             raise ValueError(
-                "clip bounds a divergence, and the sampled token alone has none; set "
+                "clip bounds the terms of a divergence, and the sampled token alone has none; set "
                 "method.distillation.clip=null, or tokens to full"
             )
         return self
@@ -100,7 +101,7 @@ class Distillation(Section):
         if self.tokens == "sampled":
             return None
         top_k = None if self.tokens == "full" else self.top_k
-        return Divergence(self.mixture, top_k, tail=self.tokens == "top_k_tail")
+        return Divergence(self.mixture, top_k, tail=self.tokens == "top_k_tail", clip=self.clip)
 
     def weights_N(
         self, base_R: NDArray[np.float64], offsets: Ints, moment: Moment, skip_tokens: int

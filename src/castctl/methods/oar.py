@@ -15,6 +15,8 @@ from castctl.methods.shaping import Floats, Shaped, TokenShaping, Told
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import Ints, spread
 
+AnswerScore = Literal["first", "last", "answer_mean", "answer_joint"]
+
 MIN_SPREAD = 1e-8
 """Scores that differ by less say nothing about which token matters."""
 
@@ -28,9 +30,10 @@ class OarShaping(TokenShaping):
     """How far the most influential token is boosted (ours; the paper leaves it open)."""
     floor: float = Field(0.1, ge=0, le=1)
     """Smallest weight before the weights are scaled to keep the advantage's mass (paper)."""
-    score: Literal["last", "answer_mean", "answer_joint"] = "last"
-    """What is compared: the distribution of the answer's last token (`last`), of the mean of the
-    answer's logits (`answer_mean`), or the answer's joint log-prob (`answer_joint`) (ours)."""
+    score: AnswerScore = "last"
+    """What is compared: the distribution of the answer's first token (`first`, as public code reads
+    OAR-P's) or last token (`last`), of the mean of the answer's logits (`answer_mean`), or the
+    answer's joint log-prob (`answer_joint`) (ours; the paper does not say which token)."""
     conclude: str | None = None
     """Phrase that ends the reasoning; left out, the reasoning ends at the answer's box (ours)."""
 
@@ -100,6 +103,10 @@ class OarGradient(OarShaping):
     """`oar-g`: influence on the answer by the input gradient weighs the tokens (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset({"importance_grad"})
 
+    score: AnswerScore = "answer_mean"
+    """What is compared: the distribution of the answer's first token (`first`) or last token
+    (`last`), of the mean of the answer's logits (`answer_mean`), or the answer's joint log-prob
+    (`answer_joint`) (paper: its public code)."""
     noise_std: float = Field(1e-3, gt=0)
     """Deviation of the noise on the reasoning tokens' embeddings (paper)."""
 

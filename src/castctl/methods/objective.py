@@ -68,7 +68,7 @@ def token_losses(
 
     The policy loss times the loss weight, plus the distillation weight times the divergence from
     the teacher, plus the anchor, minus the entropy bonus. `logprobs`, `entropies` and
-    `divergences` (N, nats) carry the gradient.
+    `divergences` (N, nats, their terms clipped already) carry the gradient.
     """
     surrogate, anchor = objective.surrogate, objective.anchor
     losses = policy_losses(surrogate, streams.advantages, streams.old_logprobs, logprobs)
@@ -97,4 +97,4 @@ def _distillation_losses(
         assert streams.teacher_logprobs is not None, "needs the teacher's log-probs"
         ratio = torch.exp((logprobs - streams.old_logprobs).clamp(max=MAX_LOG_RATIO))
         return -(streams.teacher_logprobs - streams.old_logprobs) * ratio
-    return divergences if settings.clip is None else divergences.clamp(max=settings.clip)
+    return divergences

@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
             "teacher": {"kind": "current", **PRIVILEGED},
             "surrogate": DAPO_SURROGATE,
         },
-        ("surrogate",),
+        ("surrogate", "teacher.context"),
     ),
     "sdpg-urkl": Preset(
         "REINFORCE, reverse KL to the solution-reading self on right completions, k2 anchor",

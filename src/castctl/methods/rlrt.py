@@ -18,13 +18,13 @@ class RlrtShaping(RlsdShaping):
 
     kind: Literal["rlrt"] = "rlrt"  # type: ignore[assignment]
     """`rlrt`: the teacher's doubt strengthens right completions (paper)."""
-    eps_w: float = Field(0.2, ge=0, le=1)
-    """The weight w is clipped to [1 - eps_w, 1 + eps_w] (ours, after RLSD)."""
+    eps_w: float = Field(1.0, ge=0, le=1)
+    """The weight w is clipped to [1 - eps_w, 1 + eps_w]: 1.0 for base models; 0.5 for instruct and
+    0.2 for thinking models are reported (paper)."""
     lam: float = Field(0.5, ge=0, le=1)
-    """Strength of the shaping at step 0 (ours, after RLSD)."""
-    decay_steps: int = Field(50, ge=0)
-    """Steps over which the strength falls linearly to 0; 0 is no decay (ours, after
-    RLSD)."""
+    """Strength of the shaping at step 0, and at every step without decay (paper)."""
+    decay_steps: int = Field(0, ge=0)
+    """Steps over which the strength falls linearly to 0; 0 is no decay (paper)."""
 
     def _direction(self, base_N: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(base_N > 0, -1.0, 0.0)

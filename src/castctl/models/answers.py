@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from castctl.methods.oar import AnswerScore
 from castctl.models.head import OutputHead
 from castctl.models.packing import Ids
 from castctl.verify.spans import AnswerSpan
 
-AnswerScore = Literal["last", "answer_mean", "answer_joint"]
+ONE_TOKEN = {"first": slice(0, 1), "last": slice(-1, None)}
+"""Of which of the answer's tokens alone the distributions are compared."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def answered_rows(
 class AnswerDivergence:
     """How far perturbed distributions of an answer are from the clean one (arXiv 2601.07408).
 
-    - `last`: KL(clean || perturbed) at the answer's last token;
+    - `first`, `last`: KL(clean || perturbed) of the position that predicts the answer's first, or
+      last, token;
     - `answer_mean`: the KL of the softmaxes of the logits' means over the answer's tokens;
     - `answer_joint`: log p_clean(answer) - log p_perturbed(answer), summed over its tokens.
 
@@ -66,8 +68,9 @@ class AnswerDivergence:
 
         `answer_A` are the tokens that the states predict.
         """
-        if self._score == "last":  # a mean over one position
-            clean_AH, perturbed_CAH, answer_A = clean_AH[-1:], perturbed_CAH[:, -1:], answer_A[-1:]
+        if self._score in ONE_TOKEN:  # a mean over one position
+            one = ONE_TOKEN[self._score]
+            clean_AH, perturbed_CAH, answer_A = clean_AH[one], perturbed_CAH[:, one], answer_A[one]
         with torch.no_grad():
             clean = self._logprobs(clean_AH[None], answer_A)
         at_once = max(1, self._head.chunk_tokens // len(answer_A))

@@ -16,7 +16,7 @@ from torch import Tensor
 from castctl.methods.divergence import Divergence, divergences
 
 TokenLoss = Callable[[slice, Tensor, Tensor, Tensor], Tensor]
-"""(which tokens, their log-probs, entropies and divergences, in nats) -> their losses."""
+"""(which tokens, their log-probs, entropies and clipped divergences, in nats) -> their losses."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ def fused_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the token losses (scalar, differentiable), log-probs and divergences (N, detached).
 
+    `token_loss` is handed the divergences with their terms clipped, where the divergence has a
+    clip; those that come back are whole.
+
     One pass: the gradient with respect to hidden states, weight and bias is formed while a
     chunk's probabilities are there, for 6 T H V multiply-adds instead of the 8 of
     recomputing them in the backward pass; a teacher takes 2 T H' V more, and has no
@@ -152,17 +155,15 @@ class _FusedHead(torch.autograd.Function):
             probs, normaliser = _softmax(scaled)
             logprobs[part] = _at(scaled, targets) - normaliser
             entropy = torch.zeros_like(normaliser)
-            divergence_slope = None
+            clipped, divergence_slope = distances[part], None
             if with_entropies or versus is not None:
                 scaled.sub_(normaliser[:, None])  # from here on all log-probs
             if with_entropies:
                 entropy = _entropy(probs, scaled)
             if versus is not None:
-                distances[part], divergence_slope = versus(part, scaled)
+                distances[part], clipped, divergence_slope = versus(part, scaled)
             with torch.enable_grad():
-                numbers = [
-                    n.detach().requires_grad_() for n in (logprobs[part], entropy, distances[part])
-                ]
+                numbers = [n.detach().requires_grad_() for n in (logprobs[part], entropy, clipped)]
                 loss = token_loss(part, *numbers).sum()
                 by_logprob, by_entropy, by_divergence = torch.autograd.grad(
                     loss, numbers, allow_unused=True, materialize_grads=True
@@ -205,17 +206,19 @@ class _Versus:
         self.weight = teacher.head.weight.to(teacher.hidden_NH.dtype)
         self.wanted = None if teacher.wanted_N is None else teacher.wanted_N.cpu()
 
-    def __call__(self, part: slice, logprobs_nV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Divergences (n), and their slope in the student's logits over T (n, V) if any."""
+    def __call__(self, part: slice, logprobs_nV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Divergences, whole and clipped (n), and the slope of the clipped ones in the student's
+        logits over T (n, V) if any."""
         wanted = None if self.wanted is None else self.wanted[part]
         if wanted is not None and not wanted.any():
-            return logprobs_nV.new_zeros(len(logprobs_nV)), None
+            none_n = logprobs_nV.new_zeros(len(logprobs_nV))
+            return none_n, none_n, None
         logits, _ = _scaled_logits(self.teacher.head, self.weight, self.teacher.hidden_NH[part])
-        values, slope = divergences(self.teacher.divergence, logprobs_nV, logits.to(logprobs_nV))
+        compared = divergences(self.teacher.divergence, logprobs_nV, logits.to(logprobs_nV))
         if wanted is not None:
-            values[~wanted] = 0
-            slope[~wanted] = 0
-        return values, slope
+            for numbers in compared:
+                numbers[~wanted] = 0
+        return compared
 
 
 def _scaled_logits(head: OutputHead, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from castctl.models.answers import AnswerDivergence, AnsweredRow, AnswerScore, answered_rows
+from castctl.methods.oar import AnswerScore
+from castctl.models.answers import AnswerDivergence, AnsweredRow, answered_rows
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import Ids, Layout, PackedBatch
 from castctl.progress import Advance

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from castctl.models.answers import AnswerDivergence, AnsweredRow, AnswerScore, answered_rows
+from castctl.methods.oar import AnswerScore
+from castctl.models.answers import AnswerDivergence, AnsweredRow, answered_rows
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import Ids, PackedBatch, microbatches, pack
 from castctl.progress import Advance
