@@ -17,6 +17,7 @@ from castctl.stages.evaluate.results import Result, variant_of
 from castctl.stages.evaluate.statistics import (
     Estimate,
     detectable_difference,
+    difference,
     paired_difference,
     sign_flip_p_value,
 )
@@ -25,9 +26,6 @@ RESULTS = "results.json"
 
 NEEDED = ("task", "problems", "k", "avg", "pass", "maj", "grader", "by_problem")
 """What a result must say to be compared."""
-
-EQUAL = 1e-9
-"""Two accuracies of a problem closer than this are one."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +237,13 @@ def _accuracy(entry: Evaluation, problems: list[str]) -> NDArray[np.float64]:
 def _paired(
     before_P: NDArray[np.float64], after_P: NDArray[np.float64], problems: list[str]
 ) -> Paired:
-    difference_P = after_P - before_P
+    difference_P = difference(before_P, after_P)
     return Paired(
         difference=paired_difference(before_P, after_P),
         p_value=sign_flip_p_value(difference_P),
         detectable=detectable_difference(difference_P),
-        gained=[p for p, d in zip(problems, difference_P, strict=True) if d > EQUAL],
-        lost=[p for p, d in zip(problems, difference_P, strict=True) if d < -EQUAL],
+        gained=[p for p, d in zip(problems, difference_P, strict=True) if d > 0],
+        lost=[p for p, d in zip(problems, difference_P, strict=True) if d < 0],
     )
 
 

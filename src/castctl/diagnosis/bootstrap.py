@@ -68,9 +68,12 @@ def percentiles(values_B: Floats) -> tuple[Floats, Floats]:
 
 
 def estimate(value: float, low: float, high: float) -> Estimate:
-    """A value with its interval; None where a bound is not known."""
-    known = np.isfinite(low) and np.isfinite(high)
-    return Estimate(float(value), float(low) if known else None, float(high) if known else None)
+    """A value with its interval, which is widened to hold it where the resamples all lie to one
+    side; None where a bound is not known."""
+    value = float(value)
+    if not np.isfinite([value, low, high]).all():
+        return Estimate(value, None, None)
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def auc_interval(

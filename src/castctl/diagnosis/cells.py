@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from castctl.diagnosis.bootstrap import Floats, estimate, interval_of_sums
 from castctl.diagnosis.pool import CELLS, MISLEADING, Pool
 from castctl.ragged import sums
+from castctl.stages.evaluate.statistics import difference
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 TAIL = 0.01
@@ -59,7 +60,7 @@ def describe_cells(pool: Pool, seed: int) -> dict[str, Any]:
             "snr": bounds[3],
             "agrees": bounds[4].mean,
             "disagrees": bounds[5].mean,
-            "undirected": 1 - bounds[4].mean - bounds[5].mean,
+            "undirected": float(difference(bounds[4].mean + bounds[5].mean, np.ones(()))),
             "misleads": bool(MISLEADING[number]),
             **_spread(gap, edge),
         }
@@ -123,7 +124,7 @@ def _statistics(sums_BK: Floats) -> Floats:
             _ratio(mass[:, MISLEADING].sum(1), mass.sum(1)),
             agreement,
             chance,
-            agreement - chance,
+            difference(chance, agreement),
             np.sqrt(_ratio(g2.sum(1), n.sum(1))),
         ],
         -1,

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.stages.evaluate.statistics import Estimate, problem_mean, problem_share
+from castctl.stages.evaluate.statistics import Estimate, problem_mean, problem_share, student
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 Told = dict[str, float | None]
 """An estimate as a diagnosis holds it: `mean`, `low` and `high`."""
+
+ROUNDING = 1e-12
+"""Of the size of float64 numbers that were added or subtracted: what is left below it is none."""
 
 FEWEST_STEPS = 5
 """With fewer a line through steps says nothing."""
@@ -120,20 +123,21 @@ def ratio_over_prompts(above_P: Floats, below_P: Floats, *, share: bool = False)
     if not there.any():
         return None
     above, below = above_P[there], below_P[there]
-    ratio = float(above.sum() / below.sum())
+    total = above.sum()
+    if abs(total) <= ROUNDING * np.abs(above).sum():  # what cancels leaves rounding behind
+        total = 0.0
+    ratio = float(total / below.sum())
     if not np.isfinite(ratio):
         return asdict(Estimate(ratio, None, None))
     even = (below == below[0]).all()  # then it is a plain mean, and 0 and 1 stay what they are
     linear_P = above / below if even else ratio + (above - ratio * below) / below.mean()
     if share and even:
         return asdict(problem_share(linear_P))
-    if np.ptp(linear_P) <= 1e-12 * np.abs(linear_P).max():
+    if np.ptp(linear_P) <= ROUNDING * np.abs(linear_P).max():
         return asdict(Estimate(ratio, None, None))
-    found = problem_mean(linear_P)
-    low, high = found.low, found.high
-    if share and low is not None and high is not None:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return asdict(Estimate(ratio, low, high))
+    found = problem_mean(linear_P)  # its mean is the ratio, but for rounding
+    found = Estimate(ratio, found.low, found.high)
+    return asdict(found.within(0, 1) if share else found)
 
 
 def trend(steps: Sequence[int], told: Sequence[Told | None]) -> Told | None:
@@ -142,17 +146,16 @@ def trend(steps: Sequence[int], told: Sequence[Told | None]) -> Told | None:
 
     Without a difference between steps there is no interval.
     """
-    from scipy import stats
+    from scipy import stats  # as in `student`
 
     known = [(step, each["mean"]) for step, each in zip(steps, told, strict=True) if each]
     if len(known) < FEWEST_STEPS or len({step for step, _ in known}) < 2:
         return None
-    if len({mean for _, mean in known}) == 1:
-        return {"mean": 0.0, "low": None, "high": None}
-    fit = stats.linregress(*np.array(known, np.float64).T)
-    half = float(stats.t.ppf(0.975, len(known) - 2)) * float(fit.stderr)
-    slope = float(fit.slope)
-    return {"mean": slope, "low": slope - half, "high": slope + half}
+    at, means = np.array(known, np.float64).T
+    if np.ptp(means) <= ROUNDING * np.abs(means).max():
+        return asdict(Estimate(0.0, None, None))
+    fit = stats.linregress(at, means)
+    return asdict(student(float(fit.slope), float(fit.stderr), len(known) - 2))
 
 
 def tenths(position_V: Floats) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.diagnosis.clusters import PromptSums, quantiles_of, tenths
+from castctl.diagnosis.clusters import ROUNDING, PromptSums, quantiles_of, tenths
 from castctl.diagnosis.data import Floats, StepData
 from castctl.diagnosis.diagnosis import Context, Numbers
 from castctl.diagnosis.spelled import Extremes
@@ -122,11 +122,11 @@ def _add(own: PromptSums, data: StepData, diff_N: Floats, there: NDArray[np.int6
     diff, row = diff_N[there], data.row_N[there]
     prompt, size = prompt_R[row], np.abs(diff)
     with np.errstate(over="ignore"):
-        weight = np.exp(diff)
+        weight, above = np.exp(diff), np.expm1(diff)
     own.add("tokens", prompt)
     for name, values in (
         ("diff", diff), ("size", size), ("squares", diff**2), ("k1", -diff),
-        ("k3", weight - 1 - diff), ("token_weight", weight),
+        ("k3", above - diff), ("token_weight", weight),
     ):  # fmt: skip
         own.add(name, prompt, values)
     for tail in TAILS:
@@ -182,8 +182,9 @@ def _std(total: PromptSums) -> float | None:
     tokens = total.total("tokens")
     if not tokens:
         return None
-    mean = total.total("diff") / tokens
-    return float(np.sqrt(max(total.total("squares") / tokens - mean**2, 0.0)))
+    mean, square = total.total("diff") / tokens, total.total("squares") / tokens
+    variance = square - mean**2
+    return float(np.sqrt(variance)) if variance > ROUNDING * square else 0.0
 
 
 def _weights(log: NDArray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from castctl.methods.groups import KINDS
 from castctl.methods.signals import TokenSignals
 from castctl.methods.zero_variance import SignedBase, ZeroBase
 from castctl.ragged import sums
-from castctl.stages.evaluate.statistics import pass_at_k
+from castctl.stages.evaluate.statistics import Estimate, difference, pass_at_k
 from castctl.stages.measures import VERDICTS
 
 RULES = {"zero": ZeroBase(), "signed": SignedBase()}
@@ -143,7 +144,8 @@ def _add_smaller_groups(own: PromptSums, data: StepData, prompt_G: NDArray[np.in
         among = groups.size_G == size
         prompt, right = prompt_G[among], right_G[among]
         for k in range(2, int(size) + 1):
-            mixed = pass_at_k(right, int(size), k) + pass_at_k(size - right, int(size), k) - 1
+            none = 1 - pass_at_k(right, int(size), k)
+            mixed = difference(none, pass_at_k(size - right, int(size), k))
             place = np.full(len(prompt), k - 1)
             own.add("mixed_at", prompt, mixed, place, largest)
             own.add("drawn_at", prompt, None, place, largest)
@@ -160,7 +162,7 @@ def _count_correct(correct: dict[int, NDArray[np.int64]], data: StepData) -> Non
 def _shares(own: PromptSums, binary: bool, batch: Batch) -> dict[str, Any]:
     mixed = own.share("mixed", "groups")
     return {
-        "reward": own.ratio("reward", "known"),
+        "reward": (own.share if binary else own.ratio)("reward", "known"),
         "kinds": {kind: own.share(kind, "groups") for kind in KINDS},
         "verdicts": {name: own.share(f"verdict_{name}", "completions") for name in VERDICTS},
         "gradient": {
@@ -182,4 +184,4 @@ def _inverse(share: Told | None) -> Told | None:
     if share is None or not share["mean"]:
         return None
     low, high = (1 / bound if bound else None for bound in (share["high"], share["low"]))
-    return {"mean": 1 / share["mean"], "low": low, "high": high}
+    return asdict(Estimate(1 / share["mean"], low, high))

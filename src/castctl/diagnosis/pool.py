@@ -13,6 +13,7 @@ from castctl.diagnosis.data import StepData
 from castctl.methods.baselines import GroupBaseline
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import offsets_of
+from castctl.stages.evaluate.statistics import difference
 
 CELLS = ("positive_correct", "negative_correct", "positive_incorrect", "negative_incorrect")
 """The sign of a token's gap, and whether its completion is correct."""
@@ -95,6 +96,8 @@ def _piece(data: StepData) -> dict[str, NDArray]:
     known_R = data.known_R
     known_N = np.repeat(known_R, data.lengths_R)
     entropies = data.entropies_N
+    policy_N, gap_N = data.signals.policy_N, data.signals.tokens.gap_N
+    gap_N = difference(policy_N, policy_N + gap_N)  # a sign that rounding made is no cell's
     piece = {
         "prompt_ids": np.array(data.prompt_ids, object)[known_R],
         "samples_R": data.samples_R[known_R],
@@ -104,8 +107,8 @@ def _piece(data: StepData) -> dict[str, NDArray]:
         "direction_R": direction[known_R],
         "lengths_R": data.lengths_R[known_R],
         "ids_N": data.ids_N[known_N],
-        "gap_N": data.signals.tokens.gap_N[known_N].astype(np.float32),
-        "policy_N": data.signals.policy_N[known_N].astype(np.float32),
+        "gap_N": gap_N[known_N].astype(np.float32),
+        "policy_N": policy_N[known_N].astype(np.float32),
         "position_N": data.position_N[known_N].astype(np.float32),
         "entropy_N": (np.full(len(known_N), np.nan) if entropies is None else entropies)[
             known_N

@@ -19,26 +19,70 @@ FLIPS = 9_999
 """Flips drawn where there are more."""
 
 
+DUST = float(np.finfo(np.float32).eps)
+"""Beside 1: rewards and log-probs are float32, and what is smaller is what rounding made."""
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems with its 95 % interval; None where the problems give none."""
+    """A mean with its 95 % interval; None where there is none.
+
+    Every interval is formed here, and holds its mean: a bound that rounding alone has put past it
+    becomes it. Raises `ValueError` for a bound that is further past it.
+    """
 
     mean: float
     low: float | None
     high: float | None
 
+    def __post_init__(self) -> None:
+        low = self.mean if self.low is None else self.low
+        high = self.mean if self.high is None else self.high
+        slack = DUST * max(abs(low), abs(high))
+        if max(low - self.mean, self.mean - high) > slack:
+            raise ValueError(f"an interval from {low} to {high} does not hold its mean {self.mean}")
+        if self.low is not None:
+            object.__setattr__(self, "low", min(low, self.mean))
+        if self.high is not None:
+            object.__setattr__(self, "high", max(high, self.mean))
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The same, its bounds no further than what is estimated can be."""
+        if self.low is None or self.high is None:
+            return self
+        return Estimate(self.mean, max(self.low, least), min(self.high, most))
+
+
+def student(mean: float, error: float, freedom: int, confidence: float = 0.95) -> Estimate:
+    """Student's t interval of a mean with this standard error and so many degrees of freedom."""
+    from scipy import stats  # takes a second to load, and reading results needs none of it
+
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    return Estimate(mean, mean - half, mean + half)
+
 
 def problem_mean(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
     """Mean of one value a problem (P) with Student's t interval over problems."""
-    from scipy import stats  # takes a second to load, and reading results needs none of it
-
     mean = float(np.mean(values_P))
     count = len(values_P)
     if count < 2:
         return Estimate(mean, None, None)
-    spread = float(np.std(values_P, ddof=1)) / math.sqrt(count)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread
-    return Estimate(mean, mean - half, mean + half)
+    error = float(np.std(values_P, ddof=1)) / math.sqrt(count)
+    return student(mean, error, count - 1, confidence)
+
+
+def seed_mean(values_S: NDArray[np.float64], least: float, most: float) -> Estimate:
+    """Mean of one value a seed (S), each between `least` and `most`, with Student's t interval
+    over seeds; no bounds where they have no spread, which says nothing of other seeds."""
+    if np.ptp(values_S) <= DUST:
+        return Estimate(float(np.mean(values_S)), None, None)
+    return problem_mean(values_S).within(least, most)
+
+
+def difference(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """after - before, 0 where that is no more than what rounding to float32 makes of the two."""
+    found = after - before
+    return np.where(np.abs(found) <= DUST * np.maximum(np.abs(before), np.abs(after)), 0.0, found)
 
 
 def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
@@ -49,13 +93,21 @@ def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Es
     solved does not say none ever will be. Otherwise Student's. Values outside 0 to 1 are no
     shares, and get Student's.
     """
-    student = problem_mean(values_P, confidence)
-    if student.low is None or student.high is None or ((values_P < 0) | (values_P > 1)).any():
-        return student
-    spread = np.ptp(values_P) > np.finfo(np.float32).eps and not np.isin(values_P, (0, 1)).all()
-    if spread and student.low > 0 and student.high < 1:
-        return student
-    return _wilson(student.mean, len(values_P), confidence)
+    ends_P = np.rint(values_P)
+    at_end = np.isin(ends_P, (0, 1)) & (np.abs(values_P - ends_P) <= DUST)
+    values_P = np.where(at_end, ends_P, values_P)
+    found = problem_mean(values_P, confidence)
+    if found.low is None or found.high is None or not is_share(values_P):
+        return found
+    spread = np.ptp(values_P) > DUST and not at_end.all()
+    if spread and found.low > 0 and found.high < 1:
+        return found
+    return _wilson(found.mean, len(values_P), confidence)
+
+
+def is_share(values: NDArray[np.float64]) -> bool:
+    """Whether all values lie within 0 and 1, as rewards of a scale of one's own may not."""
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _wilson(mean: float, count: int, confidence: float) -> Estimate:
@@ -68,18 +120,26 @@ def _wilson(mean: float, count: int, confidence: float) -> Estimate:
 
     z = float(stats.norm.ppf((1 + confidence) / 2))
     scale = 1 + z**2 / count
-    middle = (mean + z**2 / (2 * count)) / scale
-    half = z / scale * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
-    return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0))
+
+    def low(mean: float) -> float:
+        """The smaller root of scale p^2 - (2 mean + z^2 / n) p + mean^2, by the product of both:
+        their difference would leave dust at a mean of 0."""
+        middle = (mean + z**2 / (2 * count)) / scale
+        half = z / scale * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
+        return mean**2 / scale / (middle + half)
+
+    return Estimate(mean, low(mean), 1 - low(1 - mean))
 
 
 def paired_difference(before_P: NDArray[np.float64], after_P: NDArray[np.float64]) -> Estimate:
-    """Mean of after - before over the same problems (P), paired; no bounds where the differences
-    have no spread, which says nothing of other problems."""
-    found = problem_mean(after_P - before_P)
-    if np.ptp(after_P - before_P) <= np.finfo(np.float32).eps:
+    """Mean of after - before over the same problems (P), paired, with Student's interval, within
+    -1 and 1 where both are shares; no bounds where the differences have no spread, which says
+    nothing of other problems."""
+    difference_P = difference(before_P, after_P)
+    found = problem_mean(difference_P)
+    if np.ptp(difference_P) <= DUST:
         return Estimate(found.mean, None, None)
-    return found
+    return found.within(-1, 1) if is_share(before_P) and is_share(after_P) else found
 
 
 def sign_flip_p_value(difference_P: NDArray[np.float64]) -> float:
@@ -91,7 +151,7 @@ def sign_flip_p_value(difference_P: NDArray[np.float64]) -> float:
     from scipy import stats
 
     # A problem without a difference keeps its sum under any flip, and would only cost time.
-    differs = difference_P[np.abs(difference_P) > np.finfo(np.float32).eps]
+    differs = difference_P[np.abs(difference_P) > DUST]
     if len(differs) < 2:
         return 1.0
     found = stats.permutation_test(
@@ -116,7 +176,7 @@ def detectable_difference(
     from scipy import stats
 
     count = len(difference_P)
-    if count < 2 or np.ptp(difference_P) == 0:
+    if count < 2 or np.ptp(difference_P) <= DUST:
         return None
     quantiles = stats.t.ppf([1 - level / 2, power], count - 1)
     return float(quantiles.sum() * np.std(difference_P, ddof=1) / math.sqrt(count))

@@ -59,7 +59,7 @@ class UpdateStats:
             self.clipped += float((above | below).sum())
         self.tokens += len(logprobs)
         self.ratio += float(ratio.sum())
-        self.kl += float((ratio - 1 - log_ratio).sum())
+        self.kl += float((log_ratio.expm1() - log_ratio).sum())  # exp - 1 would leave rounding
         owner = np.repeat(np.arange(len(rows)), lengths)
         self.ratio_R[rows] = means(ratio.cpu().numpy(), owner, len(rows))
 
