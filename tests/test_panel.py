@@ -33,7 +33,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def row(step: int, reward: float = 0.5, **others: Any) -> dict[str, Any]:
     return {
         "step": step, "reward_mean": reward, "length_mean": 40.0, "entropy_mean": 0.02,
-        "gap_rms": 0.1, "flipped_down_share": 0.01, "flipped_up_share": 0.02, "grad_norm": 0.3,
+        "gap_rms": 0.1, "flipped_share": 0.03, "flipped_down_share": 0.04, "flipped_up_share": 0.02,
+        "grad_norm": 0.3,
         "groups_mixed": 0.5, "groups_all_correct": 0.25, "groups_all_wrong": 0.25,
         "groups_single": 0.0, "seconds": 2.0, "seconds_rollout": 1.0, "seconds_train": 1.0,
         "rounds": 1, **others,
@@ -64,7 +65,7 @@ def test_a_row_of_each_measure() -> None:
     assert "0.500" in line_of(lines, "reward") and "40.0 tokens" in line_of(lines, "length")
     assert "3.0%" in line_of(lines, "flips") and "0.1000 nats RMS" in line_of(lines, "gap")
     assert "50.0 (40.0 to 60.0) before training" in line_of(lines, "eval")
-    assert "2 s a step: rollout 50%" in line_of(lines, "time")
+    assert "2 s a step: rollout 50.0%" in line_of(lines, "time")
     assert "10 s" in lines[-1]
     letters = line_of(lines, "groups").removeprefix("│ groups").strip(" │")
     assert letters == "M" * letters.count("M") + "C" * letters.count("C") + "W" * letters.count("W")
@@ -72,10 +73,13 @@ def test_a_row_of_each_measure() -> None:
 
 
 def test_what_a_method_does_not_measure_has_no_line() -> None:
-    plain = row(0)
-    for name in ("gap_rms", "flipped_down_share", "flipped_up_share"):
+    plain, none = (
+        row(0),
+        {"flipped_share": None, "flipped_down_share": None, "flipped_up_share": float("nan")},
+    )
+    for name in ("gap_rms", "flipped_share", "flipped_down_share", "flipped_up_share"):
         del plain[name]
-    text = "\n".join(drawn(course([plain, row(1, gap_rms=None, flipped_up_share=float("nan"))])))
+    text = "\n".join(drawn(course([plain, row(1, gap_rms=None, **none)])))
     assert "gap" not in text and "flips" not in text and "reward" in text
 
 

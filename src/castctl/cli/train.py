@@ -165,20 +165,24 @@ def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -
 
 def step_line(row: dict[str, Any], steps: int) -> str:
     """One step as a line of a log."""
+    from castctl.report.marks import percent
+
     line = (
         f"step {row['step'] + 1:>4}/{steps}  reward {row['reward_mean']:.3f}  "
-        f"mixed {row['groups_mixed']:4.0%}  length {row['length_mean']:5.1f}  "
+        f"mixed {percent(row['groups_mixed']):>6}  length {row['length_mean']:5.1f}  "
         f"entropy {row['entropy_mean']:.3f}  "
     )
     if row.get("gap_rms") is not None:
         line += f"gap {row['gap_rms']:.4f}  "
-    if row.get("flipped_down_share") is not None:
-        line += f"flips {row['flipped_down_share'] + row['flipped_up_share']:5.1%}  "
+    if row.get("flipped_share") is not None:
+        ways = {"praised": row["flipped_down_share"], "blamed": row["flipped_up_share"]}
+        told = ", ".join(f"{percent(s)} of {way}" for way, s in ways.items() if s is not None)
+        line += f"flips {percent(row['flipped_share'])}{f' ({told})' if told else ''}  "
     if row.get("divergence_mean") is not None:
         line += f"divergence {row['divergence_mean']:.4f}  "
     if row["rounds"] > 1:
         line += f"rounds {row['rounds']}  "
     line += f"grad {row['grad_norm']:.3f}  {row['seconds']:.1f} s"
     if row.get("eval_mean") is not None:
-        line += f"  eval {row['eval_mean']:.1%}"
+        line += f"  eval {percent(row['eval_mean'])}"
     return line

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.comparison.numbers import STAGES, Comparison, EntryNumbers
-from castctl.report.marks import line, number
+from castctl.report.marks import line, number, percent
 from castctl.report.page import plain_table, title
 from castctl.report.tables import interval
 from castctl.stages.evaluate.statistics import Estimate
@@ -90,7 +90,7 @@ def signed(estimate: Estimate) -> str:
 def _accuracy(comparison: Comparison, full: bool) -> Table:
     k = comparison.k
     passes = (f"pass@{k} before", "after") if full else ()
-    table = plain_table("entry", "seeds", f"avg@{k} before", "after", *passes, "difference")
+    table = plain_table("entry", "seeds", f"avg@{k} before", "after", *passes, "difference, points")
     for entry in comparison.entries:
         solved = (_points(entry.pass_before), _points(entry.pass_after)) if full else ()
         table.add_row(
@@ -108,7 +108,7 @@ def _cost(comparison: Comparison) -> Table:
         table.add_row(
             _name(entry), str(entry.steps),
             *(_seconds(seconds) for seconds in entry.seconds_per_step.values()),
-            "" if share is None else f"{share:.1%}",
+            percent(share),
             f"{entry.generated_tokens:,}",
         )  # fmt: skip
     return table

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.recipe.recipe import Recipe
-from castctl.report.marks import line, number, percent, sparkline
+from castctl.report.marks import line, number, percent, points, sparkline
 from castctl.report.tables import interval
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate
@@ -153,10 +153,10 @@ def _measures(course: Course, width: int) -> Table:
         return grid
     spark = min(width - 46, 4 * RECENT)
     wide = spark > 3
-    for label, values, form, unit in _followed(course.rows[-FOLLOWED:]):
+    for label, values, form in _followed(course.rows[-FOLLOWED:]):
         if values[-1] is not None:
             drawn = sparkline(values, spark) if wide else ""
-            value = f"{values[-1]:{form}}{unit if wide else ''}"
+            value = f"{form.value(values[-1])}{form.unit if wide else ''}"
             grid.add_row(label, value, _trend(values, form, wide), Text(drawn, "cyan"))
     return grid
 
@@ -164,25 +164,44 @@ def _measures(course: Course, width: int) -> Table:
 Values = list[float | None]
 
 
-def _followed(rows: Sequence[Row]) -> Iterator[tuple[str, Values, str, str]]:
-    """The measures that the panel follows: name, value at each step, its format and unit."""
+@dataclass(frozen=True)
+class Form:
+    """How a measure is written, how its change is, and what it is in or of."""
 
-    def of(name: str) -> Values:
-        return [measure(row, name) for row in rows]
-
-    flips: Values = [
-        None if down is None or up is None else down + up
-        for down, up in zip(of("flipped_down_share"), of("flipped_up_share"), strict=True)
-    ]
-    yield "reward", of("reward_mean"), ".3f", ""
-    yield "length", of("length_mean"), ",.1f", " tokens"
-    yield "entropy", of("entropy_mean"), ".4f", " nats"
-    yield "gap", of("gap_rms"), ".4f", " nats RMS"
-    yield "flips", flips, ".1%", ""
-    yield "gradient", of("grad_norm"), ".3f", ""
+    value: Callable[[float], str]
+    change: Callable[[float], str]
+    unit: str
 
 
-def _trend(values: Values, form: str, wide: bool) -> str:
+def _plain(form: str, unit: str = "") -> Form:
+    return Form(lambda value: f"{value:{form}}", lambda change: f"{change:+{form}}", unit)
+
+
+def _share_of(whole: str) -> Form:
+    return Form(percent, points, f" of {whole}")
+
+
+FOLLOWED_MEASURES = {
+    "reward": ("reward_mean", _plain(".3f")),
+    "length": ("length_mean", _plain(",.1f", " tokens")),
+    "entropy": ("entropy_mean", _plain(".4f", " nats")),
+    "gap": ("gap_rms", _plain(".4f", " nats RMS")),
+    "flips": ("flipped_share", _share_of("tokens")),
+    "  down": ("flipped_down_share", _share_of("praised")),
+    "  up": ("flipped_up_share", _share_of("blamed")),
+    "gradient": ("grad_norm", _plain(".3f")),
+}
+"""The measures that the panel follows, by label. Praised and blamed are the tokens with a base
+advantage above and below 0."""
+
+
+def _followed(rows: Sequence[Row]) -> Iterator[tuple[str, Values, Form]]:
+    """For each measure its label, the value at each step, and how it is written."""
+    for label, (name, form) in FOLLOWED_MEASURES.items():
+        yield label, [measure(row, name) for row in rows], form
+
+
+def _trend(values: Values, form: Form, wide: bool) -> str:
     """The mean of the last steps less that of as many before; an arrow where it is more than
     twice its standard error, and nothing of fewer than three steps each."""
     known = [value for value in values if value is not None][-2 * RECENT :]
@@ -193,7 +212,7 @@ def _trend(values: Values, form: str, wide: bool) -> str:
     change = statistics.mean(after) - statistics.mean(before)
     error = math.sqrt((statistics.variance(before) + statistics.variance(after)) / size)
     arrow = "→" if abs(change) <= 2 * error else "↑" if change > 0 else "↓"
-    return f"{arrow} {change:+{form}}{f' in {size} steps' if wide else ''}"
+    return f"{arrow} {form.change(change)}{f' in {size} steps' if wide else ''}"
 
 
 def _foot(course: Course, now: float, width: int) -> Table:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from castctl.comparison.evaluations import EvaluationComparison
 from castctl.report.comparison import MORE, against, highest, short_name, signed
-from castctl.report.marks import line
+from castctl.report.marks import line, percent
 from castctl.report.page import plain_table, title
 from castctl.report.tables import eval_table, interval
 from castctl.stages.evaluate.statistics import Estimate
@@ -45,7 +45,7 @@ def _answer(model: str, results: Sequence[tuple[str, dict[str, Any]]]) -> tuple[
     cut = max((result["truncated_share"] or 0.0 for _, result in results), default=0.0)
     second = f"Problems solved: {'; '.join(solved)}{rest}."
     if cut >= MANY_CUT:
-        second += f" Up to {cut:.0%} of the completions are cut: --max-tokens may be too low."
+        second += f" Up to {percent(cut)} of the completions are cut: --max-tokens may be too low."
     return f"{line(model)} answers right: {', '.join(scores)}{rest}.", second
 
 

@@ -64,9 +64,18 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def percent(share: float | None) -> str:
-    """A share in per cent; nothing where there is none."""
-    return "" if share is None or math.isnan(share) else f"{share:.0%}"
+def percent(share: float | None, sign: str = "%") -> str:
+    """A share in per cent, the one way that shares are written: with one decimal, with two digits
+    where it is too small for that, and nothing where there is none."""
+    if share is None or math.isnan(share):
+        return ""
+    small = 1e-9 < abs(share) < 0.001
+    return f"{number(100 * share, 2) if small else f'{100 * share:.1f}'}{sign}"
+
+
+def points(change: float) -> str:
+    """A change of a share, in percentage points and with its sign."""
+    return f"{100 * change:+.1f} points"
 
 
 def size(count: int) -> str:

@@ -13,11 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.report.console import printable
+from castctl.report.marks import number, percent
 from castctl.stages.evaluate.results import variant_of
 from castctl.stages.evaluate.statistics import Estimate, paired_difference
 from castctl.stages.measures import Measures
 
-SHARES = ("share", "groups_", "verdict_")
+SHARES = ("share", "groups_", "verdict_", "eval_")
+"""Pieces of the names of measures that are shares."""
+
+
+def is_share(name: str) -> bool:
+    """Whether a measure of this name is a share of something."""
+    return any(piece in name for piece in SHARES)
+
+
+def measure_text(name: str, value: float | None) -> str:
+    """A measure of a step: a share in per cent, another number in four digits, nothing of none."""
+    return percent(value) if is_share(name) else number(value, 4)
 
 
 def step_table(measures: Measures) -> Table:
@@ -34,10 +46,8 @@ def step_table(measures: Measures) -> Table:
 def _cell(name: str, value: float | list[float]) -> str:
     if isinstance(value, list):
         known = ((n, share) for n, share in enumerate(value) if not math.isnan(share))
-        return ", ".join(f"{n} correct: {share:.0%}" for n, share in known) or "no token shaped"
-    if any(part in name for part in SHARES):
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        return ", ".join(f"{n} correct: {percent(s)}" for n, s in known) or "no token shaped"
+    return measure_text(name, value)
 
 
 def eval_table(
@@ -65,7 +75,7 @@ def eval_table(
         if heading is None and (differs := variant_of(result)):
             label += f", {differs}"
         lengths = (
-            "" if cut is None else f"{cut:.1%}",
+            percent(cut),
             "" if length is None else f"{length:.0f}",
         )
         table.add_row(

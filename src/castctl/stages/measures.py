@@ -101,7 +101,11 @@ def measure_advantages(
     advantages: pa.Table, rewards: pa.Table, signals: pa.Table | None, made: Slots
 ) -> Measures:
     """Group kinds, spread of the advantages, flips, and what baseline and shaping tell of
-    themselves."""
+    themselves.
+
+    Flips are shares of three different totals, which do not add up: of all completion tokens, down
+    of those with a base advantage above 0, up of those below 0; None where there are none of them.
+    """
     flat, offsets = ragged_column(advantages, "advantages")
     groups = reward_groups(rewards)
     first = np.unique(groups.of_row, return_index=True)[1]
@@ -118,6 +122,7 @@ def measure_advantages(
     if flags is not None:
         flipped = flags == 1
         base_N = spread(base_R, offsets)
+        measures["flipped_share"] = _share(flipped, np.full(len(flipped), True))
         measures["flipped_down_share"] = _share(flipped, base_N > 0)
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
     weights = nullable_floats(advantages, "weights", offsets)
@@ -188,5 +193,5 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _share(flags: np.ndarray, among: np.ndarray) -> float:
-    return float(flags[among].mean()) if among.any() else 0.0
+def _share(flags: np.ndarray, among: np.ndarray) -> float | None:
+    return float(flags[among].mean()) if among.any() else None

@@ -27,7 +27,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number
+from castctl.report.marks import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,8 +158,8 @@ def _still(numbers: dict[str, Any]) -> str:
         return ""
     steps = ", ".join(str(step["step"]) for step in still[:6])
     return (
-        f"{numbers['still']['mean']:.0%} of the tokens have not drifted at all. At step {steps} "
-        "the policy still was the reference and d is zero; such steps pull every number "
+        f"{percent(numbers['still']['mean'])} of the tokens have not drifted at all. At step "
+        f"{steps} the policy still was the reference and d is zero; such steps pull every number "
         "towards none."
     )
 

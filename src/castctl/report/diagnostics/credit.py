@@ -25,7 +25,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number
+from castctl.report.marks import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
     )
     second = (
         f"Of one's top tenth {share_cell(numbers['overlap'], '%')} is in the other's; by chance "
-        f"{numbers['overlap_chance']['mean']:.1%}."
+        f"{percent(numbers['overlap_chance']['mean'])}."
     )
     if numbers["overhead"] is not None:
         cost = numbers["overhead"]
@@ -83,7 +83,7 @@ def _agreement(numbers: dict[str, Any]) -> Sheet:
         ),
         ["overlap of the top 10 %, %", share_cell(numbers["overlap"])],
         ["  of unrelated scores, %", share_cell(numbers["overlap_chance"])],
-        ["  difference, %", share_cell(numbers["overlap_excess"])],
+        ["  difference, points", share_cell(numbers["overlap_excess"])],
     ]
     note = (
         f"{numbers['completions']:,} completions of {numbers['prompts']:,} prompts; not compared: "
@@ -177,7 +177,7 @@ def _agree(numbers: dict[str, Any]) -> str:
         f"Within a completion the two rank its tokens with a mean correlation of "
         f"{value(numbers['rho'])}: {verdict}. Of the tokens that score highest for one, "
         f"{share(numbers['overlap'])} are among the highest of the other, {more} the "
-        f"{numbers['overlap_chance']['mean']:.1%} of unrelated scores."
+        f"{percent(numbers['overlap_chance']['mean'])} of unrelated scores."
     )
 
 

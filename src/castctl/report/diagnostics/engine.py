@@ -32,7 +32,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number
+from castctl.report.marks import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +112,7 @@ def _weights(numbers: dict[str, Any]) -> Sheet:
         rows.append(
             [of, cell(told["mean"], 6), number(told["min"]), *quantiles, number(told["max"]),
              share_cell(told["above"]), share_cell(told["below"]),
-             "" if effective is None else f"{effective:.1%}"]
+             percent(effective)]
         )  # fmt: skip
     cap = numbers["cap"]
     headings = ("weight of a", "mean", "min", "1 %", "99 %", "max", f"above {cap:g}, %",
@@ -130,7 +130,7 @@ def _by_logprob(numbers: dict[str, Any]) -> Sheet:
     names = _bins(numbers["logprobs"])
     told = numbers["by_logprob"]
     rows = [
-        [label, f"{100 * part:.1f}", cell(mean), cell(size)]
+        [label, percent(part, ""), cell(mean), cell(size)]
         for label, part, mean, size in zip(
             names, told["share"], told["mean"], told["size"], strict=False
         )
@@ -160,7 +160,7 @@ def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
         [str(step["step"]), cell(step["mean"]), cell(step["size"]), number(step["largest"]),
          cell(step["k3"]), share_cell(step["above"]), share_cell(step["below"]),
-         "" if step["effective"] is None else f"{step['effective']:.1%}"]
+         percent(step["effective"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "mean", "mean size", "largest", "KL (k3)", "above the cap, %",
@@ -223,7 +223,7 @@ def _correction(numbers: dict[str, Any]) -> str:
         f"To correct for it token by token, weights run from {number(tokens['min'])} to "
         f"{number(tokens['max']) or 'beyond any number'}; a cap of {numbers['cap']:g} cuts "
         f"{share(tokens['above'])} of them. To correct for whole completions leaves "
-        f"{completions['effective']:.1%} of them as effective sample."
+        f"{percent(completions['effective'])} of them as effective sample."
     )
 
 

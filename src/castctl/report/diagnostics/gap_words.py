@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
-from castctl.report.diagnostics.words import answer, cell, few, share_cell, side_of
-from castctl.report.marks import number
+from castctl.report.diagnostics.words import answer, cell, few, share, share_cell, side_of
+from castctl.report.marks import number, percent
 
 NOISE = 1e-4
 """Nats: a median gap below is what float32 passes leave of equal log-probs."""
@@ -98,9 +98,9 @@ def _sides(cells: dict[str, Any]) -> str:
         if not total:
             return f"{verdict} completions have no token with a gap"
         return (
-            f"in {verdict} completions the teacher prefers {positive['tokens'] / total:.0%} of "
-            f"the tokens with a gap, by {number(_size(positive)) or 0} nats on average, and doubts "
-            f"the others by {number(_size(negative)) or 0}"
+            f"in {verdict} completions the teacher prefers {percent(positive['tokens'] / total)} "
+            f"of the tokens with a gap, by {number(_size(positive)) or 0} nats on average, and "
+            f"doubts the others by {number(_size(negative)) or 0}"
         )
 
     words = f"{side('correct', right)}; {side('incorrect', wrong)}."
@@ -119,19 +119,18 @@ def _size(cell: dict[str, Any]) -> float | None:
 
 
 def _misleading(found: dict[str, Any]) -> str:
-    share, mass = found["misleading_share"], found["misleading_mass"]
     words = (
         f"An update that followed the sign alone, knowing nothing of correctness, would go the "
-        f"wrong way on {_range(share)} of the tokens with a gap and {_range(mass)} of its size."
+        f"wrong way on {share(found['misleading_share'])} of the tokens with a gap and "
+        f"{share(found['misleading_mass'])} of its size."
     )
     excess = found["agreement_excess"]
     if excess["mean"] is None or excess["low"] is None:
         return words
     words += (
         f" In mixed groups the sign agrees with the advantage's on "
-        f"{found['agreement']['mean']:.1%} of the tokens; unrelated signs of the same frequencies "
-        "would on "
-        f"{found['agreement_by_chance']['mean']:.1%}. "
+        f"{percent(found['agreement']['mean'])} of the tokens; unrelated signs of the same "
+        f"frequencies would on {percent(found['agreement_by_chance']['mean'])}. "
     )
     if excess["low"] > 0:
         return words + "It agrees more often than chance."
@@ -209,12 +208,6 @@ def _named(cells: list[str]) -> str:
     return ", ".join(
         f"teacher-{name.split('_')[0]} tokens of {name.split('_')[1]} completions" for name in cells
     )
-
-
-def _range(estimate: dict[str, Any]) -> str:
-    if estimate["low"] is None:
-        return f"{estimate['mean']:.0%}"
-    return f"{estimate['mean']:.0%} ({estimate['low']:.0%} to {estimate['high']:.0%})"
 
 
 def _dead(diagnosis: Diagnosis) -> str:

@@ -58,14 +58,14 @@ def _cells(title: str, found: dict[str, Any], main: bool) -> Sheet:
             number(own["quantiles"].get(q)) for q in ("0.01", "0.05", "0.5", "0.95", "0.99")
         ]
         rows.append(
-            [NAMES[name], f"{own['tokens']:,}", _percent(own["share"]),
+            [NAMES[name], f"{own['tokens']:,}", percent(own["share"]["mean"]),
              number(own["mean"]["mean"]), number(own["std"]), *quantiles,
-             _share(own["tail_mass"])]
+             percent(own["tail_mass"])]
         )  # fmt: skip
     note = (
         "Positive: the teacher finds the token likelier than the policy did. "
         f"{found['completions']:,} completions of {found['prompts']:,} prompts, "
-        f"{found['tokens']:,} tokens, {_share(found['zero_share'])} of them with a gap of exactly "
+        f"{found['tokens']:,} tokens, {percent(found['zero_share'])} of them with a gap of exactly "
         "0 and in no cell. Tail: the share of a cell's sum of |g| that the 1 % of all tokens with "
         f"the largest |g| carry (above {number(found['tail_edge'])} nats)."
     )
@@ -94,7 +94,7 @@ def _noise(numbers: dict[str, Any]) -> Sheet:
         rows.append(
             [NAMES[name], percent(own["agrees"]), percent(own["disagrees"]),
              percent(own["undirected"]), "yes" if own["misleads"] else "no",
-             _percent(own["mass_share"]), cell(own["snr"], 2),
+             percent(own["mass_share"]["mean"]), cell(own["snr"], 2),
              _rate(decay["entropy"], name), _rate(decay["position"], name)]
         )  # fmt: skip
     headings = (
@@ -173,17 +173,9 @@ def _steps(steps: list[dict[str, Any]]) -> Sheet:
 def _alive(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
         [str(step["step"]), "" if step["age"] is None else str(step["age"]), number(step["rms"]),
-         number(step["mean_size"]), _share(step["beyond_tenth"]), _share(step["beyond_tau"])]
+         number(step["mean_size"]), percent(step["beyond_tenth"]), percent(step["beyond_tau"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "teacher's age", "RMS", "mean |g|", "beyond 0.1 nats", "beyond tau")
     note = "Tau is CAST's threshold of flipping, by the run's settings or CAST's defaults."
     return Sheet("How much of the gap is alive, in nats", headings, rows, note)
-
-
-def _percent(estimate: dict[str, Any]) -> str:
-    return _share(estimate["mean"])
-
-
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from castctl.report.marks import line, number
+from castctl.report.marks import line, number, percent
 
 Told = dict[str, Any]
 """An estimate as a diagnosis holds it: `mean`, `low` and `high`, each a number or None."""
@@ -20,7 +20,7 @@ def share(told: Told | None) -> str:
     """A share in per cent with its interval, in running text."""
     if told is None or told["mean"] is None:
         return "an unknown share"
-    return f"{_percent(told['mean'])}%{_bounds(told, lambda bound: f'{_percent(bound)}%')}"
+    return f"{percent(told['mean'])}{_bounds(told, percent)}"
 
 
 def value(told: Told | None, unit: str = "") -> str:
@@ -43,12 +43,7 @@ def cell(told: Told | None, digits: int = 3) -> str:
 
 def share_cell(told: Told | None, unit: str = "") -> str:
     """A share in per cent and, in brackets, its interval; nothing where there is none."""
-    return _cell(told, _percent, unit)
-
-
-def _percent(share: float) -> str:
-    """A share in per cent, with two digits where it is too small for one decimal."""
-    return number(100 * share, 2) if 1e-9 < share < 0.001 else f"{100 * share:.1f}"
+    return _cell(told, lambda share: percent(share, ""), unit)
 
 
 def _cell(told: Told | None, text: Any, unit: str = "") -> str:
