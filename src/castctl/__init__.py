@@ -47,20 +47,29 @@ and huge pages make fresh tensors seven times cheaper. Both are read when torch 
 
 
 def load_recipe(
-    recipe: str | Path | None = None, *, tiny: bool = False, **overrides: Any
+    recipe: str | Path | None = None,
+    *,
+    tiny: bool = False,
+    trust_remote_code: bool = False,
+    trust_verifier: bool = False,
+    **overrides: Any,
 ) -> Recipe:
     """A recipe by its name, such as `cast-qwen3-1.7b:mixed-only`, or its file; the embedded
     default's where neither it nor another model is named.
 
     With `tiny`, its method on the embedded default, as `--tiny` takes it there.
     `overrides` are settings by their dotted keys, `**{"optimizer.lr": 1e-5}`, or whole sections,
-    `optimizer={"lr": 1e-5}`; `method` may be a method's name alone. Raises `UserError` naming the
-    key that does not fit and what to write.
+    `optimizer={"lr": 1e-5}`; `method` may be a method's name alone. Code that a file names, its
+    model's (`trust_remote_code`) or a verifier (`trust_verifier`), runs only where this call says
+    so. Raises `UserError` naming the key that does not fit and what to write.
     """
-    from castctl.recipe.reader import chosen_recipe, read_recipe
+    from castctl.recipe.reader import chosen_recipe, nested, read_recipe
+    from castctl.recipe.trust import FUNCTION, REMOTE_CODE
 
-    sections = _sections(overrides)
-    return read_recipe(chosen_recipe(recipe, sections), tiny=tiny, **sections)[0]
+    if trust_remote_code:
+        overrides = {**overrides, REMOTE_CODE: True}
+    sections, trusted = nested(overrides), {FUNCTION} if trust_verifier else set[str]()
+    return read_recipe(chosen_recipe(recipe, sections), tiny=tiny, trusted=trusted, **sections)[0]
 
 
 def create_run(recipe: Recipe | str | Path | None = None, run: str | Path | None = None) -> Run:
@@ -72,12 +81,19 @@ def create_run(recipe: Recipe | str | Path | None = None, run: str | Path | None
     return create_run(recipe, None if run is None else str(run), recipe.method.name)
 
 
-def open_run(run: str | Path) -> Run:
+def open_run(
+    run: str | Path, *, trust_remote_code: bool = False, trust_verifier: bool = False
+) -> Run:
     """The run of that name or path: its `steps`, `metrics()`, and `step(12).table("advantages")`
-    as Arrow tables. Raises `UserError` where there is none."""
+    as Arrow tables. Raises `UserError` where there is none.
+
+    Functions that are given it run the code that its recipe names only where it is trusted here.
+    """
+    from castctl.recipe.trust import FUNCTION
     from castctl.runs.run import open_run
 
-    return open_run(str(run))
+    model = {"trust_remote_code": True} if trust_remote_code else {}
+    return open_run(str(run)).changed(trusted={FUNCTION} if trust_verifier else (), model=model)
 
 
 def train(
@@ -233,7 +249,7 @@ def diagnose(
 
     `run` is a run, a path such as `RUN/step-00012`, or a folder of steps made elsewhere; the newest
     run unless named. All steps that serve are read unless `steps` names some. `model` names the
-    weights that score policy and teacher anew.
+    weights that score policy and teacher anew. A `Run` is taken with its recipe as it is.
     """
     from castctl.diagnosis.catalog import find_diagnostic
     from castctl.inspection.target import find_target
@@ -243,16 +259,17 @@ def diagnose(
     before_torch()
     from castctl.diagnosis.runner import diagnose
     from castctl.diagnosis.subject import Subject
+    from castctl.recipe.reader import nested
     from castctl.runs.run import Run
     from castctl.stages.policies import chosen_policy
 
-    asked, owner = _with_model(overrides, model), target.run
+    asked, owner = _with_model(overrides, model), run if isinstance(run, Run) else target.run
     if owner is not None:
         owner = _run(owner, asked)
     elif asked:
         owner = Run(target.path, load_recipe(**asked))
     weights = chosen_policy(owner) if owner is not None and model is not None else None
-    retaught = "teacher" in _sections({"method": {}, **overrides})["method"]
+    retaught = "teacher" in nested({"method": {}, **overrides})["method"]
     subject = Subject(target.path, target.steps, owner, weights, retaught)
     chosen, progress = list(steps), _progress(quiet)
     return diagnose(diagnostic, subject, asked=chosen, progress=progress, overwrite=overwrite)[0]
@@ -268,22 +285,11 @@ def grade(
     second, and end with this process. One thread at a time.
     """
     from castctl.recipe.recipe import VerifierSettings
-    from castctl.verify.judge import Row, judge
+    from castctl.verify.judge import Row, judge, shared_pool
 
     settings = verifier or VerifierSettings(workers=1)
     row = Row(problem, completion, answer, "stop")
-    return judge(_pool(settings), settings, [row])[0]
-
-
-_pools: dict[VerifierSettings, Any] = {}
-
-
-def _pool(settings: VerifierSettings) -> Any:
-    from castctl.verify.judge import judging_pool
-
-    if settings not in _pools:
-        _pools[settings] = judging_pool(settings)
-    return _pools[settings]
+    return judge(shared_pool(settings), settings, [row])[0]
 
 
 def _recipe(recipe: Recipe | str | Path | None) -> Recipe:
@@ -300,9 +306,11 @@ def _run(
     run: Run | str | Path, overrides: dict[str, Any] | None = None, model: str | Path | None = None
 ) -> Run:
     """A run, its recipe changed for one call."""
+    from castctl.recipe.reader import nested
+
     opened = open_run(run) if isinstance(run, str | Path) else run
     overrides = _with_model(overrides or {}, model)
-    return opened.changed(**_sections(overrides)) if overrides else opened
+    return opened.changed(**nested(overrides)) if overrides else opened
 
 
 def _with_model(overrides: dict[str, Any], model: str | Path | None) -> dict[str, Any]:
@@ -313,20 +321,6 @@ def _source(run: Run, step: int, model: str | Path | None) -> PolicySource:
     from castctl.stages.policies import named_policy, policy_at
 
     return policy_at(run, step) if model is None else named_policy(run.recipe.model)
-
-
-def _sections(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested sections."""
-    from castctl.methods import merged
-
-    tree: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if key == "method" and isinstance(value, str):
-            value = {"name": value}
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = merged(tree, value)
-    return tree
 
 
 def _progress(quiet: bool) -> Progress:

@@ -43,6 +43,8 @@ def compare(
     steps: opt.StepsOption = None,
     k: opt.EvalSamplesOption = None,
     set_: opt.SetOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     name: Annotated[
         str | None,
         typer.Option("--name", help="Folder of the comparison; the same one goes on with it."),
@@ -66,7 +68,10 @@ def compare(
 
     def asked(name: str | None) -> Asked:
         path = None if name is None else Path(name)
-        return Asked(path, set_, seed, tiny=tiny, train={"steps": steps}, eval={"k": k})
+        return Asked(
+            path, set_, seed, tiny=tiny, train={"steps": steps}, eval={"k": k},
+            trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
+        )  # fmt: skip
 
     def read(name: str) -> "tuple[Recipe, Origins]":
         recipe, origins = asked(name).new_recipe()

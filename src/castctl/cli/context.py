@@ -13,6 +13,7 @@ from castctl.methods.presets import ALIASES, PRESETS
 from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.trust import FUNCTION, runs_code
 from castctl.report.console import say, tell
 from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
 from castctl.shards.stage import Shard, StepFolder, parse_shard
@@ -28,6 +29,9 @@ class Asked:
         seed: int | None = None,
         method: str | None = None,
         tiny: bool = False,
+        *,
+        trust_remote_code: bool = False,
+        trust_verifier: bool = False,
         **sections: dict[str, Any],
     ) -> None:
         if recipe is not None and method is None and _is_method(str(recipe)):
@@ -35,6 +39,8 @@ class Asked:
         self.recipe = recipe
         self.tiny = tiny
         self.overrides = list(overrides or [])
+        self.trusted = {FUNCTION} if trust_verifier else set[str]()
+        self.trust_remote_code = trust_remote_code
         self.sections: dict[str, Any] = {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
@@ -47,7 +53,7 @@ class Asked:
 
     @property
     def changes(self) -> bool:
-        """Whether anything was asked for at all."""
+        """Whether anything was asked for at all; to trust code is to ask for nothing else."""
         given = any(value not in (None, {}) for value in self.sections.values())
         return given or bool(self.overrides) or self.recipe is not None or self.tiny
 
@@ -60,13 +66,30 @@ class Asked:
                 "No recipe and no other model named: using the embedded default, a tiny model and "
                 "arithmetic that castctl makes itself."
             )
-        return read_recipe(path, self.overrides, tiny=self.tiny, **self.sections)
+        return self.read(path)
+
+    def read(self, path: str | Path | None) -> tuple[Recipe, Origins]:
+        """The recipe at `path`, changed as asked, and where its settings come from."""
+        return read_recipe(
+            path, self.overrides, tiny=self.tiny, trusted=self.trusted, **self._typed
+        )
+
+    @property
+    def trusts(self) -> bool:
+        """Whether code is trusted that a file asks for."""
+        return self.trust_remote_code or bool(self.trusted)
+
+    @property
+    def _typed(self) -> dict[str, Any]:
+        """The sections, with what --trust-remote-code sets."""
+        model = {"trust_remote_code": True} if self.trust_remote_code else {}
+        return {**self.sections, "model": {**self.sections.get("model", {}), **model}}
 
     def changed(self, run: Run) -> Run:
         """A run with its recipe changed as asked, for this command alone."""
         if self.recipe is not None or self.tiny:
             raise UserError(f"run {run.path} has its recipe already; change it with --set")
-        return run.changed(self.overrides, **self.sections)
+        return run.changed(self.overrides, trusted=self.trusted, **self._typed)
 
 
 def _is_method(name: str) -> bool:
@@ -150,11 +173,13 @@ def shard_done(shard: Shard) -> None:
 
 
 def announce(run: Run, step: int | None = None) -> None:
-    """Say what is worked on."""
+    """Say what is worked on, and what code runs that a file asked for."""
     where = "" if step is None else f", step {step}"
     recipe = run.recipe
     say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}, "
         f"data {recipe.data.path}")  # fmt: skip
+    for setting, code in runs_code(recipe).items():
+        say(f"its recipe runs code: {setting}, {code}")
 
 
 def show_step(folder: StepFolder) -> None:

@@ -56,6 +56,8 @@ def diagnose(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     full: opt.FullOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Compute again what an earlier diagnosis computed.")
@@ -80,7 +82,10 @@ def diagnose(
     from castctl.diagnosis.runner import diagnose as run_diagnostic
     from castctl.diagnosis.runner import output_folder
 
-    asked = Asked(recipe, set_, tiny=tiny, model={"path": model, "device": device, "dtype": dtype})
+    asked = Asked(
+        recipe, set_, tiny=tiny, model={"path": model, "device": device, "dtype": dtype},
+        trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
+    )  # fmt: skip
     found = _subject(subject, asked, model is not None)
     say(f"{diagnostic.name} of {found.path}")
     diagnosis, steps = run_diagnostic(
@@ -118,7 +123,7 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     if target.part is not None:
         raise UserError(f"{name} is one part; name its step, {target.path.parent.parent}")
     run = target.run
-    if run is not None and asked.changes:
+    if run is not None and (asked.changes or asked.trusts):
         run = asked.changed(run)
     elif run is None and asked.changes:
         run = Run(target.path, asked.new_recipe()[0])

@@ -63,6 +63,8 @@ def evaluate(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
     as_markdown: Annotated[
@@ -98,11 +100,15 @@ def evaluate(
             temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
             shard=shard, markdown=as_markdown or None, tiny=tiny or None,
         )  # fmt: skip
-        _rescore(rescore, run, Asked(recipe, set_), overwrite, full, as_json)
+        asked = Asked(
+            recipe, set_, trust_remote_code=trust_remote_code, trust_verifier=trust_verifier
+        )
+        _rescore(rescore, run, asked, overwrite, full, as_json)
         return
     share = shard_of(shard)
     asked = Asked(
         recipe, set_, seed, tiny=tiny,
+        trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
         model={"path": model, "device": device, "dtype": dtype},
         eval={
             "task": _first_task(tasks, data), "k": k, "temperature": temperature,
@@ -209,7 +215,6 @@ def _refuse_beside_rescore(**given: object) -> None:
 def _rescore(
     source: Path, name: str | None, asked: "Asked", overwrite: bool, full: bool, as_json: bool
 ) -> None:
-    from castctl.recipe.reader import read_recipe
     from castctl.report.marks import print_json
     from castctl.report.rescore import rescored_page
     from castctl.report.tables import show
@@ -218,7 +223,7 @@ def _rescore(
 
     if not source.exists() and is_run(str(source)):  # a run by its name
         source = open_run(str(source)).path
-    recipe, _ = read_recipe(asked.recipe or _recipe_around(source), asked.overrides)
+    recipe, _ = asked.read(asked.recipe or _recipe_around(source))
     rescored = rescore(source, recipe, progress=progress(), name=name, overwrite=overwrite)
     if as_json:
         print_json(rescored)

@@ -22,6 +22,7 @@ def explain(
     model: opt.ModelOption = None,
     data: opt.DataOption = None,
     set_: opt.SetOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
@@ -33,7 +34,13 @@ def explain(
     from castctl.cli.context import Asked
 
     asked = Asked(
-        recipe, set_, method=method, tiny=tiny, model={"path": model}, data={"path": data}
+        recipe,
+        set_,
+        method=method,
+        tiny=tiny,
+        model={"path": model},
+        data={"path": data},
+        trust_remote_code=trust_remote_code,
     )
     show_explanation(*asked.new_recipe(), as_json=as_json)
 

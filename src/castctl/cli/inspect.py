@@ -45,13 +45,15 @@ def inspect(
         bool, typer.Option("--verify", help="Read every file again and check it; 2 if not whole.")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Prompts to show.")] = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
     """Show what is on disk of a run, of one of its steps, or of a part.
 
-    Nothing is written and no model is loaded; --prompts and --sample load the tokenizer.
+    Nothing is written, no model is loaded and no code of the run's is run; --prompts and --sample
+    load the tokenizer.
     """
     if sum((prompts, sample is not None, verify)) > 1:
         raise UserError("--prompts, --sample and --verify are three views; ask for one at a time")
@@ -63,9 +65,9 @@ def inspect(
     if verify:
         _verify(found, as_json)
     elif sample is not None:
-        _sample(found, sample, color, as_json)
+        _sample(found, sample, color, trust_remote_code, as_json)
     elif prompts:
-        _prompts(found, limit or 3, as_json)
+        _prompts(found, limit or 3, trust_remote_code, as_json)
     else:
         _page(found, limit or 8, as_json)
 
@@ -102,7 +104,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
         next_command(f"castctl inspect {target.path} --sample {sample}")
 
 
-def _prompts(target: "Target", limit: int, as_json: bool) -> None:
+def _prompts(target: "Target", limit: int, trust: bool, as_json: bool) -> None:
     from castctl.inspection.prompts import view_prompts
     from castctl.inspection.tokens import TokenTexts, prompt_ending, run_tokenizer
     from castctl.recipe.recipe import VerifierSettings
@@ -111,21 +113,21 @@ def _prompts(target: "Target", limit: int, as_json: bool) -> None:
     from castctl.report.tables import show
 
     step = target.step_with("rollouts")
-    tokenizer = run_tokenizer(target.run)
+    tokenizer = run_tokenizer(target.run, trust)
     ending = prompt_ending(target.run, tokenizer)
     verifier = target.run.recipe.verifier if target.run else VerifierSettings()
     view = view_prompts(step, limit, TokenTexts(tokenizer), ending, verifier)
     print_json(view) if as_json else show(prompts_page(view))
 
 
-def _sample(target: "Target", name: str, color: Coloring, as_json: bool) -> None:
+def _sample(target: "Target", name: str, color: Coloring, trust: bool, as_json: bool) -> None:
     from castctl.inspection.sample import view_sample
     from castctl.inspection.tokens import TokenTexts, run_tokenizer
     from castctl.report.marks import print_json
     from castctl.report.sample import show_sample
 
     step = target.step_with("rollouts")
-    view = view_sample(step, name, color, TokenTexts(run_tokenizer(target.run)))
+    view = view_sample(step, name, color, TokenTexts(run_tokenizer(target.run, trust)))
     print_json(view) if as_json else show_sample(view, color)
 
 

@@ -70,6 +70,20 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+TrustRemoteCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. A run or a recipe alone never does.",
+    ),
+]
+TrustVerifierOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-verifier",
+        help="Run the verifier that the run or the recipe names. It alone never does.",
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Do this share of the parts; I from 0."),

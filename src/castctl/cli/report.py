@@ -31,6 +31,7 @@ def report(
     step: Annotated[
         int | None, typer.Option("--step", min=0, help="Show the completions of this step only.")
     ] = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
@@ -57,6 +58,7 @@ def report(
     path = out or target.path / "report.html"
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file in it")
-    shown = collect_completions(steps, run_tokenizer(target.run), completions, progress=progress())
+    tokenizer = run_tokenizer(target.run, trust_remote_code)
+    shown = collect_completions(steps, tokenizer, completions, progress=progress())
     write_run_page(path, target, shown, diagnosis_sections(target.path))
     tell(f"report: {path} ({size(path.stat().st_size)})")

@@ -25,6 +25,7 @@ def rollout(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
@@ -40,7 +41,7 @@ def rollout(
 
     share = context.shard_of(shard)
     asked = context.Asked(
-        recipe, set_, seed, method, tiny,
+        recipe, set_, seed, method, tiny, trust_remote_code=trust_remote_code,
         model={"path": model, "device": device, "dtype": dtype},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},

@@ -29,6 +29,8 @@ def score(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
@@ -44,6 +46,7 @@ def score(
     share = context.shard_of(shard)
     asked = context.Asked(
         recipe, set_, seed, method, tiny,
+        trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
         model={"path": model, "device": device, "dtype": dtype},
         sampling={"temperature": temperature},
     )  # fmt: skip

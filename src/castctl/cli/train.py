@@ -50,6 +50,8 @@ def train(
     set_: opt.SetOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     dry_run: opt.DryRunOption = False,
     overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
@@ -63,11 +65,13 @@ def train(
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
     from castctl.recipe.reader import dump_recipe
+    from castctl.recipe.trust import runs_code
     from castctl.runs.extend import extend
     from castctl.runs.run import create_run, newest_run, open_run
 
     asked = Asked(
         recipe, set_, seed, method, tiny,
+        trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
         model={"path": model, "device": device, "dtype": dtype},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
@@ -89,10 +93,13 @@ def train(
         target = open_run(run) if run is not None else newest_run()
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
+        target = asked.changed(target)
         _train(target if longer is None else extend(target, longer))
         return
     settings, origins = asked.new_recipe()
     if dry_run:
+        for setting, code in runs_code(settings).items():
+            tell(f"# runs code: {setting}, {code}")
         tell(dump_recipe(settings))
         show_explanation(settings, origins)
         return

@@ -18,7 +18,7 @@ from castctl.comparison.evaluations import EvaluationComparison
 from castctl.comparison.numbers import Comparison
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
+from castctl.runs.run import Run, create_run, discarded_if_empty, runs_root
 from castctl.shards.part import write_json
 from castctl.stages.train.metrics import Row
 from castctl.versions import VERSION
@@ -95,7 +95,7 @@ def train_missing(
     missing = [planned for entry in entries for planned in entry.runs if not planned.finished]
     for number, planned in enumerate(missing, 1):
         if planned.there:
-            run = open_run(str(planned.path))
+            run = planned.run
         else:
             run = create_run(planned.recipe, str(planned.path), "run", planned.origins)
         with discarded_if_empty(run):

@@ -12,6 +12,7 @@ from castctl.explain.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.recipe.choices import ExplainedSetting, explained
 from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.trust import runs_code
 from castctl.settings import settings_in
 from castctl.stages.evaluate.runner import eval_sampling
 from castctl.stages.train.schedule import evaluates_after, saves_after
@@ -64,6 +65,7 @@ class Explanation:
             "work": asdict(self.work),
             "memory": memory,
             "memory_missing": self.memory_missing,
+            "runs_code": runs_code(self.recipe),
             "settings": [to_jsonable_python(asdict(setting)) for setting in self.settings],
             "warnings": self.warnings,
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from castctl.errors import UserError, one_line
+from castctl.errors import UserError
 from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
+from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.recipe import ModelSettings
 
 
@@ -31,14 +32,16 @@ def model_shape(settings: ModelSettings) -> ModelShape:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
-    trust = settings.trust_remote_code
+    trust = runs_own_code(folder, settings, "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        with torch.device("meta"):  # the attention that asks for no kernel from the hub
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust, attn_implementation="eager"
+            )
     except Exception as error:  # transformers raises many kinds
-        reason = one_line(error, 200)
-        raise UserError(f"{settings.path} has no configuration that loads: {reason}") from None
+        what = f"{settings.path} has no configuration that loads"
+        raise refused(folder, error, what) from None
     refuse_unpackable(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return shape_of(config.get_text_config(), parameters)

@@ -15,6 +15,7 @@ from castctl.errors import UserError
 from castctl.inspection.step import view_stage
 from castctl.inspection.target import Target, step_folders
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.trust import runs_code
 from castctl.runs.run import Run
 from castctl.settings import settings_in
 from castctl.shards.schema import SCHEMAS
@@ -76,6 +77,8 @@ class RunView:
     evaluations: list[Result]
     steps: list[StepRow]
     settings: list[SettingView]
+    runs_code: dict[str, str] = field(default_factory=dict)
+    """The settings that run code where a person trusts it, and which code."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -101,6 +104,7 @@ def view_run(target: Target) -> RunView:
         evaluations=evaluations,
         steps=[_step_row(folder, by_step.get(folder.step)) for folder in target.steps],
         settings=[] if run is None else settings_of(run),
+        runs_code={} if run is None else runs_code(run.recipe),
         notes=notes,
     )
 

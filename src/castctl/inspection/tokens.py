@@ -14,18 +14,22 @@ from castctl.runs.run import Run
 log = logging.getLogger(__name__)
 
 
-def run_tokenizer(run: Run | None) -> Any | None:
-    """The tokenizer of a run's newest checkpoint, or of its model; None where there is none."""
+def run_tokenizer(run: Run | None, trust_remote_code: bool = False) -> Any | None:
+    """The tokenizer of a run's newest checkpoint, or of its model; None, with a warning, where
+    none is on this machine or it is code that nobody has said to run. Nothing is fetched or made.
+    """
     if run is None:
         return None
-    from castctl.models.loading import load_tokenizer, locate_model
+    from castctl.models.loading import find_model, load_tokenizer
 
     settings = run.recipe.model
+    if trust_remote_code:
+        settings = settings.model_copy(update={"trust_remote_code": True}).with_trust(True)
+    saved = run.checkpoints()
+    folder = run.checkpoint(saved[-1]) if saved else find_model(settings.path, settings.revision)
     try:
-        saved = run.checkpoints()
-        folder = (
-            run.checkpoint(saved[-1]) if saved else locate_model(settings.path, settings.revision)
-        )
+        if folder is None:
+            raise UserError(f"model {settings.path} is not on this machine")
         return load_tokenizer(folder, settings)
     except UserError as error:
         log.warning("token ids are shown in place of texts: %s", error)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
+from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.recipe import ModelSettings
 
 if TYPE_CHECKING:
@@ -124,12 +125,11 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
+    trust = runs_own_code(folder, settings, "tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=settings.trust_remote_code, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no tokenizer that loads: {one_line(error)}") from None
+        raise refused(folder, error, f"{folder} holds no tokenizer that loads") from None
 
 
 def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
@@ -148,17 +148,18 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     logging.disable_progress_bar()
     device = resolve_device(settings.device)
     tokenizer = load_tokenizer(folder, settings)
+    trust = runs_own_code(folder, settings, "config.json")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation=attention.NAME,
             use_safetensors=True,
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=trust,
             local_files_only=True,
         )
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise UserError(f"cannot load the model in {folder}: {one_line(error)}") from None
+        raise refused(folder, error, f"cannot load the model in {folder}") from None
     refuse_unpackable(model.config)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -192,6 +193,7 @@ def load_weights(model: Any, folder: Path) -> None:
         twin, report = type(model).from_pretrained(
             folder,
             dtype=torch.float32,
+            attn_implementation=model.config._attn_implementation,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

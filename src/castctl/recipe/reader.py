@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from castctl.methods.presets import ALIASES
 from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
 from castctl.recipe.problems import problems
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.trust import runs_code, trusting
 from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
@@ -32,10 +33,11 @@ def load_recipe(
     overrides: Iterable[str] = (),
     *,
     tiny: bool = False,
+    trusted: Collection[str] = (),
     **sections: dict[str, Any] | int | None,
 ) -> Recipe:
     """The recipe that `read_recipe` reads, without its origins."""
-    return read_recipe(name, overrides, tiny=tiny, **sections)[0]
+    return read_recipe(name, overrides, tiny=tiny, trusted=trusted, **sections)[0]
 
 
 def read_recipe(
@@ -43,25 +45,29 @@ def read_recipe(
     overrides: Iterable[str] = (),
     *,
     tiny: bool = False,
+    trusted: Collection[str] = (),
     **sections: dict[str, Any] | int | None,
 ) -> tuple[Recipe, Origins]:
     """Read a recipe: the file over those it extends, its variant, then `sections` (options), then
     `a.b=c` overrides.
 
     `name` is a file, or the name of a recipe that comes with castctl, or either with `:VARIANT`.
-    With `tiny`, it is its method on the embedded default. Raises `UserError` naming the key, what
-    is wrong with it, and the nearest valid key.
+    With `tiny`, it is its method on the embedded default. Code that a file asks for is not trusted
+    (`CodeSection`), unless its setting is among `trusted`, the options or the overrides.
+    Raises `UserError` naming the key, what is wrong with it, and the nearest valid key.
     """
     layers = _layers(name, tiny)
     tree = layers[-1][1]
     given = {key: value for key, value in sections.items() if value not in (None, {})}
-    tree = _over(tree, given)
+    tree, typed = _over(tree, given), given
     layers.append(("option", tree))
     for override in overrides:
-        tree = merged(tree, _parse_override(override))
+        parsed = _parse_override(override)
+        tree, typed = merged(tree, parsed), merged(typed, parsed)
     layers.append(("--set", tree))
     recipe = validated(Recipe, tree, "settings")
-    return recipe, _origins(recipe, layers)
+    asked = {key for key in runs_code(recipe) if _value_at(typed, key) is not ABSENT}
+    return trusting(recipe, asked | set(trusted)), _origins(recipe, layers)
 
 
 def chosen_recipe(name: str | Path | None, sections: Tree) -> str | Path | None:
@@ -137,6 +143,18 @@ def _value_at(tree: Any, key: str) -> Any:
 def dump_recipe(recipe: Recipe) -> str:
     """The fully resolved recipe as YAML."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def nested(overrides: Tree) -> Tree:
+    """Settings by dotted keys or whole sections as sections; a method may be its name alone."""
+    tree: Tree = {}
+    for key, value in overrides.items():
+        if key == "method" and isinstance(value, str):
+            value = {"name": value}
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merged(tree, value)
+    return tree
 
 
 def validated(section: type[T], tree: Any, origin: str) -> T:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.recipe.trust import CodeSection
 from castctl.settings import Section
 
 TEACHER_TEMPLATE = """\
@@ -30,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ModelSettings(Section):
+class ModelSettings(CodeSection):
     path: str = "embedded"
     """Hub id, folder in Hugging Face format, or `embedded`, the tiny model castctl makes itself."""
     revision: str | None = None
@@ -48,7 +49,7 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the passes, `auto` being bfloat16 on a GPU; weights stay float32."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code that comes with the model; in a file, only beside --trust-remote-code."""
 
 
 class DataSettings(Section):
@@ -134,9 +135,10 @@ class EngineSettings(Section):
     """What samples, in rollout, evaluation and the loop: `transformers` decodes in this process."""
 
 
-class VerifierSettings(Section):
+class VerifierSettings(CodeSection):
     function: str | None = None
-    """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point."""
+    """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point; in a
+    file, only beside --trust-verifier."""
     workers: int = Field(2, ge=1)
     """Worker processes."""
     timeout: float = Field(5.0, gt=0)

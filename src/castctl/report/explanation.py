@@ -10,8 +10,9 @@ from rich.text import Text
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
 from castctl.recipe.choices import ExplainedSetting
+from castctl.recipe.trust import runs_code
 from castctl.report.marks import line
-from castctl.report.page import plain_table, title
+from castctl.report.page import code_line, plain_table, title
 from castctl.report.settings import SettingsTable, facts_table
 
 PASSES = {
@@ -40,6 +41,7 @@ def explanation_page(explanation: Explanation) -> Group:
             f"{line(recipe.data.path)}.",
             "bold",
         ),
+        *(code_line(setting, code) for setting, code in runs_code(recipe).items()),
         title("A step"),
         facts_table(_step(explanation)),
         title("The run"),

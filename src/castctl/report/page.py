@@ -30,6 +30,11 @@ def title(text: str) -> Text:
     return Text(f"\n{text}", "bold")
 
 
+def code_line(setting: str, code: str) -> Text:
+    """That a recipe runs code, and which."""
+    return Text(f"runs code: {setting}, {line(code, 400)}", "yellow")
+
+
 class _Fitting(Table):
     """A table whose columns move together where the terminal is narrow, before numbers fold."""
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from castctl.recipe.files import Part, find_recipe, known_recipes, read_source
 from castctl.recipe.reader import dump_recipe, load_recipe
+from castctl.recipe.trust import runs_code
 from castctl.report.marks import line
 from castctl.report.page import plain_table
 
@@ -78,24 +79,26 @@ def recipes_table(recipes: Iterable[RecipeFacts]) -> Table:
 def recipe_text(name: str | Path, tiny: bool = False) -> str:
     """One recipe, or one variant, with all it extends and every default in place: YAML after
     comments that say what it is, and so a recipe again."""
-    found, source = find_recipe(name), read_source(name)
+    found, source, recipe = find_recipe(name), read_source(name), load_recipe(name, tiny=tiny)
     comments = [f"{found} --tiny" if tiny else str(found), source.parts[-1].about]
+    comments += [f"runs code: {setting}, {code}" for setting, code in runs_code(recipe).items()]
     if found.variant is None and source.variants:
         width = max(map(len, source.variants))
         comments.append("its variants:")
         comments += [f"  :{each:{width}}  {of.about}" for each, of in source.variants.items()]
     said = "\n".join(f"# {line(each, 1000)}".rstrip() for each in comments if each)
-    return f"{said}\n{dump_recipe(load_recipe(name, tiny=tiny))}".rstrip("\n")
+    return f"{said}\n{dump_recipe(recipe)}".rstrip("\n")
 
 
 def recipe_json(name: str | Path, tiny: bool = False) -> dict[str, Any]:
     """The same for programs."""
-    found, source = find_recipe(name), read_source(name)
+    found, source, recipe = find_recipe(name), read_source(name), load_recipe(name, tiny=tiny)
     return {
         "name": found.name,
         "path": found.file,
         "tiny": tiny,
         "about": source.parts[-1].about,
         "variants": _facts_of_variants(source.variants.values()),
-        "recipe": load_recipe(name, tiny=tiny).model_dump(mode="json"),
+        "runs_code": runs_code(recipe),
+        "recipe": recipe.model_dump(mode="json"),
     }

@@ -12,7 +12,7 @@ from rich.text import Text
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
 from castctl.report.marks import line, number, percent, size, sparkline
-from castctl.report.page import headline, plain_table, title, value_text, when
+from castctl.report.page import code_line, headline, plain_table, title, value_text, when
 from castctl.report.tables import eval_table
 from castctl.stages.evaluate.results import Result, kind_of
 
@@ -29,6 +29,7 @@ FIRST_STEPS, LAST_STEPS = 5, 25
 def run_page(view: RunView) -> Group:
     """Where a run stands, how it went, and what made it."""
     pages: list[RenderableType] = [headline(view.name, view.state), *_facts(view)]
+    pages += [code_line(setting, code) for setting, code in view.runs_code.items()]
     pages += [Text(f"note: {line(note)}", "yellow") for note in view.notes]
     pages += _curves(view.steps)
     for _, results in groupby(view.evaluations, kind_of):

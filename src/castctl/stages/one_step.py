@@ -14,6 +14,7 @@ from castctl.errors import UserError
 from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
 from castctl.progress import Progress
+from castctl.recipe.trust import require_trust
 from castctl.runs.prompts import prepare_prompts, prompts_of_step
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, content_hash, read_metadata
@@ -82,6 +83,7 @@ def score_stage(
 ) -> None:
     """Write `rewards/` and `signals/` of a step: the `wanted` signals, or what the method needs."""
     recipe = run.recipe
+    require_trust(recipe.verifier)
     signals = set(recipe.method.needs | {"entropies"} if wanted is None else wanted)
     check_signal_names(signals)
     temperature = sampled_temperature(run, step)

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from castctl.errors import UserError, one_line
+from castctl.recipe.trust import whole_path
 
 Verifier = Callable[[str, str, str | None], bool | float]
 
@@ -35,7 +36,7 @@ class CustomVerifier:
     def __post_init__(self) -> None:
         path, colon, name = self.spec.rpartition(":")
         if colon:  # a worker may start in another folder
-            self.spec = f"{Path(path).expanduser().resolve()}:{name}"
+            self.spec = f"{whole_path(path)}:{name}"
         load_verifier(self.spec)
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from castctl.errors import UserError
+from castctl.recipe.trust import require_trust
 from castctl.verify.boxed import Boxed, last_boxed
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import RULES, grade
@@ -55,18 +57,31 @@ class Judgement:
 def grader_name(settings: VerifierSettings) -> str:
     """What decides, for the record: the user's function and its file's hash, or math-verify and
     the rules around it; from which reward on where that is not 1."""
+    custom = _custom(settings)
     name = f"math-verify {version('math-verify')}, rules {RULES}"
-    if settings.function:
-        name = CustomVerifier(settings.function).version
+    if custom is not None:
+        name = custom.version
     least = settings.correct_from
     return name if least == 1 else f"{name}, correct from {least:g}"
 
 
+def _custom(settings: VerifierSettings) -> CustomVerifier | None:
+    """The user's own verifier: the one place where its code is let in."""
+    require_trust(settings)
+    return CustomVerifier(settings.function) if settings.function else None
+
+
 def judging_pool(settings: VerifierSettings) -> CheckPool:
-    """A pool to judge with; `UserError` now, not after hours, where the verifier does not load."""
-    if settings.function:
-        CustomVerifier(settings.function)
+    """A pool to judge with; `UserError` now, not after hours, where the verifier does not load or
+    is not trusted."""
+    _custom(settings)
     return CheckPool(settings)
+
+
+@cache
+def shared_pool(settings: VerifierSettings) -> CheckPool:
+    """A pool that all of this process shares, until it ends."""
+    return judging_pool(settings)
 
 
 def judge(
@@ -83,9 +98,10 @@ def judge(
     problem does not count (`visible`).
 
     Raises:
-        UserError: `settings.function` cannot be used, or the workers cannot start.
+        UserError: `settings.function` cannot be used or is not trusted, or the workers cannot
+            start.
     """
-    custom = CustomVerifier(settings.function) if settings.function else None
+    custom = _custom(settings)
     boxes = [_final_answer(row) for row in rows]
     judgements: dict[int, Judgement] = {}
     calls: dict[int, Call] = {}

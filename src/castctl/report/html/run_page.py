@@ -52,6 +52,7 @@ def run_facts(view: RunView) -> dict[str, str]:
     chosen = {setting.key: setting.value for setting in view.settings}
     facts = {
         "Method": chosen["method.name"], "Model": chosen["model.path"], "Data": chosen["data.path"],
+        "Runs code": ", ".join(view.runs_code.values()) or None,
         "Steps": f"{view.steps_done} of {view.steps_of}", "State": view.state,
         "Seed": chosen["seed"], "Begun": when(view.manifest.get("created")),
         "castctl": _version(view.manifest), "Machine": _machine(view.manifest),

@@ -16,6 +16,7 @@ from castctl.models.loading import load_tokenizer
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, task_name, variant
@@ -46,6 +47,7 @@ def evaluate_tasks(
     `tasks` gives for each the file of its problems, or None for its own. All problems are read
     before the first is sampled. Raises `UserError` as `pose` and `evaluate` do.
     """
+    require_trust(run.recipe.verifier)
     source = policy_at(run, step)
     tokenizer = load_tokenizer(source.folder, run.recipe.model)
     recipes = [_about(run.recipe, task) for task in tasks]

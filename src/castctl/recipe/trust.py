@@ -1,0 +1,90 @@
+"""Settings that run code: what a file says of them counts only where a person says so too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Self
+
+from pydantic import PrivateAttr
+
+from castctl.errors import UserError
+from castctl.settings import Section
+
+if TYPE_CHECKING:
+    from castctl.recipe.recipe import Recipe, VerifierSettings
+
+REMOTE_CODE = "model.trust_remote_code"
+FUNCTION = "verifier.function"
+"""The two settings that run code; each one's section is a `CodeSection`."""
+
+
+class CodeSection(Section):
+    """Settings of which one runs code.
+
+    Made in Python or typed, they are trusted. As a file has them they are not: a run or a recipe
+    may be a stranger's, and its word alone runs nothing.
+    """
+
+    _trusted: bool = PrivateAttr(default=True)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether a person asked for the code, and not a file alone."""
+        return self._trusted
+
+    def with_trust(self, trusted: bool) -> Self:
+        """The same settings, trusted or not."""
+        other = self.model_copy()
+        other._trusted = trusted
+        return other
+
+
+def runs_code(recipe: Recipe) -> dict[str, str]:
+    """The settings of a recipe that run code, and which code."""
+    found = {}
+    if recipe.model.trust_remote_code:
+        models = dict.fromkeys([recipe.model.path, recipe.method.teacher.path or recipe.model.path])
+        found[REMOTE_CODE] = f"Python code that comes with {' and '.join(models)}"
+    if recipe.verifier.function:
+        found[FUNCTION] = _place(recipe.verifier.function)
+    return found
+
+
+def trusted_code(recipe: Recipe) -> set[str]:
+    """Those of the settings that are trusted."""
+    return {key for key in runs_code(recipe) if _section(recipe, key).trusted}
+
+
+def trusting(recipe: Recipe, keys: Collection[str]) -> Recipe:
+    """The recipe with the settings among `keys` trusted, and no others."""
+    sections = {
+        key.partition(".")[0]: _section(recipe, key).with_trust(key in keys)
+        for key in runs_code(recipe)
+    }
+    return recipe.model_copy(update=sections)
+
+
+def require_trust(settings: VerifierSettings) -> None:
+    """Raise `UserError` where the verifier is code that a file alone asks for."""
+    if settings.function and not settings.trusted:
+        raise UserError(
+            f"the recipe grades with code of its own, {_place(settings.function)} ({FUNCTION}); "
+            f"read it, then add --trust-verifier, or grade without it: --set {FUNCTION}=null"
+        )
+
+
+def whole_path(path: str) -> str:
+    """A path from the root on, as the user would name it."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _section(recipe: Recipe, key: str) -> CodeSection:
+    section: CodeSection = getattr(recipe, key.partition(".")[0])
+    return section
+
+
+def _place(function: str) -> str:
+    """Where a verifier's code is: its file by the whole path, or an entry point."""
+    path, colon, name = function.rpartition(":")
+    return f"{whole_path(path)}:{name}" if colon else f"the entry point {name}"
