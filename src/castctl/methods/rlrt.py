@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from castctl.methods.rlsd import RlsdShaping
+from castctl.settings import Amount
 
 
 class RlrtShaping(RlsdShaping):
@@ -22,7 +23,7 @@ class RlrtShaping(RlsdShaping):
     """The weight w is clipped to [1 - eps_w, 1 + eps_w] (ours, after RLSD)."""
     lam: float = Field(0.5, ge=0, le=1)
     """Strength of the shaping at step 0 (ours, after RLSD)."""
-    decay_steps: int = Field(50, ge=0)
+    decay_steps: Amount = 50
     """Steps over which the strength falls linearly to 0; 0 is no decay (ours, after
     RLSD)."""
 
