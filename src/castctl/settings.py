@@ -5,9 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Bounds far above any use: what lies beyond them is a slip or a trap, and would hang the machine
+# or fill its memory.
+Count = Annotated[int, Field(ge=1, le=10**7)]
+"""Steps, tokens, prompts, rows: at least one."""
+Amount = Annotated[int, Field(ge=0, le=10**7)]
+"""The same, where none is a choice."""
+Samples = Annotated[int, Field(ge=1, le=10**5)]
+"""Completions of one prompt."""
+Processes = Annotated[int, Field(ge=1, le=1024)]
+"""Processes of one machine."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What numpy, torch and Parquet take for a seed."""
 
 
 class Section(BaseModel):

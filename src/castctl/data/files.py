@@ -21,6 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular
 
 Row = dict[str, Any]
 
@@ -60,6 +61,7 @@ def read_file(path: Path) -> Rows:
         raise UserError(f"{path} is a folder; name one file in it")
     if not path.exists():
         raise UserError(f"no such file: {path}; check the path of the data")
+    regular(path)
     try:
         match split_name(path)[1].split("."):
             case ["", "parquet"]:

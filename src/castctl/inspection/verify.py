@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular
 from castctl.inspection.target import Target, step_folders
 from castctl.progress import Progress
-from castctl.shards.part import Part, content_hash
+from castctl.shards.part import Part, content_hash, read_json
 from castctl.shards.schema import ADVANTAGES, SCHEMAS, TOKEN_SIGNALS
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.train.metrics import Metrics
@@ -167,9 +167,9 @@ def _check_tensors(file: Path, found: Verification) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy"):
+        with safe_open(regular(file), framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UserError) as error:
         found.problems.append(f"{file} does not load ({one_line(error)})")
 
 
@@ -185,6 +185,6 @@ def _check_metrics(file: Path, found: Verification) -> None:
 def _check_json(files: list[Path], found: Verification) -> None:
     for file in files:
         try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found.problems.append(f"{file} is no JSON")
+            read_json(file)
+        except UserError as error:
+            found.problems.append(str(error))

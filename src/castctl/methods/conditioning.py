@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from castctl.settings import Section
+from castctl.settings import Count, Section
 
 
 class NoConditioning(Section):
@@ -37,7 +37,7 @@ class Bilateral(Section):
 
     share: float = Field(0.4, gt=0, lt=1)
     """Most of (context - prompt - completion) that the opposite completions fill (paper)."""
-    context_tokens: int | None = Field(None, ge=1)
+    context_tokens: Count | None = None
     """The context; the model's longest where left out."""
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from castctl.methods.divergence import Divergence
 from castctl.methods.schedule import Moment, warmup_and_decay
 from castctl.ragged import Ints, spread
-from castctl.settings import Section
+from castctl.settings import Amount, Count, Section
 
 
 class NoDistillation(Section):
@@ -48,13 +48,13 @@ class Distillation(Section):
     """What it is taken over: the `full` vocabulary; the teacher's `top_k`, both sides renormalised;
     those and the rest as one more; or the `sampled` token, a policy gradient of the reverse KL
     (paper)."""
-    top_k: int = Field(100, ge=1)
+    top_k: Count = 100
     """How many tokens `top_k` and `top_k_tail` take (ours)."""
     coefficient: float = Field(1.0, ge=0)
     """Weight in the loss, whose tokens are averaged as `surrogate.aggregation` says (ours)."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Amount = 0
     """Steps over which the weight rises from 0; 0 is at once (paper: SDPG's script)."""
-    decay_steps: int = Field(0, ge=0)
+    decay_steps: Amount = 0
     """Last steps over which it falls to 0; 0 is never (paper: SDPG's script)."""
     gate: bool = False
     """Only completions with a base advantage above 0 are distilled, as in SDPG's paper; the

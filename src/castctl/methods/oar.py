@@ -14,6 +14,7 @@ from castctl.methods.schedule import Moment
 from castctl.methods.shaping import Floats, Shaped, TokenShaping, Told
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import Ints, spread
+from castctl.settings import Count
 
 AnswerScore = Literal["first", "last", "answer_mean", "answer_joint"]
 
@@ -86,9 +87,9 @@ class OarPerturbation(OarShaping):
     """`oar-p`: influence on the answer by replacing each token weighs the tokens (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset({"importance_perturb"})
 
-    stride: int = Field(1, ge=1)
+    stride: Count = 1
     """Score every stride-th reasoning token; the others keep weight 1 (paper: each)."""
-    budget: int | None = Field(None, ge=1)
+    budget: Count | None = None
     """Most tokens of a completion that are scored, by a longer stride; null is all (ours)."""
 
     def _scores(self, signals: TokenSignals) -> Floats:

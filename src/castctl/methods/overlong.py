@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from castctl.methods.groups import Groups
-from castctl.settings import Section
+from castctl.settings import Count, Section
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class PenaliseOverlong(_Overlong):
 
     kind: Literal["penalty"] = "penalty"
     """`penalty`: long completions lose reward, DAPO (paper)."""
-    cache: int | None = Field(None, ge=1)
+    cache: Count | None = None
     """Tokens before the longest at which it begins; a quarter of `sampling.max_tokens` where left
     out (ours)."""
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from castctl.methods.rlsd import RlsdShaping
+from castctl.settings import Amount
 
 
 class RlrtShaping(RlsdShaping):
@@ -23,7 +24,7 @@ class RlrtShaping(RlsdShaping):
     0.2 for thinking models are reported (paper)."""
     lam: float = Field(0.5, ge=0, le=1)
     """Strength of the shaping at step 0, and at every step without decay (paper)."""
-    decay_steps: int = Field(0, ge=0)
+    decay_steps: Amount = 0
     """Steps over which the strength falls linearly to 0; 0 is no decay (paper)."""
 
     def _direction(self, base_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from castctl.methods.schedule import Moment, linear_decay
 from castctl.methods.shaping import Floats, Shaped, TokenShaping
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import spread
+from castctl.settings import Amount
 
 
 class RlsdShaping(TokenShaping):
@@ -26,7 +27,7 @@ class RlsdShaping(TokenShaping):
     """The weight w is clipped to [1 - eps_w, 1 + eps_w] (paper)."""
     lam: float = Field(0.5, ge=0, le=1)
     """Strength of the shaping at step 0 (paper)."""
-    decay_steps: int = Field(50, ge=0)
+    decay_steps: Amount = 50
     """Steps over which the strength falls linearly to 0; 0 is no decay. Public codes differ: 50
     steps, or none (paper)."""
 

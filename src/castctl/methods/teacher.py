@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from castctl.settings import Section
+from castctl.settings import Amount, Count, Section
 
 
 class Teacher(Section):
@@ -16,7 +16,7 @@ class Teacher(Section):
     """`snapshot`: the policy of the last refresh; `ema`: an exponential average; `initial`: the
     policy of step 0; `current`: the policy itself; `model`: another model of the same vocabulary.
     CAST's paper leaves the choice open."""
-    every: int = Field(10, ge=1)
+    every: Count = 10
     """Steps between refreshes of a snapshot (ours)."""
     decay: float = Field(0.99, ge=0, lt=1)
     """Share of the old average kept a step by `ema` (ours)."""
@@ -32,9 +32,9 @@ class Teacher(Section):
     tells; `data.teacher_template` where left out, the student's own with context `none`."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template that differ from the student's, such as `enable_thinking`."""
-    max_prompt_tokens: int = Field(8192, ge=1)
+    max_prompt_tokens: Count = 8192
     """A problem with a longer teacher's prompt is dropped and counted, never cut (ours)."""
-    skip_tokens: int = Field(0, ge=0)
+    skip_tokens: Amount = 0
     """First tokens of each completion at which it is not heard, as where another chat template
     makes them unlikely (ours)."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from castctl.methods.groups import Groups
-from castctl.settings import Section
+from castctl.settings import Count, Section
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ class DropAndResample(_ZeroVariance):
 
     kind: Literal["resample"] = "resample"
     """`resample`: dropped, and others rolled out in their place, DAPO (paper)."""
-    max_rounds: int = Field(10, ge=1)
+    max_rounds: Count = 10
     """Most rounds of rollouts in a step, the first included (ours)."""
 
     @property

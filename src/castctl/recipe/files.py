@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 
 from castctl.errors import UserError, one_line
+from castctl.files import read_text
 from castctl.recipe.former_names import new_name
+from castctl.recipe.plain_yaml import read_yaml
 
 Tree = dict[str, Any]
 
@@ -122,13 +124,13 @@ def _mapping(what: str, tree: Any, of: str = "sections, such as `method: ...`") 
 
 def _read_yaml(path: Path) -> Tree:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(read_text(path))
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}; name a YAML file, or --method alone") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is a ValueError
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
+    except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is a ValueError
+        raise UserError(f"{path} is not YAML for a recipe: {one_line(error)}") from None
     return _mapping(f"{path}: a recipe", tree)
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from castctl.errors import one_line
 from castctl.methods.method import kinds_of
 from castctl.recipe.names import known_keys, meanings, sections_in
 
@@ -17,6 +18,8 @@ MOST_PROBLEMS = 8
 """How many problems a line names."""
 MOST_KEYS = 4
 """How many keys it offers for a wrong one."""
+MOST_SHOWN = 100
+"""How many characters of a wrong value."""
 
 
 def problems(section: type[BaseModel], error: ValidationError) -> str:
@@ -40,14 +43,21 @@ def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
         field = _field_at(section, keys.split("."))
         inner = sections_in(field) if field else []
         first = next((key for each in inner for key in each.model_fields), "KEY")
-        mapping = f"{{{first}: {problem['input']}}}"
+        mapping = f"{{{first}: {_shown(problem['input'])}}}"
         return [f"{keys}: write its settings as a mapping, such as {mapping}"]
     message = problem["msg"].removeprefix("Value error, ")
     if keys and problem["type"] != "value_error":
-        shown = repr(problem["input"]) if not isinstance(problem["input"], dict) else ""
+        shown = _shown(problem["input"]) if not isinstance(problem["input"], dict) else ""
         got = f", got {shown}" if shown else ""
         return [f"{keys}: {message[0].lower() + message[1:]}{got}"]
     return [f"{keys + ': ' if keys else ''}{message}"]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return one_line(repr(value), MOST_SHOWN)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number that is too long to show"
 
 
 def _unknown(section: type[BaseModel], keys: str, value: Any) -> list[str]:

@@ -14,6 +14,7 @@ from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.methods.presets import ALIASES
 from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
+from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from castctl.recipe.problems import problems
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import runs_code, trusting
@@ -141,8 +142,14 @@ def _value_at(tree: Any, key: str) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The fully resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The fully resolved recipe as YAML; `UserError` where it is too long to be read again."""
+    text = write_yaml(recipe.model_dump(mode="json"))
+    if len(text) > MOST_CHARACTERS:  # nobody could open the run again
+        raise UserError(
+            f"the recipe has {len(text):,} characters, more than the {MOST_CHARACTERS:,} that are "
+            "read; shorten its texts"
+        )
+    return text
 
 
 def nested(overrides: Tree) -> Tree:
@@ -170,8 +177,8 @@ def _parse_override(override: str) -> Tree:
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = read_yaml(text)
+    except (yaml.YAMLError, ValueError):
         value = text
     for part in reversed(key.strip().split(".")):
         value = {part: value}

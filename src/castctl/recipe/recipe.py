@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.recipe.trust import CodeSection
-from castctl.settings import Section
+from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
 
 TEACHER_TEMPLATE = """\
 {{ prompt }}
@@ -67,7 +67,7 @@ class DataSettings(Section):
     """Column of the answer; found by its usual names when left out."""
     solution_column: str | None = None
     """Column of a worked solution; found by its usual names when left out."""
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     """Use only the first rows."""
     chat: bool = True
     """Render the prompt with the tokenizer's chat template; otherwise the user text alone."""
@@ -84,28 +84,28 @@ class DataSettings(Section):
     """Options handed to the chat template, such as `enable_thinking`."""
     date: datetime.date = datetime.date(2026, 1, 1)
     """Today, for a chat template that writes the date: always the same day (ours)."""
-    max_prompt_tokens: int = Field(2048, ge=1)
+    max_prompt_tokens: Count = 2048
     """A longer prompt is dropped and counted, never cut."""
 
 
 class SamplingSettings(Section):
-    n: int = Field(8, ge=1)
+    n: Samples = 8
     """Completions of each prompt: the group size G."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature T; every log-prob in the pipeline is of softmax(logits / T)."""
-    max_tokens: int = Field(2048, ge=1)
+    max_tokens: Count = 2048
     """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, in evaluations too; their tokens stay in it, as its last."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off."""
-    top_k: int = Field(0, ge=0)
+    top_k: Amount = 0
     """Sample from the k most likely tokens only; 0 is off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Leave out tokens less likely than this share of the most likely one; 0 is off."""
     allow_truncated: bool = False
     """Accept top_p, top_k or min_p in training, where ratios then divide by the wrong policy."""
-    max_rows: int = Field(256, ge=1)
+    max_rows: Count = 256
     """Completions decoded side by side."""
 
     @field_validator("stop", mode="before")
@@ -139,11 +139,11 @@ class VerifierSettings(CodeSection):
     function: str | None = None
     """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point; in a
     file, only beside --trust-verifier."""
-    workers: int = Field(2, ge=1)
+    workers: Processes = 2
     """Worker processes."""
-    timeout: float = Field(5.0, gt=0)
+    timeout: float = Field(5.0, gt=0, le=86_400)
     """Seconds after which a worker is killed and the verdict is `timeout`."""
-    memory_gb: float = Field(2.0, gt=0)
+    memory_gb: float = Field(2.0, gt=0, le=10_000)
     """Address space of a worker, in GiB."""
     max_error_share: Share = 0.05
     """Stop the stage when more than this share of the verdicts is `error` (ours)."""
@@ -161,51 +161,51 @@ class OptimizerSettings(Section):
     """AdamW's decoupled weight decay."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Amount = 0
     """Optimizer steps of linear warm-up."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
 
 
 class TrainSettings(Section):
-    steps: int = Field(300, ge=1)
+    steps: Count = 300
     """Steps of the loop (paper: CAST's 300)."""
-    prompts_per_step: int = Field(64, ge=1)
+    prompts_per_step: Count = 64
     """Prompts of one step; each gets `sampling.n` completions (ours)."""
-    part_size: int = Field(16, ge=1)
+    part_size: Count = 16
     """Prompts in one Parquet part, the unit of work of every stage."""
-    epochs: int = Field(1, ge=1)
+    epochs: Count = 1
     """Passes over a step's completions."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: Count = 1
     """Optimizer steps a pass is split into, by whole groups."""
-    microbatch_tokens: int = Field(16384, ge=1)
+    microbatch_tokens: Count = 16384
     """Tokens of one forward pass; changes memory and time, never the gradient."""
-    head_chunk_tokens: int = Field(256, ge=1)
+    head_chunk_tokens: Count = 256
     """Completion tokens whose logits exist at once."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: Count = 50
     """Steps between checkpoints; the last step always has one."""
     keep: Literal["best_and_last", "all"] = "best_and_last"
     """Which checkpoints stay on disk."""
-    warn_after_zero_rewards: int = Field(5, ge=1)
+    warn_after_zero_rewards: Count = 5
     """Warn when so many steps in a row earned no reward above 0 (ours)."""
 
 
 class EvalSettings(Section):
     task: str = "embedded"
     """Benchmark name, file or hub id of the held-out problems."""
-    every: int = Field(50, ge=0)
+    every: Amount = 50
     """Steps between evaluations during training; 0 evaluates only before and after."""
-    k: int = Field(8, ge=1)
+    k: Samples = 8
     """Samples a problem."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy and needs k = 1."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Count | None = None
     """Longest completion; `sampling.max_tokens` when left out."""
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     """Use only the first problems."""
 
 
@@ -219,7 +219,7 @@ class LoggingSettings(Section):
 class Recipe(Section):
     """Every setting of a run."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of prompt order, sampling and evaluation."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

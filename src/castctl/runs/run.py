@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import trusted_code
@@ -70,7 +71,7 @@ class Run:
         """One row a step: `metrics.parquet` as it is now; `UserError` where there is none."""
         file = self.path / "metrics.parquet"
         try:
-            return pq.read_table(file)
+            return pq.read_table(regular(file))
         except FileNotFoundError:
             raise UserError(
                 f"{self.path} has no metrics yet; they come with castctl train"

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
+from castctl.files import read_text, regular
 from castctl.shards.schema import KEYS, SCHEMAS, VERSION
 
 METADATA_KEY = b"castctl"
@@ -113,11 +114,13 @@ def plain(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `UserError` where it is none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is no JSON object ({one_line(error)}); delete it and make it again"
-        ) from None
+        value = json.loads(read_text(path))
+        if isinstance(value, dict):
+            return value
+        error: Exception = TypeError(f"found {type(value).__name__}")
+    except (OSError, ValueError, RecursionError) as found:
+        error = found
+    raise UserError(f"{path} is no JSON object ({one_line(error)}); delete it and make it again")
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,7 +142,7 @@ def sync_tree(folder: Path) -> None:
 def read_metadata(path: Path, stage: str) -> Metadata | None:
     """A part's metadata, None for a part made elsewhere; raises `UserError` on a broken part."""
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(regular(path))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     return _metadata_in(path, stage, schema)
@@ -168,7 +171,7 @@ def _metadata_in(path: Path, stage: str, schema: pa.Schema) -> Metadata | None:
 def count_rows(path: Path) -> int:
     """Rows of a part by its header; `UserError` on a broken part."""
     try:
-        return pq.read_metadata(path).num_rows
+        return pq.read_metadata(regular(path)).num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
 
@@ -180,7 +183,7 @@ def read_part(path: Path, stage: str) -> Part:
     wider types are cast. Raises `UserError` naming the part and what is wrong with it.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(regular(path)) as file:
             metadata = _metadata_in(path, stage, file.schema_arrow)
             table = file.read()
         table.validate(full=True)

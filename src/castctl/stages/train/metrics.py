@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular
 from castctl.shards.part import atomic_file
 
 Row = dict[str, Any]
@@ -16,7 +17,7 @@ Row = dict[str, Any]
 
 def _read(path: Path) -> list[Row]:
     try:
-        return pq.read_table(path).to_pylist()
+        return pq.read_table(regular(path)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}); move it away to go on without the "

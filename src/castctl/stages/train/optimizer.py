@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
+from castctl.files import regular
 from castctl.models.policy import NamedParameters
 from castctl.recipe.recipe import OptimizerSettings
+from castctl.shards.part import read_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,6 +38,7 @@ class Optimizer:
         )
         name = {"constant": "constant_with_warmup", "cosine": "cosine"}[settings.schedule]
         self._schedule = get_scheduler(name, self._adamw, settings.warmup_steps, total_steps)
+        self._total_steps = total_steps
         self.steps = 0
 
     @property
@@ -80,10 +83,16 @@ class Optimizer:
         from safetensors.torch import load_file
 
         try:
-            steps = int(json.loads((folder / "optimizer.json").read_text())["steps"])
-            tensors = load_file(folder / "optimizer.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            steps = read_json(folder / "optimizer.json")["steps"]
+            tensors = load_file(regular(folder / "optimizer.safetensors"))
+        except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} has no optimizer state that loads: {error}") from None
+        if type(steps) is not int or not 0 <= steps <= self._total_steps:
+            raise UserError(
+                f"{folder}: the optimizer state says {one_line(repr(steps), 40)} steps, and the "
+                f"recipe plans {self._total_steps}; start from another checkpoint, or raise "
+                "train.steps"
+            )
         known = {f"{name}.{moment}" for name, _ in self._named for moment in MOMENTS}
         if foreign := tensors.keys() - known:
             raise UserError(f"{folder}: the optimizer state is of another model ({min(foreign)})")
@@ -96,8 +105,9 @@ class Optimizer:
                     "step": torch.tensor(float(steps)),
                     **{moment: m.to(parameter.device) for moment, m in moments.items()},  # type: ignore[union-attr]
                 }
-        with warnings.catch_warnings():  # the schedule alone catches up; torch warns of the order
-            warnings.simplefilter("ignore")
-            for _ in range(steps):
+        if steps:  # the schedule alone catches up; torch warns of the order
+            self._schedule.last_epoch = steps - 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 self._schedule.step()
         self.steps = steps
