@@ -187,10 +187,11 @@ def shape(
 
     target = _run(run, overrides)
     recipe, folder = target.recipe, target.step(step)
-    shape_step(
-        folder, recipe.method, longest=recipe.sampling.max_tokens,
-        progress=_progress(quiet), overwrite=overwrite,
-    )  # fmt: skip
+    with target.beside_others():
+        shape_step(
+            folder, recipe.method, longest=recipe.sampling.max_tokens,
+            progress=_progress(quiet), overwrite=overwrite,
+        )  # fmt: skip
     return folder
 
 

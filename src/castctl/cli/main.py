@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -27,13 +28,15 @@ from castctl.cli import (
     shape,
     train,
 )
+from castctl.cli.ending import Ending
 from castctl.cli.spelling import SpelledApp
 from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
 
-INTERRUPTED = 130
-READER_GONE = 141
-"""As a shell counts: 128 and the number of the signal, SIGINT and SIGPIPE."""
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
+READER_GONE = SIGNALLED + signal.SIGPIPE
+"""As a shell counts: 128 and the number of the signal."""
 
 app = SpelledApp(
     name="castctl",
@@ -77,9 +80,11 @@ def _castctl(
 def main() -> None:
     """Run the command line.
 
-    Exits with 0, 1 (a bug), 2 (a mistake to mend), 130 (Ctrl-C) or 141 (nobody reads the output).
+    Exits with 0, 1 (a bug), 2 (a mistake to mend), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP) or 141
+    (nobody reads the output).
     """
     castctl.before_torch()
+    ending = Ending()
     send_warnings_to_terminal()
     try:
         _refuse_broken_text(sys.argv[1:])
@@ -91,7 +96,10 @@ def main() -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
-        _end(INTERRUPTED, "interrupted. Whole parts are kept; the same command goes on from them")
+        _end(
+            SIGNALLED + ending.number,
+            f"{ending}. Whole parts are kept; the same command goes on from them",
+        )
     except BrokenPipeError:
         _end_unread()
     except SystemExit as end:

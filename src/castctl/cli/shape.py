@@ -38,10 +38,11 @@ def shape(
 
     folder = target.step(number)
     settings = target.recipe
-    shape_step(
-        folder, settings.method, longest=settings.sampling.max_tokens,
-        progress=progress(), shard=share, overwrite=overwrite,
-    )  # fmt: skip
+    with target.beside_others():
+        shape_step(
+            folder, settings.method, longest=settings.sampling.max_tokens,
+            progress=progress(), shard=share, overwrite=overwrite,
+        )  # fmt: skip
     context.show_step(folder)
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:

@@ -13,10 +13,11 @@ from castctl.errors import UserError, one_line
 from castctl.files import regular
 from castctl.inspection.target import Target, step_folders
 from castctl.progress import Progress
+from castctl.runs.run import Run
 from castctl.shards.part import Part, content_hash, read_json
 from castctl.shards.schema import ADVANTAGES, SCHEMAS, TOKEN_SIGNALS
 from castctl.shards.stage import StepFolder, check_aligned
-from castctl.stages.train.metrics import Metrics
+from castctl.stages.train.metrics import Metrics, named_steps
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
 TOKEN_LISTS = [*TOKEN_SIGNALS, "sampler_logprobs", *ADVANTAGES.names[5:]]
@@ -37,7 +38,8 @@ def verify(target: Target, progress: Progress) -> Verification:
 
     Of each part: that it keeps the contract, has the rows of the others in their order, was
     made from the parts that are there, and says the step and number it is filed under. Of each
-    step: that its stages have the same parts. Of checkpoints: that the tensors are all there.
+    step: that its stages have the same parts. Of checkpoints: that the tensors are all there. Of
+    the metrics: that no step lacks its row.
     """
     found = Verification()
     steps, tensors, prompts = target.steps, list[Path](), None
@@ -47,7 +49,7 @@ def verify(target: Target, progress: Progress) -> Verification:
                        for step in step_folders(task)]  # fmt: skip
         steps = [StepFolder(run_folder), *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
-        _check_metrics(run_folder / "metrics.parquet", found)
+        _check_metrics(run_folder, target.run, found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)
         _check_json(sorted(run_folder.glob("checkpoints/step-*/castctl.json")), found)
     if target.run is not None and target.run.prompts_folder.parts("prompts"):
@@ -173,13 +175,31 @@ def _check_tensors(file: Path, found: Verification) -> None:
         found.problems.append(f"{file} does not load ({one_line(error)})")
 
 
-def _check_metrics(file: Path, found: Verification) -> None:
-    if not file.exists():
-        return
+def _check_metrics(folder: Path, run: Run | None, found: Verification) -> None:
+    """The metrics have a row for each step of the loop, once and in order, up to the newest
+    checkpoint, which a finished run has at its end."""
+    # Read before the metrics: a loop at work writes a step's row before its checkpoint.
+    done = max(run.checkpoints(), default=0) if run is not None else 0
+    file = folder / "metrics.parquet"
     try:
-        Metrics(file)
+        metrics = Metrics(file)
+        state = None if run is None else run.manifest.get("state")
     except UserError as error:
         found.problems.append(str(error))
+        return
+    steps = [step for row in metrics.rows if isinstance(step := row.get("step"), int)]
+    if len(steps) < len(metrics.rows):
+        found.problems.append(f"{file} has rows without a step")
+        return
+    if steps != sorted(set(steps)):
+        found.problems.append(f"{file} does not have each step once and in order")
+    if run is None or state in (None, "new"):  # no loop has been here
+        return
+    if state == "finished" and done < (end := run.recipe.train.steps):
+        found.problems.append(f"{run.path} is finished, but has no checkpoint of step {end}")
+        done = end
+    if lost := metrics.missing(run, done):
+        found.problems.append(f"{file} lacks {named_steps(lost)} of the {done} that are done")
 
 
 def _check_json(files: list[Path], found: Verification) -> None:

@@ -21,9 +21,14 @@ def extend(run: Run, steps: int) -> Run:
     checkpoint is deleted, to be made again, and a warning says that the course is another. Raises
     `UserError` unless more steps are asked for than are done.
     """
-    planned = run.recipe.train.steps
-    if steps == planned:
+    if steps == run.recipe.train.steps:
         return run
+    with run.alone() as held:
+        return _extended(held, steps)
+
+
+def _extended(run: Run, steps: int) -> Run:
+    planned = run.recipe.train.steps
     start = max(run.checkpoints(), default=0)
     rows = run.metrics().num_rows if (run.path / "metrics.parquet").exists() else 0
     if steps <= (done := max(start, rows)):

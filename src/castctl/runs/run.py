@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from castctl.files import regular
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import trusted_code
+from castctl.runs.lock import Place, writing
+from castctl.shards.drafts import drafted_folder
 from castctl.shards.part import read_json, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.versions import library_versions
@@ -30,11 +32,13 @@ from castctl.versions import library_versions
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """The folder `path` and the recipe it was made from; `new` where this process made it."""
+    """The folder `path` and the recipe it was made from; `new` where this process made it, and
+    `place` where it is the only one to write it."""
 
     path: Path
     recipe: Recipe
     new: bool = False
+    place: Place | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"  # a notebook has no room for every setting
@@ -93,8 +97,26 @@ class Run:
         """What is recorded of the run; `UserError` where the file cannot be read."""
         return read_manifest(self.path)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Run]:
+        """The run with this process as its only writer; `Taken` where it has another."""
+        with writing(self.path, alone=True) as place:
+            yield replace(self, place=place)
+
+    @contextlib.contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Write parts, as other processes may too; `Taken` where one must be alone."""
+        with writing(self.path, alone=False):
+            yield
+
+    def require_place(self) -> None:
+        """Raise `Taken` where this process was the only writer and is no more."""
+        if self.place is not None:
+            self.place.require()
+
     def record(self, **facts: Any) -> None:
         """Add facts to the manifest."""
+        self.require_place()
         write_json(self.path / "manifest.json", {**self.manifest, **facts})
 
 
@@ -124,14 +146,12 @@ def create_run(recipe: Recipe, name: str | None, kind: str, origins: Origins | N
     if path.exists():
         _write_run(path, path.name, recipe, origins)
         return Run(path, recipe, new=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _write_run(draft, path.name, recipe, origins)
-        draft.rename(path)  # with both files in it: whole or absent
+        with drafted_folder(path) as draft:
+            _write_run(draft, path.name, recipe, origins)
+            draft.rename(path)  # with both files in it: whole or absent
     except OSError as error:
         raise UserError(f"cannot make run {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Run(path, recipe, new=True)
 
 
@@ -170,16 +190,21 @@ def newest_run() -> Run | None:
 def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
     """On an error, remove a run that this process made and that holds no part but its prompts.
 
-    One shard of several leaves the run to the others.
+    One shard of several leaves the run to the others, as does who finds another at work in it.
     """
     try:
         yield
     except BaseException:
-        parts = (path.parent for path in run.path.rglob("part-*.parquet"))
-        empty = not run.checkpoints() and all(each == run.path / "prompts" for each in parts)
-        if run.new and empty and shard.count == 1:
-            shutil.rmtree(run.path, ignore_errors=True)
+        if run.new and shard.count == 1:
+            with contextlib.suppress(UserError), run.alone():
+                _remove_if_empty(run)
         raise
+
+
+def _remove_if_empty(run: Run) -> None:
+    parts = (path.parent for path in run.path.rglob("part-*.parquet"))
+    if not run.checkpoints() and all(each == run.path / "prompts" for each in parts):
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def is_run(name: str) -> bool:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
 from castctl.files import read_text, regular
+from castctl.shards.drafts import drafted_file
 from castctl.shards.schema import KEYS, SCHEMAS, VERSION
 
 METADATA_KEY = b"castctl"
@@ -56,25 +56,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises `UserError` where the disk is full or the folder cannot be written.
     """
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
+        with drafted_file(path) as (stream, draft):
             os.fchmod(stream.fileno(), 0o666 & ~_umask())  # mkstemp's files are private
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            draft.replace(path)  # open still: its lock ends when it is closed
         sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; is the folder writable?"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

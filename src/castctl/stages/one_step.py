@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from castctl.data.templates import PromptTemplate
 from castctl.engines import make_engine
@@ -32,19 +33,35 @@ from castctl.stages.score.rewards import score_rewards
 from castctl.stages.score.signals import check_signal_names, score_signals
 from castctl.stages.train.batch import TRAINED_FROM, read_batch
 from castctl.stages.train.checkpoint import (
-    STATE_FILE,
     load_state,
     load_teacher,
-    provenance_of,
+    remove_unfinished,
     save_checkpoint,
 )
 from castctl.stages.train.loop import new_state
+from castctl.stages.train.provenance import STATE_FILE, provenance_of
 from castctl.stages.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
 
 log = logging.getLogger(__name__)
 
+Given = ParamSpec("Given")
 
+
+def _beside_others(
+    stage: Callable[Concatenate[Run, Given], None],
+) -> Callable[Concatenate[Run, Given], None]:
+    """A stage whose processes write parts of one step side by side, but not beside a loop."""
+
+    @functools.wraps(stage)
+    def locked(run: Run, *given: Given.args, **named: Given.kwargs) -> None:
+        with run.beside_others():
+            stage(run, *given, **named)
+
+    return locked
+
+
+@_beside_others
 def rollout_stage(
     run: Run,
     step: int,
@@ -71,6 +88,7 @@ def rollout_stage(
         )  # fmt: skip
 
 
+@_beside_others
 def score_stage(
     run: Run,
     step: int,
@@ -137,8 +155,17 @@ def train_stage(
     """One update from a shaped step; the checkpoint of the next step and the update's numbers.
 
     Weights, optimizer and teacher are those of the step's checkpoint; where the source is
-    none, the optimizer is fresh. A checkpoint made alike is kept, without numbers.
+    none, the optimizer is fresh. A checkpoint made alike is kept, without numbers. Raises `Taken`
+    where the run has another writer.
     """
+    with run.alone() as held:
+        return _train_stage(held, step, source, overwrite)
+
+
+def _train_stage(
+    run: Run, step: int, source: PolicySource, overwrite: bool
+) -> tuple[Path, UpdateStats | None]:
+    remove_unfinished(run)
     sampled_temperature(run, step, "signals")
     for warning in run.recipe.check_training():
         log.warning("%s", warning)

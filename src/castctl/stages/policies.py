@@ -21,7 +21,7 @@ from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.runs.run import Run
 from castctl.stages.score.part import Budget
 from castctl.stages.score.scorers import Scorer, Scorers
-from castctl.stages.train.checkpoint import provenance_of
+from castctl.stages.train.provenance import provenance_of
 
 log = logging.getLogger(__name__)
 

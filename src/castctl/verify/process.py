@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +32,10 @@ START = (
 )
 """What the interpreter of a worker runs: it finds modules where its parent does."""
 
+GRACE_SECONDS = 0.5
+"""How long after a worker's end by a signal the same signal may come to this process, where a
+scheduler or `timeout` ends both."""
+
 START_SECONDS = 120.0
 """Longest time a worker may take to start and to load a call's imports."""
 
@@ -46,15 +51,21 @@ class WorkerProcess:
         self._timeout = settings.timeout
         self.connection, theirs = Pipe()
         memory_bytes = int(settings.memory_gb * 2**30)
-        arguments = (json.dumps(sys.path), theirs.fileno(), memory_bytes, settings.timeout)
+        life, self._life = os.pipe()  # this end closes with this process, however that ends
+        handles = (theirs.fileno(), life)
+        arguments = (json.dumps(sys.path), *handles, memory_bytes, settings.timeout)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", START, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=handles,
             )
+        except BaseException:
+            os.close(self._life)
+            raise
         finally:
             theirs.close()
+            os.close(life)
         self._unsent: Call | None = None
         self._listens = False
         self.worn = False
@@ -109,12 +120,15 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
         self.connection.close()
+        os.close(self._life)
 
     def _after_death(self) -> Outcome:
         self.worn = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         code = self._process.returncode
+        if code in (-signal.SIGTERM, -signal.SIGHUP):
+            time.sleep(GRACE_SECONDS)  # or else a call would count as failed that was only stopped
         if self._started is None:
             raise UserError(
                 f"verifier: a worker ended while it started (exit code {code}); see its output "

@@ -15,8 +15,7 @@ from castctl.models.teacher import TeacherCopy
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
 from castctl.stages.train.optimizer import Optimizer
-
-STATE_FILE = "castctl.json"
+from castctl.stages.train.provenance import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,11 @@ class TrainState:
 def save_checkpoint(
     run: Run, step: int, state: TrainState, provenance: Metadata | None = None
 ) -> Path:
-    """Write the state at the start of `step`, whole or not at all, and what made it."""
+    """Write the state at the start of `step`, whole or not at all, and what made it.
+
+    Raises `Taken` where the run has another writer by now, `UserError` where the disk is full.
+    """
+    run.require_place()
     folder = run.checkpoint(step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -50,6 +53,7 @@ def save_checkpoint(
         }
         (temporary / STATE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         sync_tree(temporary)
+        run.require_place()  # to write the weights took its time
         replaced = _set_aside(folder) if folder.exists() else None
         temporary.rename(folder)
         sync_folder(folder.parent)
@@ -61,12 +65,6 @@ def save_checkpoint(
             f"cannot write checkpoint {folder}: {error}; the one before it is whole"
         ) from error
     return folder
-
-
-def provenance_of(checkpoint: Path) -> Metadata | None:
-    """What made a checkpoint, where it says."""
-    file = checkpoint / STATE_FILE
-    return read_json(file).get("provenance") if file.is_file() else None
 
 
 def load_state(folder: Path, teacher: TeacherCopy, optimizer: Optimizer) -> None:
@@ -84,12 +82,19 @@ def load_teacher(folder: Path, teacher: TeacherCopy) -> None:
 
 
 def prune_checkpoints(run: Run, keep: set[int]) -> None:
-    """Delete the run's checkpoints whose step is not in `keep`, and what earlier deletions left."""
+    """Delete the run's checkpoints whose step is not in `keep`."""
+    run.require_place()
     for step in run.checkpoints():
         if step not in keep:
             shutil.rmtree(_set_aside(run.checkpoint(step)))
-    for left in (run.path / "checkpoints").glob(".step-*.old"):
-        shutil.rmtree(left)
+
+
+def remove_unfinished(run: Run) -> None:
+    """Delete what a killed writer left of checkpoints half written and half deleted."""
+    run.require_place()
+    for ending in ("tmp", "old"):
+        for left in (run.path / "checkpoints").glob(f".step-*.{ending}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:

@@ -45,9 +45,10 @@ from castctl.stages.train.checkpoint import (
     TrainState,
     load_state,
     prune_checkpoints,
+    remove_unfinished,
     save_checkpoint,
 )
-from castctl.stages.train.metrics import Metrics, Row
+from castctl.stages.train.metrics import Metrics, Row, tell_of_missing
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from castctl.stages.train.trackers import start_tracker
@@ -77,10 +78,18 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     """Train the run to its last step, from its newest checkpoint or from the start.
 
     `on_row` is told each step's metrics. Interrupted at any instant and called again, it
-    ends with the same weights and tables as if it had not been.
+    ends with the same weights and tables as if it had not been. Raises `Taken` where the run has
+    another writer, or gets one.
     """
+    task_name(run.recipe.eval.task)  # which refuses what is no folder's name
+    with run.alone() as held:
+        return _train(held, progress, on_row)
+
+
+def _train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Trained:
     settings = run.recipe.train
     require_trust(run.recipe.verifier)
+    remove_unfinished(run)
     start = max(run.checkpoints(), default=0)
     run.record(state="running", pid=os.getpid())
     tracker = start_tracker(run)
@@ -98,6 +107,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
                 if evaluates:
                     result = loop.evaluate(step + 1)
                     row |= {f"eval_{key}": value for key, value in result["avg"].items()}
+                run.require_place()
                 loop.metrics.append(row)
                 tracker.log(row, step)
                 if saves_after(run.recipe, step + 1):
@@ -169,6 +179,7 @@ class _Loop:
         self.engine = make_engine(recipe.engine, policy)
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
+        tell_of_missing(self.metrics, run, start)
         self._warned_of_gap = False
 
     def close(self) -> None:
@@ -176,6 +187,7 @@ class _Loop:
 
     def step(self, step: int) -> Row:
         """Run all stages of one step; its metrics."""
+        self.run.require_place()
         folder = self.run.step(step)
         model, teacher = self.state.policy.model, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
 from castctl.files import regular
+from castctl.runs.run import Run
 from castctl.shards.part import atomic_file
+from castctl.stages.train.provenance import provenance_of
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -25,6 +30,16 @@ def _read(path: Path) -> list[Row]:
         ) from None
 
 
+def named_steps(steps: list[int]) -> str:
+    """Ascending steps in words, at most three stretches of them: `steps 0 to 4, 7`."""
+    among = set(steps)
+    starts = [step for step in steps if step - 1 not in among]
+    ends = [step for step in steps if step + 1 not in among]
+    runs = [str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True)]
+    more = [f"and {len(runs) - 3} stretches more"] if len(runs) > 3 else []
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join([*runs[:3], *more])}"
+
+
 class Metrics:
     """The rows so far; columns are the union of what the rows hold."""
 
@@ -36,6 +51,12 @@ class Metrics:
         """Forget the rows of `step` and later, which are about to be made again."""
         self.rows = [row for row in self.rows if row["step"] < step]
 
+    def missing(self, run: Run, done: int) -> list[int]:
+        """Steps of the first `done` that have no row, but for those that were updated by hand."""
+        there = {row["step"] for row in self.rows}
+        lacking = (step for step in range(done) if step not in there)
+        return [step for step in lacking if provenance_of(run.checkpoint(step + 1)) is None]
+
     def append(self, row: Row) -> None:
         """Add a step's row and write the file."""
         self.rows.append(row)
@@ -43,3 +64,13 @@ class Metrics:
         columns = {name: [each.get(name) for each in self.rows] for name in names}
         with atomic_file(self.path) as stream:
             pq.write_table(pa.table(columns), stream)
+
+
+def tell_of_missing(metrics: Metrics, run: Run, start: int) -> None:
+    """Warn of steps before the checkpoint `start` whose rows are lost, and write it down."""
+    if lost := metrics.missing(run, start):
+        log.warning(
+            "%s lacks %s, though there is a checkpoint at the start of step %d; nothing makes "
+            "those rows again", metrics.path, named_steps(lost), start,
+        )  # fmt: skip
+        run.record(lost_metrics=lost)
