@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from castctl.errors import UserError, one_line
+from castctl.errors import UserError
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
-from castctl.shards.part import read_json, write_json, write_text
+from castctl.shards.part import read_json, read_table, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.versions import library_versions
 
@@ -68,14 +67,9 @@ class Run:
     def metrics(self) -> pa.Table:
         """One row a step: `metrics.parquet` as it is now; `UserError` where there is none."""
         file = self.path / "metrics.parquet"
-        try:
-            return pq.read_table(file)
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.path} has no metrics yet; they come with castctl train"
-            ) from None
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} cannot be read ({one_line(error)})") from None
+        if not file.exists():
+            raise UserError(f"{self.path} has no metrics yet; they come with castctl train")
+        return read_table(file, "metrics")[0]
 
     def changed(self, overrides: Iterable[str] = (), **sections: Any) -> Run:
         """The run with its recipe changed for one call, as `read_recipe` changes it."""

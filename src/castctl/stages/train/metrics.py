@@ -6,22 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from castctl.errors import UserError, one_line
-from castctl.shards.part import atomic_file
+from castctl.shards.part import read_table, write_table
 
 Row = dict[str, Any]
 
 
-def _read(path: Path) -> list[Row]:
-    try:
-        return pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({one_line(error)}); move it away to go on without the "
-            "steps before"
-        ) from None
+KIND = "metrics"
+REMEDY = "move it away to go on without the steps before"
 
 
 class Metrics:
@@ -29,7 +21,9 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = _read(path) if path.exists() else []
+        self.rows: list[Row] = (
+            read_table(path, KIND, REMEDY)[0].to_pylist() if path.exists() else []
+        )
 
     def rewind(self, step: int) -> None:
         """Forget the rows of `step` and later, which are about to be made again."""
@@ -40,5 +34,4 @@ class Metrics:
         self.rows.append(row)
         names = list(dict.fromkeys(name for each in self.rows for name in each))
         columns = {name: [each.get(name) for each in self.rows] for name in names}
-        with atomic_file(self.path) as stream:
-            pq.write_table(pa.table(columns), stream)
+        write_table(self.path, KIND, pa.table(columns), {})
