@@ -113,7 +113,8 @@ def test_a_part_comes_back_as_it_was(tmp_path: Path) -> None:
     part = read_part(path, "rollouts")
     assert equal(part.table, conforming())
     assert part.path == path
-    wanted = {"schema": VERSION, "stage": "rollouts", "seed": 7, "nested": {"a": [1, None]}}
+    wanted = {"schema": VERSION, "stage": "rollouts", "seed": 7, "nested": {"a": [1, None]},
+              "content": content_hash(part.table)}  # fmt: skip
     assert part.metadata == read_metadata(path, "rollouts") == wanted
     assert [file.name for file in path.parent.iterdir()] == ["part.parquet"]
 
@@ -420,8 +421,8 @@ def reward_rows(**changes: Any) -> pa.Table:
         "reward": [1.0, 0.0, None],
         "verdict": ["correct", "wrong", "error"],
         "extracted": ["2", "", None],
-        "answer_start": [0, 3, None],
-        "answer_end": [1, 4, None],
+        "answer_start": [0, 0, None],
+        "answer_end": [1, 0, None],
         "seconds": [0.1, 0.2, 0.3],
     }
     return pa.table({**columns, **changes}).cast(SCHEMAS["rewards"])
@@ -604,8 +605,9 @@ def test_a_part_is_made_once_and_says_how(folder: StepFolder) -> None:
     assert not make(folder, calls)
     assert calls == [1]
     assert folder.parts("rewards") == [0] and folder.has("rewards", 0)
-    metadata = folder.read("rewards", 0).metadata
-    assert metadata == {
+    part = folder.read("rewards", 0)
+    assert part.metadata == {
+        "content": content_hash(part.table),
         "schema": VERSION,
         "stage": "rewards",
         "step": 3,

@@ -421,7 +421,7 @@ def test_a_checkpoint_of_another_architecture(castctl: Cli, step: Path) -> None:
     [
         ("manifest.json", "manifest.json is no JSON object"),
         ("recipe.yaml", "recipe.yaml: a recipe is a mapping"),
-        ("metrics.parquet", "metrics.parquet cannot be read"),
+        ("metrics.parquet", "metrics.parquet is cut short, damaged or no Parquet file"),
         ("checkpoints/step-00002/castctl.json", "castctl.json is no JSON object"),
         ("checkpoints/step-00002/optimizer.safetensors", "has no optimizer state that loads"),
         ("checkpoints/step-00002/model.safetensors", "cannot load the model"),

@@ -140,7 +140,7 @@ def _signals(
         return None
     read = read_signals(Part(folder.stage_path("signals"), table, None), skip_tokens)
     if (read.tokens.offsets != offsets).any():
-        raise ValueError("policy_logprobs does not have one value a completion token")
+        raise ValueError("policy_logprobs has not one value a completion token")
     return read
 
 

@@ -14,7 +14,7 @@ from castctl.shards.stage import StepFolder
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.shape import reward_groups
 
-BOOKKEEPING = {"schema", "stage", "step", "total_steps", "part", "inputs"}
+BOOKKEEPING = {"schema", "stage", "step", "total_steps", "part", "inputs", "content"}
 """Metadata that says where a part belongs; the rest says what made it."""
 
 Flat = dict[str, Any]

@@ -9,37 +9,40 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from castctl.data.conversation import earlier_in
+from castctl.data.prompts import prompt_id
 from castctl.errors import UserError, one_line
 from castctl.files import regular
 from castctl.inspection.target import Target, step_folders
 from castctl.progress import Progress
 from castctl.runs.run import Run
-from castctl.shards.part import Part, content_hash, read_json
-from castctl.shards.schema import ADVANTAGES, SCHEMAS, TOKEN_SIGNALS
+from castctl.shards.metadata import Metadata
+from castctl.shards.part import Part, content_hash, read_json, read_table
+from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.train.metrics import Metrics, named_steps
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
-TOKEN_LISTS = [*TOKEN_SIGNALS, "sampler_logprobs", *ADVANTAGES.names[5:]]
-"""Columns with one value a completion token."""
 
 
 @dataclass
 class Verification:
-    """What was read and what is wrong, a line each; `foreign` parts carry no metadata."""
+    """What was read and what is wrong, a line each; `foreign` parts carry no metadata, `unsealed`
+    ones no digest, so that nobody knows whether their values are those that were written."""
 
     files: int = 0
     problems: list[str] = field(default_factory=list)
     foreign: list[Path] = field(default_factory=list)
+    unsealed: list[Path] = field(default_factory=list)
 
 
 def verify(target: Target, progress: Progress) -> Verification:
     """Check the run, the step, or all stages of the part that `target` names.
 
-    Of each part: that it keeps the contract, has the rows of the others in their order, was
-    made from the parts that are there, and says the step and number it is filed under. Of each
-    step: that its stages have the same parts. Of checkpoints: that the tensors are all there. Of
-    the metrics: that no step lacks its row.
+    Of each part: that its bytes and its values are those that were written, that it keeps the
+    contract, has the rows of the others in their order, was made from the parts that are there, and
+    says the step and number it is filed under. Of each step: that its stages have the same parts.
+    Of checkpoints: that the tensors are all there. Of the metrics: that no step lacks its row.
     """
     found = Verification()
     steps, tensors, prompts = target.steps, list[Path](), None
@@ -49,6 +52,8 @@ def verify(target: Target, progress: Progress) -> Verification:
                        for step in step_folders(task)]  # fmt: skip
         steps = [StepFolder(run_folder), *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
+        for name in ("metrics", "dropped"):
+            _check_table(run_folder / f"{name}.parquet", name, found)
         _check_metrics(run_folder, target.run, found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)
         _check_json(sorted(run_folder.glob("checkpoints/step-*/castctl.json")), found)
@@ -117,7 +122,31 @@ def _read(step: StepFolder, stage: str, number: int, found: Verification) -> Par
         said = part.metadata.get(key, expected)
         if said != expected:
             found.problems.append(f"{part.path} says that it is {key} {said}")
+    _check_content(part.path, part.metadata, part.table, found)
+    if stage == "prompts":
+        _check_ids(part, found)
     return part
+
+
+def _check_content(path: Path, made: Metadata, table: pa.Table, found: Verification) -> None:
+    """Whether a file holds the values that it says it does."""
+    if "content" not in made:
+        found.unsealed.append(path)
+    elif made["content"] != content_hash(table):
+        found.problems.append(f"{path} does not hold the values that it was written with")
+
+
+def _check_ids(prompts: Part, found: Verification) -> None:
+    """A prompt's id is the hash of what is asked."""
+    names = ("prompt_id", "problem", "answer", "earlier")
+    rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
+    wrong = [id for id, problem, answer, cell in rows
+             if id != prompt_id(problem, answer, earlier_in(cell))]  # fmt: skip
+    if wrong:
+        found.problems.append(
+            f"{prompts.path}: {len(wrong)} prompts are not those of their prompt_id, "
+            f"{one_line(wrong[0], 40)} first"
+        )
 
 
 def _check_together(parts: dict[str, Part], prompts: Part | None, found: Verification) -> None:
@@ -132,29 +161,12 @@ def _check_together(parts: dict[str, Part], prompts: Part | None, found: Verific
             check_aligned(base, [(stage, keys_alone)], base_stage)
         except UserError as error:
             found.problems.append(str(error))
-            continue
-        if base_stage == "rollouts":
-            _check_lengths(base, part, found)
     if prompts is not None and "rollouts" in parts:
         hashes["prompts"] = _prompts_hash(prompts.table, parts["rollouts"].table)
     for part in parts.values():
-        recorded = (part.metadata or {}).get("inputs", {})
-        if not isinstance(recorded, dict):
-            found.problems.append(f"{part.path} does not say what it was made from")
-            continue
-        for stage, digest in recorded.items():
+        for stage, digest in (part.metadata or {}).get("inputs", {}).items():
             if stage in hashes and digest != hashes[stage]:
                 found.problems.append(f"{part.path} was made from other {stage} than are there")
-
-
-def _check_lengths(rollouts: Part, part: Part, found: Verification) -> None:
-    """One value a completion token, where there are values."""
-    tokens = rollouts.table["completion_token_ids"].combine_chunks().value_lengths()
-    for name in TOKEN_LISTS:
-        if name in part.table.column_names:
-            same = pc.equal(part.table[name].combine_chunks().value_lengths(), tokens)
-            if not pc.all(same, min_count=0).as_py():
-                found.problems.append(f"{part.path}: {name} has not one value a completion token")
 
 
 def _prompts_hash(prompts: pa.Table, rollouts: pa.Table) -> str:
@@ -200,6 +212,19 @@ def _check_metrics(folder: Path, run: Run | None, found: Verification) -> None:
         done = end
     if lost := metrics.missing(run, done):
         found.problems.append(f"{file} lacks {named_steps(lost)} of the {done} that are done")
+def _check_table(file: Path, kind: str, found: Verification) -> None:
+    """A table beside the parts that is as it was written."""
+    if not file.exists():
+        return
+    try:
+        table, made = read_table(file, kind)
+    except UserError as error:
+        found.problems.append(str(error))
+    else:
+        # Parquet has a name of its own for what is in a list, and hashes count it.
+        named = {f.name: pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type
+                 for f in table.schema}  # fmt: skip
+        _check_content(file, made or {}, table.cast(pa.schema(named)), found)
 
 
 def _check_json(files: list[Path], found: Verification) -> None:

@@ -143,6 +143,8 @@ def verification_page(found: Verification) -> Group:
     problems = [Text(line(problem, 1000), "red") for problem in found.problems]
     made = f", {len(found.foreign)} of them made elsewhere" if found.foreign else ""
     elsewhere = [Text(f"made elsewhere: {line(path)}", "dim") for path in found.foreign]
+    if count := len(found.unsealed):
+        elsewhere.append(Text(f"{count} of an older castctl, which wrote no checksums", "dim"))
     count = len(found.problems)
     verdict = f"{count} problem{'s' * (count != 1)}" if count else "whole"
     return Group(*problems, *elsewhere, Text(f"{found.files} files read{made}: {verdict}"))

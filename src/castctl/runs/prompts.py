@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from castctl.data.conversation import earlier_in
 from castctl.data.order import further_prompts, step_prompts
@@ -20,7 +19,7 @@ from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.runs.run import Run
-from castctl.shards.part import Metadata, atomic_file
+from castctl.shards.part import Metadata, write_table
 from castctl.shards.stage import describe_difference
 from castctl.verify.golds import gold_notes
 
@@ -51,8 +50,7 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
             )
         return there.table
     prompts = training_prompts(recipe, tokenizer, progress)
-    with atomic_file(run.path / "dropped.parquet") as stream:
-        pq.write_table(prompts.dropped, stream)
+    write_table(run.path / "dropped.parquet", "dropped", prompts.dropped, {})
     run.record(
         data={"path": recipe.data.path, "revision": prompts.revision, "notes": prompts.notes}
     )

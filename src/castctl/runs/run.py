@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from castctl.errors import UserError, one_line
-from castctl.files import regular
+from castctl.errors import UserError
 from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import trusted_code
 from castctl.runs.lock import Place, writing
 from castctl.shards.drafts import drafted_folder
-from castctl.shards.part import read_json, write_json, write_text
+from castctl.shards.part import read_json, read_table, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.versions import library_versions
 
@@ -74,14 +72,9 @@ class Run:
     def metrics(self) -> pa.Table:
         """One row a step: `metrics.parquet` as it is now; `UserError` where there is none."""
         file = self.path / "metrics.parquet"
-        try:
-            return pq.read_table(regular(file))
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.path} has no metrics yet; they come with castctl train"
-            ) from None
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} cannot be read ({one_line(error)})") from None
+        if not file.exists():
+            raise UserError(f"{self.path} has no metrics yet; they come with castctl train")
+        return read_table(file, "metrics")[0]
 
     def changed(
         self, overrides: Iterable[str] = (), *, trusted: Collection[str] = (), **sections: Any

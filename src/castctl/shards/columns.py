@@ -29,7 +29,7 @@ def nullable_floats(
     present = column.is_valid().to_numpy(zero_copy_only=False)
     lengths = np.diff(offsets)
     if (column.drop_null().value_lengths().to_numpy() != lengths[present]).any():
-        raise ValueError(f"{name} does not have one value a completion token")
+        raise ValueError(f"{name} has not one value a completion token")
     flat = np.full(offsets[-1], np.nan)
     flat[np.repeat(present, lengths)] = column.flatten().to_numpy(zero_copy_only=False)
     return flat

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
 from castctl.files import read_text, regular
+from castctl.shards.contract import conform
 from castctl.shards.drafts import drafted_file
-from castctl.shards.schema import KEYS, SCHEMAS, VERSION
-
-METADATA_KEY = b"castctl"
-Metadata = dict[str, Any]
+from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
+from castctl.shards.schema import SCHEMAS, VERSION
+from castctl.shards.seal import is_whole, sealed
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,23 @@ class Part:
 def write_part(path: Path, stage: str, table: pa.Table, metadata: Metadata) -> None:
     """Write a part atomically, cast to the stage's schema."""
     schema = SCHEMAS[stage]
-    stamped = {"schema": VERSION, "stage": stage, **metadata}
     table = table.select(schema.names).cast(schema)
+    # Tokens and log-probs hardly repeat: a dictionary of them takes six times as long.
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    write_table(path, stage, table, metadata, texts)
+
+
+def write_table(
+    path: Path, kind: str, table: pa.Table, metadata: Metadata, dictionaries: Sequence[str] = ()
+) -> None:
+    """Write a table atomically into a file that says what it is, what made it and what it holds,
+    and that tells by its seal whether it is still the same."""
+    stamped = {"schema": VERSION, "stage": kind, **metadata, "content": content_hash(table)}
     table = table.replace_schema_metadata(
         {METADATA_KEY: json.dumps(stamped, sort_keys=True).encode()}
     )
-    texts = [field.name for field in schema if pa.types.is_string(field.type)]
     with atomic_file(path) as stream:
-        # Tokens and log-probs hardly repeat: a dictionary of them takes six times as long.
-        pq.write_table(table, stream, compression="zstd", use_dictionary=texts)
+        stream.write(sealed(table, dictionaries))
 
 
 @contextlib.contextmanager
@@ -135,39 +143,15 @@ def sync_tree(folder: Path) -> None:
 
 def read_metadata(path: Path, stage: str) -> Metadata | None:
     """A part's metadata, None for a part made elsewhere; raises `UserError` on a broken part."""
-    try:
+    with _reading(path):
         schema = pq.read_schema(regular(path))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
     return _metadata_in(path, stage, schema)
-
-
-def _metadata_in(path: Path, stage: str, schema: pa.Schema) -> Metadata | None:
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        return None
-    try:
-        metadata = dict(json.loads(raw))
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path}: its castctl metadata is no JSON object; make the part again"
-        ) from None
-    if metadata.get("schema") != VERSION:
-        raise UserError(
-            f"{path} has schema version {metadata.get('schema')}, this castctl reads {VERSION}; "
-            "make it again or use the castctl that wrote it"
-        )
-    if metadata.get("stage") != stage:
-        raise UserError(f"{path} is a part of {metadata.get('stage')}, not of {stage}")
-    return metadata
 
 
 def count_rows(path: Path) -> int:
     """Rows of a part by its header; `UserError` on a broken part."""
-    try:
+    with _reading(path):
         return pq.read_metadata(regular(path)).num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
 
 
 def read_part(path: Path, stage: str) -> Part:
@@ -176,44 +160,78 @@ def read_part(path: Path, stage: str) -> Part:
     Columns beyond the contract are ignored, nullable ones that are missing are null, and
     wider types are cast. Raises `UserError` naming the part and what is wrong with it.
     """
-    try:
-        with pq.ParquetFile(regular(path)) as file:
-            metadata = _metadata_in(path, stage, file.schema_arrow)
+    table, metadata = read_table(path, stage)
+    return Part(path, conform(path, stage, table), metadata)
+
+
+def read_table(
+    path: Path, kind: str, remedy: str = "delete it and make it again"
+) -> tuple[pa.Table, Metadata | None]:
+    """The table of a file as it is, and its metadata, None for a file made elsewhere.
+
+    Every byte is compared with the file's seal, where it has one. Raises `UserError` for a file
+    that is broken or not what it says, with the `remedy`.
+    """
+    with _reading(path, remedy):
+        content = regular(path).read_bytes()
+        whole = is_whole(content)
+        if whole is False:
+            raise _changed(path, remedy)
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            schema = file.schema_arrow
             table = file.read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-    table = _conform(path, stage, table)
-    keys = table.select(KEYS[stage])
-    if keys.group_by(KEYS[stage]).aggregate([]).num_rows != keys.num_rows:
-        raise UserError(f"{path}: {' and '.join(KEYS[stage])} must be unique, but a key repeats")
-    return Part(path, table, metadata)
+    metadata = _metadata_in(path, kind, schema)
+    if whole is None and "content" in (metadata or {}):  # it was written with a seal
+        raise _changed(path, remedy)
+    return table, metadata
 
 
-def _conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
-    columns = []
-    for field in SCHEMAS[stage]:
-        if field.name not in table.column_names:
-            if not field.nullable:
-                raise UserError(
-                    f"{path} lacks column {field.name} ({field.type}), which {stage} must have; "
-                    f"it has {', '.join(table.column_names)}"
-                )
-            columns.append(pa.nulls(table.num_rows, field.type))
-            continue
-        try:
-            column = table[field.name].cast(field.type)
-        except pa.ArrowException:
-            found = table[field.name].type
-            raise UserError(
-                f"{path}: column {field.name} must be {field.type}, found {found}"
-            ) from None
-        if not field.nullable and column.null_count:
-            raise UserError(f"{path}: column {field.name} has {column.null_count} nulls")
-        if field.type == pa.list_(pa.int32()) and pc.list_flatten(column).null_count:
-            raise UserError(f"{path}: column {field.name} has nulls among its token ids")
-        columns.append(column)
-    return pa.table(columns, schema=SCHEMAS[stage])
+def _metadata_in(path: Path, stage: str, schema: pa.Schema) -> Metadata | None:
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        return None
+    try:
+        metadata = parse_metadata(raw)
+    except ValueError as error:
+        raise UserError(f"{path}: its castctl metadata {error}; make the part again") from None
+    if metadata.get("schema") != VERSION:
+        raise UserError(
+            f"{path} has schema version {one_line(str(metadata.get('schema')), 40)}, this castctl "
+            f"reads {VERSION}; make it again or use the castctl that wrote it"
+        )
+    if metadata.get("stage") != stage:
+        said = one_line(str(metadata.get("stage")), 40)
+        raise UserError(f"{path} is a part of {said}, not of {stage}")
+    return metadata
+
+
+@contextlib.contextmanager
+def _reading(path: Path, remedy: str = "delete it and make it again") -> Iterator[None]:
+    """Tell what goes wrong in reading a file as a `UserError`, by whose fault it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"there is no part {path}") from None
+    except MemoryError:
+        size = path.stat().st_size / 1e6
+        raise UserError(
+            f"not enough memory to read {path} ({size:,.1f} MB on disk): free some, or make parts "
+            "smaller with train.part_size; castctl inspect --verify says whether it is damaged"
+        ) from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(
+            f"{path} is cut short, damaged or no Parquet file ({one_line(error, 160)}); {remedy}"
+        ) from None
+
+
+def _changed(path: Path, remedy: str) -> UserError:
+    return UserError(
+        f"{path} is cut short, damaged or changed by another program: its bytes are not those "
+        f"that castctl wrote; {remedy}"
+    )
 
 
 def content_hash(table: pa.Table) -> str:
@@ -245,12 +263,3 @@ def _hash_array(digest: Any, column: pa.ChunkedArray | pa.Array) -> None:
         digest.update(b"".join(encoded))
     else:
         digest.update(np.ascontiguousarray(present.to_numpy(zero_copy_only=False)).tobytes())
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if not path.exists():
-        return UserError(f"there is no part {path}")
-    return UserError(
-        f"{path} is cut short or no Parquet file ({one_line(error, 160)}); delete it and "
-        "make it again"
-    )

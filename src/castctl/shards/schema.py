@@ -103,6 +103,13 @@ SCHEMAS = {
     "advantages": ADVANTAGES,
 }
 
+TOKEN_LISTS = {
+    "rollouts": ("completion_token_ids", "sampler_logprobs"),
+    "signals": TOKEN_SIGNALS,
+    "advantages": ("advantages", "weights", "flipped", "distill_weights", "loss_weights"),
+}
+"""Columns with one value a completion token."""
+
 KEYS = {
     stage: ["prompt_id"] if stage == "prompts" else ["prompt_id", "sample"] for stage in SCHEMAS
 }

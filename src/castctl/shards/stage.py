@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
+from castctl.shards.contract import token_counts
 from castctl.shards.part import (
     Metadata,
     Part,
@@ -142,9 +144,9 @@ class StepFolder:
             if different:
                 key, here, there = first_difference(said, known, different)
                 raise UserError(
-                    f"{path.parent} mixes {stage} that do not belong together: {key} is {here!r} "
-                    f"in {path.name} and {there!r} in {first}; make them again with "
-                    "--overwrite"
+                    f"{path.parent} mixes {stage} that do not belong together: {one_line(key, 60)} "
+                    f"is {_shown(here)} in {path.name} and {_shown(there)} in {first}; make them "
+                    "again with --overwrite"
                 )
 
     def make(
@@ -196,7 +198,12 @@ ABSENT = object()
 def describe_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> str:
     """In words, the first setting in which two parts' metadata differ."""
     key, before, after = first_difference(old, new, keys)
-    return f"another {key} ({before!r}, now {after!r})"
+    return f"another {one_line(key, 60)} ({_shown(before)}, now {_shown(after)})"
+
+
+def _shown(value: Any) -> str:
+    """A setting in a line, however long it is."""
+    return one_line(repr(value), 100)
 
 
 def first_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> tuple[str, Any, Any]:
@@ -216,15 +223,29 @@ def first_difference(old: Metadata, new: Metadata, keys: Iterable[str]) -> tuple
 def check_aligned(base: Part, others: Iterable[tuple[str, Part]], base_stage: str) -> None:
     """Raise `UserError` unless the other stages' parts hold the rows of `base`, in its order.
 
-    A part that recorded the hash of another `base_stage` was made from other data.
+    Per-token lists must be as long as those of `base`, and answers lie in its tokens. A part that
+    recorded the hash of another `base_stage` was made from other data.
     """
     expected: str | None = None
     keys = KEYS[base_stage]
+    base_R = token_counts(base_stage, base.table)
     for stage, other in others:
         if not other.table.select(keys).equals(base.table.select(keys)):
             raise UserError(
                 f"{other.path} does not hold the rows of {base.path} in the same order; "
                 f"make {stage} again from these {base_stage}"
+            )
+        other_R = token_counts(stage, other.table)
+        if stage == "rewards":
+            other_R = other.table["answer_end"].fill_null(-1).to_numpy()
+            wrong = (base_R >= 0) & (other_R > base_R)
+        else:
+            wrong = (base_R >= 0) & (other_R >= 0) & (other_R != base_R)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"{other.path}: row {row} has values of {other_R[row]} tokens, but {base.path} "
+                f"has {base_R[row]} tokens there; make {stage} again from these {base_stage}"
             )
         recorded = (other.metadata or {}).get("inputs", {}).get(base_stage)
         if recorded is not None:

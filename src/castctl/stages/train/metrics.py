@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from castctl.errors import UserError, one_line
-from castctl.files import regular
 from castctl.runs.run import Run
-from castctl.shards.part import atomic_file
+from castctl.shards.part import read_table, write_table
 from castctl.stages.train.provenance import provenance_of
 
 log = logging.getLogger(__name__)
@@ -20,14 +17,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def _read(path: Path) -> list[Row]:
-    try:
-        return pq.read_table(regular(path)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({one_line(error)}); move it away to go on without the "
-            "steps before"
-        ) from None
+KIND = "metrics"
+REMEDY = "move it away to go on without the steps before"
 
 
 def named_steps(steps: list[int]) -> str:
@@ -45,7 +36,9 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = _read(path) if path.exists() else []
+        self.rows: list[Row] = (
+            read_table(path, KIND, REMEDY)[0].to_pylist() if path.exists() else []
+        )
 
     def rewind(self, step: int) -> None:
         """Forget the rows of `step` and later, which are about to be made again."""
@@ -62,8 +55,7 @@ class Metrics:
         self.rows.append(row)
         names = list(dict.fromkeys(name for each in self.rows for name in each))
         columns = {name: [each.get(name) for each in self.rows] for name in names}
-        with atomic_file(self.path) as stream:
-            pq.write_table(pa.table(columns), stream)
+        write_table(self.path, KIND, pa.table(columns), {})
 
 
 def tell_of_missing(metrics: Metrics, run: Run, start: int) -> None:

@@ -1,0 +1,97 @@
+"""A stage's contract: columns brought to its schema, and values refused that no stage makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from castctl.errors import UserError, one_line
+from castctl.shards.schema import KEYS, SCHEMAS, TOKEN_LISTS
+
+
+def conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
+    """The columns of `stage`, of its types, nullable ones that are missing as nulls.
+
+    Raises `UserError` naming the part, the column and what is wrong: a type or a null that does not
+    fit, a column or a key that repeats, lists of different lengths in a row, a reward that is no
+    number, an answer's span that is none.
+    """
+    table = pa.table(
+        [_column(path, stage, table, field) for field in SCHEMAS[stage]], schema=SCHEMAS[stage]
+    )
+    keys = table.select(KEYS[stage])
+    if keys.group_by(KEYS[stage]).aggregate([]).num_rows != keys.num_rows:
+        raise UserError(f"{path}: {' and '.join(KEYS[stage])} must be unique, but a key repeats")
+    if wrong := _wrong_values(stage, table):
+        raise UserError(f"{path}: {wrong}; make the part again, or mend it")
+    return table
+
+
+def token_counts(stage: str, table: pa.Table) -> NDArray[np.int64]:
+    """How many tokens a row's lists are long (R), -1 where it has none.
+
+    Raises `ValueError` where the lists of one row differ in length.
+    """
+    counts_R = np.full(table.num_rows, -1, np.int64)
+    for name in TOKEN_LISTS.get(stage, ()):
+        lengths = table[name].combine_chunks().value_lengths().fill_null(-1)
+        lengths_R = lengths.to_numpy(zero_copy_only=False)
+        if (both := (counts_R >= 0) & (lengths_R >= 0) & (counts_R != lengths_R)).any():
+            row = int(np.argmax(both))
+            raise ValueError(
+                f"{name} has not one value a completion token (row {row}: {lengths_R[row]} beside "
+                f"{counts_R[row]})"
+            )
+        counts_R = np.maximum(counts_R, lengths_R)
+    return counts_R
+
+
+def _column(path: Path, stage: str, table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    there = table.column_names.count(field.name)
+    if there > 1:
+        raise UserError(f"{path} has column {field.name} {there} times; keep one of them")
+    if not there:
+        if not field.nullable:
+            raise UserError(
+                f"{path} lacks column {field.name} ({field.type}), which {stage} must have; "
+                f"it has {one_line(', '.join(table.column_names), 200)}"
+            )
+        return pa.nulls(table.num_rows, field.type)
+    try:
+        column = table[field.name].cast(field.type)
+    except pa.ArrowException:
+        found = one_line(str(table[field.name].type), 100)
+        raise UserError(
+            f"{path}: column {field.name} must be {field.type}, found {found}"
+        ) from None
+    if not field.nullable and column.null_count:
+        raise UserError(f"{path}: column {field.name} has {column.null_count} nulls")
+    # A null among numbers says that there is none, as NaN does.
+    if pa.types.is_list(field.type) and not pa.types.is_floating(field.type.value_type):
+        inner = pc.list_flatten(column)
+        if inner.null_count:
+            what = " its token ids" if field.type == pa.list_(pa.int32()) else " the list's values"
+            raise UserError(f"{path}: column {field.name} has nulls among{what}")
+    return column
+
+
+def _wrong_values(stage: str, table: pa.Table) -> str | None:
+    try:
+        token_counts(stage, table)
+    except ValueError as error:
+        return str(error)
+    if stage != "rewards":
+        return None
+    rewards = table["reward"].drop_null()
+    if not pc.all(pc.is_finite(rewards), min_count=0).as_py():
+        return "a reward is neither finite nor null"
+    start, end = table["answer_start"], table["answer_end"]
+    spans = pc.and_(pc.greater_equal(start, 0), pc.greater_equal(end, start))
+    lone = pc.not_equal(start.is_valid(), end.is_valid())
+    if pc.any(lone, min_count=0).as_py() or not pc.all(spans, min_count=0).as_py():
+        return "answer_start and answer_end are no span of tokens"
+    return None

@@ -1,0 +1,109 @@
+"""What a file of castctl says of its making: JSON whose types are checked once, when it is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from castctl.errors import one_line
+
+METADATA_KEY = b"castctl"
+"""The file's key-value entry that holds the JSON object."""
+
+LONGEST, DEEPEST = 1 << 20, 16
+"""Bytes of the JSON, and how deep it may nest; castctl's own has some thousand bytes, 5 deep."""
+
+Metadata = dict[str, Any]
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Temperature = Annotated[float, Field(ge=0)]
+
+
+class _Typed(BaseModel):
+    """Keys beyond those named are not castctl's business."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Sampling(_Typed):
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 1
+
+
+class _Verifier(_Typed):
+    function: str | None = None
+
+
+class _Signal(_Typed):
+    """What made one signal."""
+
+    model: str = ""
+    temperature: Temperature = 1.0
+    dtype: str = ""
+    teacher: dict[str, Any] = {}
+    context: str = ""
+    template: str = ""
+    settings: dict[str, Any] = {}
+    rewards: str | None = None
+    seed: int = 0
+
+
+class _Made(_Typed):
+    """The keys of every stage, none of which must be there."""
+
+    stage: str = ""
+    content: str = ""
+    step: Count = 0
+    total_steps: Count | None = None
+    part: Count = 0
+    inputs: dict[str, str] = {}
+    foreign: list[str] = []
+    model: str = ""
+    engine: dict[str, Any] = {}
+    templates: dict[str, Any] = {}
+    temperature: Temperature = 1.0
+    sampling: _Sampling = _Sampling()
+    seed: int = 0
+    verifier: _Verifier = _Verifier()
+    grader: str = ""
+    signals: dict[str, _Signal | Literal["foreign"]] = {}
+    settings: dict[str, Any] = {}
+    context: str = ""
+
+
+def parse_metadata(raw: bytes) -> Metadata:
+    """The JSON object, whose known keys have the types of `_Made`.
+
+    Raises `ValueError`, which says in a few words what is wrong.
+    """
+    if len(raw) > LONGEST:
+        raise ValueError(f"is {len(raw):,} bytes long, more than {LONGEST:,}")
+    try:
+        metadata = json.loads(raw)
+        json.dumps(metadata, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError("is no JSON object")
+    level, depth = [metadata], 0
+    while level := [inner for each in level for inner in _inside(each)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"nests deeper than {DEEPEST}")
+    try:
+        _Made.model_validate(metadata)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"has {one_line(place, 60)} = {one_line(repr(first['input']), 60)}: "
+            f"{one_line(first['msg'][0].lower() + first['msg'][1:], 80)}"
+        ) from None
+    return metadata
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
