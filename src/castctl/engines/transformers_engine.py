@@ -67,12 +67,11 @@ class TransformersEngine:
 
     def _check_lengths(self, requests: Sequence[Request], max_tokens: int) -> None:
         longest = max((len(request.prompt) for request in requests), default=0)
-        limit = getattr(self.model.model.config, "max_position_embeddings", None)
-        if limit is not None and longest + max_tokens > limit:
-            raise UserError(
-                f"a prompt of {longest} tokens and max_tokens={max_tokens} pass the model's "
-                f"{limit} positions; lower --max-tokens or data.max_prompt_tokens"
-            )
+        self.model.refuse_longer(
+            longest + max_tokens,
+            f"a prompt of {longest} tokens and max_tokens={max_tokens}",
+            "lower --max-tokens or data.max_prompt_tokens",
+        )
 
     def _decode(
         self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from castctl.errors import UserError
-from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
+from castctl.models.loading import CONFIG_FILES, locate_model
 from castctl.models.own_code import refused, runs_own_code
+from castctl.models.positions import context_of
 from castctl.recipe.recipe import ModelSettings
 
 
@@ -27,9 +29,14 @@ class ModelShape:
 
 
 def model_shape(settings: ModelSettings) -> ModelShape:
-    """The sizes of a model from its config.json alone; no weights are fetched or read."""
+    """The sizes of a model from its config.json alone; no weights are fetched or read.
+
+    Raises `UserError` where there is none, and for an architecture that castctl gets wrong.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from castctl.models.compatibility import check_architecture, refuse_unpackable
 
     folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
     trust = runs_own_code(folder, settings, "config.json")
@@ -43,6 +50,7 @@ def model_shape(settings: ModelSettings) -> ModelShape:
         what = f"{settings.path} has no configuration that loads"
         raise refused(folder, error, what) from None
     refuse_unpackable(config)
+    check_architecture(type(model), config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return shape_of(config.get_text_config(), parameters)
 
@@ -65,5 +73,10 @@ def shape_of(config: Any, parameters: int) -> ModelShape:
         layers=config.num_hidden_layers,
         queries=heads * size,
         keys=(getattr(config, "num_key_value_heads", None) or heads) * size,
-        context=getattr(config, "max_position_embeddings", None) or 0,
+        context=_context(config),
     )
+
+
+def _context(config: Any) -> int:
+    limit, _ = context_of(config)
+    return 0 if limit == sys.maxsize else limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from castctl.errors import UserError
+from castctl.models.attention import packing
 from castctl.models.head import OutputHead, score_tokens
 from castctl.models.packing import Ids, PackedBatch, microbatches, pack
+from castctl.models.positions import context_of
 from castctl.progress import Advance
 
 
@@ -37,8 +39,15 @@ class LanguageModel:
 
     @property
     def context_tokens(self) -> int:
-        """The longest row that the model was made for, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """The longest row that the model reads alike whatever stands beside it, in tokens."""
+        return context_of(self.model.config)[0]
+
+    def refuse_longer(self, tokens: int, what: str, remedy: str) -> None:
+        """Raise `UserError` where rows of so many tokens pass the model's context: `what` they are
+        and the `remedy` are words."""
+        limit, why = context_of(self.model.config)
+        if tokens > limit:
+            raise UserError(f"{what} pass the model's {limit} {why}; {remedy}")
 
     def refuse_unknown_tokens(self, kind: str, rows: Sequence[Ids]) -> None:
         """Raise `UserError` where a row of token ids, a `kind`, holds one without an embedding."""
@@ -58,9 +67,26 @@ class LanguageModel:
         return contextlib.nullcontext()
 
     def recompute_activations(self) -> None:
-        """Trade time for memory: activations are computed again in the backward pass."""
+        """Trade time for memory: inside `recomputing`, activations are computed again in the
+        backward pass."""
         newer = getattr(self.model, "activation_checkpointing_enable", None)
         (newer or self.model.gradient_checkpointing_enable)()
+
+    @contextlib.contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Inside, layers that recompute their activations do.
+
+        Transformers asks for train mode. Those modules alone get it, and not what they are made
+        of, so that neither dropout nor a router's noise comes with it.
+        """
+        recomputed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", 0)]
+        for module in recomputed:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in recomputed:
+                module.training = False
 
     def frozen_copy(self) -> LanguageModel:
         """A copy of the weights as they are, without gradients; the tokenizer is shared."""
@@ -83,17 +109,16 @@ class LanguageModel:
             inputs = {"input_ids": torch.from_numpy(batch.input_ids_L).to(self.device)[None]}
         else:
             inputs = {"inputs_embeds": embeddings_LH[None]}
-        positions = torch.from_numpy(batch.position_ids_L).to(self.device)
+        longest = 1 + int(batch.position_ids_L.max(initial=-1))
+        self.refuse_longer(longest, f"rows of {longest} tokens", "leave such rows out")
+        positions = torch.from_numpy(batch.position_ids_L).to(self.device)[None]
         predictors = torch.from_numpy(batch.predictor_N).to(self.device)
-        # A mask that is already four-dimensional is passed through untouched, so that
-        # transformers builds no dense (L, L) mask; the segments say who attends to whom.
-        no_mask = torch.ones(1, 1, 1, 1, device=self.device)
-        with self.autocast():
+        with self.autocast(), packing(batch.segments):
             output = self.model.base_model(
                 **inputs,
-                position_ids=positions[None],
-                attention_mask=no_mask,
-                segments=batch.segments,
+                position_ids=positions,
+                # Without a mask transformers would look for rows in the positions.
+                attention_mask=torch.ones_like(positions),
                 use_cache=False,
             )
         return output.last_hidden_state[0].index_select(0, predictors).to(self.dtype)

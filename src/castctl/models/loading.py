@@ -136,14 +136,16 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     """A model with float32 weights on its device, without dropout, and its tokenizer.
 
     Only safetensors are read. Raises `UserError` where the folder cannot be loaded or the
-    architecture cannot be packed.
+    log-probs of the architecture or its weights would be wrong.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from castctl.models import attention
+    from castctl.models.compatibility import check_architecture, check_weights, refuse_unpackable
     from castctl.models.language_model import LanguageModel
+    from castctl.models.twin import still
 
     logging.disable_progress_bar()
     device = resolve_device(settings.device)
@@ -161,12 +163,11 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     except Exception as error:  # transformers and safetensors raise many kinds
         raise refused(folder, error, f"cannot load the model in {folder}") from None
     refuse_unpackable(model.config)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    still(model)
     _refuse_foreign_tokenizer(folder, tokenizer, model)
     model = model.to(device).eval()  # type: ignore[arg-type]
-    check_packing(model)
+    check_weights(model)
+    check_architecture(type(model), model.config)
     wanted = settings.dtype
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"
@@ -210,51 +211,3 @@ def load_weights(model: Any, folder: Path) -> None:
         model.load_state_dict(twin.state_dict())
     except Exception as error:  # transformers and safetensors raise many kinds
         raise UserError(f"cannot load the weights in {folder}: {one_line(error)}") from None
-
-
-def refuse_unpackable(config: Any) -> None:
-    """Raise `UserError` for architectures whose layers would mix packed rows or rescale logits."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {
-        "full_attention",
-        "sliding_attention",
-    }
-    if kinds:
-        raise UserError(
-            f"{config.model_type} has {', '.join(sorted(kinds))} layers, which would mix the rows "
-            "of a packed batch; use a model with attention layers only"
-        )
-    for name in ("attn_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{config.model_type} sets {name}, which castctl does not apply")
-
-
-def check_packing(model: Any) -> None:
-    """Raise `UserError` unless a packed batch gives the hidden states of a plain row.
-
-    Some architectures drop the segments on the way to the attention, or attend in a way of
-    their own; their log-probs would be wrong without a word.
-    """
-    import numpy as np
-    import torch
-
-    from castctl.models.language_model import LanguageModel
-    from castctl.models.packing import pack
-
-    kind = model.config.model_type
-    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
-        raise UserError(f"{kind} has attention sinks, which castctl does not apply")
-    prompt, first, second = np.array([1, 2, 3]), np.array([4, 5]), np.array([5, 4, 6])
-    row = torch.from_numpy(np.concatenate([prompt, second[:-1]])).to(model.device)
-    try:
-        with torch.no_grad():
-            batch = pack([prompt, prompt], [first, second])
-            packed = LanguageModel(model, None, torch.float32).hidden_states(batch)[len(first) :]
-            plain = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0, 2:]
-        sound = bool(torch.isfinite(plain).all())
-        fits = torch.allclose(packed, plain, rtol=1e-3, atol=1e-3)
-    except Exception as error:  # an architecture that breaks here breaks in ways of its own
-        raise UserError(f"castctl cannot pack {kind} models: {one_line(error)}") from None
-    if not sound:
-        raise UserError(f"the weights of the {kind} model are broken: its outputs are not numbers")
-    if not fits:
-        raise UserError(f"castctl cannot pack {kind} models: its attention ignores the packing")

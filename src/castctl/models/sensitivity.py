@@ -49,7 +49,7 @@ def gradient_scores(
     scores_N = np.full(int(offsets[-1]), np.nan, np.float32)
     rows = answered_rows(prompts, completions, spans)
     advance(len(spans) - len(rows))
-    with _fixed(model.model):
+    with _fixed(model.model), model.recomputing():
         for numbers in microbatches(
             [row.prompt for row in rows], [row.completion for row in rows], microbatch_tokens
         ):
@@ -127,14 +127,11 @@ def _noise(seed: int, row: AnsweredRow, model: LanguageModel) -> Tensor:
 
 @contextlib.contextmanager
 def _fixed(model: Any) -> Iterator[None]:
-    """No parameter wants a gradient inside, and activations are recomputed as in training."""
+    """No parameter wants a gradient inside."""
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = model.training
     model.requires_grad_(False)
-    model.train(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
     try:
         yield
     finally:
-        model.train(training)
         for parameter in wanting:
             parameter.requires_grad_(True)

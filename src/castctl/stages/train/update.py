@@ -119,24 +119,23 @@ def update(
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
-    policy.model.train(recipe.train.gradient_checkpointing)
-    for rows in _minibatches(batch, recipe, step):
-        optimizer.zero_grad()
-        total = sum(
-            _accumulate(policy, teacher, batch, micro, recipe, stats)
-            for micro in _microbatches(batch, rows, recipe)
-        )
-        norm = optimizer.clip(recipe.optimizer.max_grad_norm)
-        if not np.isfinite(total) or not np.isfinite(norm):
-            raise UserError(
-                f"step {step}: loss {total:g}, gradient norm {norm:g}; stopped before the weights "
-                "were touched. Lower optimizer.lr, or look at this step's shards"
+    with policy.recomputing():
+        for rows in _minibatches(batch, recipe, step):
+            optimizer.zero_grad()
+            total = sum(
+                _accumulate(policy, teacher, batch, micro, recipe, stats)
+                for micro in _microbatches(batch, rows, recipe)
             )
-        stats.lr = optimizer.lr
-        optimizer.step()
-        stats.losses.append(float(total))
-        stats.grad_norms.append(norm)
-    policy.model.eval()
+            norm = optimizer.clip(recipe.optimizer.max_grad_norm)
+            if not np.isfinite(total) or not np.isfinite(norm):
+                raise UserError(
+                    f"step {step}: loss {total:g}, gradient norm {norm:g}; stopped before the "
+                    "weights were touched. Lower optimizer.lr, or look at this step's shards"
+                )
+            stats.lr = optimizer.lr
+            optimizer.step()
+            stats.losses.append(float(total))
+            stats.grad_norms.append(norm)
     return stats
 
 
