@@ -13,6 +13,7 @@ from castctl.methods.presets import ALIASES, PRESETS
 from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import names_data
 from castctl.report.console import say, tell
 from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
 from castctl.shards.stage import Shard, StepFolder, parse_shard
@@ -153,8 +154,8 @@ def announce(run: Run, step: int | None = None) -> None:
     """Say what is worked on."""
     where = "" if step is None else f", step {step}"
     recipe = run.recipe
-    say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}, "
-        f"data {recipe.data.path}")  # fmt: skip
+    data = f", data {recipe.data.path}" if names_data(recipe) else ""
+    say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}{data}")
 
 
 def show_step(folder: StepFolder) -> None:

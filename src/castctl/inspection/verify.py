@@ -45,7 +45,8 @@ def verify(target: Target, progress: Progress) -> Verification:
         run_folder = target.path
         evaluations = [step for task in sorted(run_folder.glob("eval/*")) if task.is_dir()
                        for step in step_folders(task)]  # fmt: skip
-        steps = [StepFolder(run_folder), *steps, *evaluations]
+        held_out = StepFolder(run_folder / "held-out")
+        steps = [StepFolder(run_folder), held_out, *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
         _check_metrics(run_folder / "metrics.parquet", found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)

@@ -16,6 +16,7 @@ from castctl.methods.presets import ALIASES
 from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
 from castctl.recipe.problems import problems
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import names_data
 from castctl.settings import settings_in
 
 T = TypeVar("T", bound=BaseModel)
@@ -135,8 +136,11 @@ def _value_at(tree: Any, key: str) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The fully resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The fully resolved recipe as YAML; without data where nobody has chosen any."""
+    tree = recipe.model_dump(mode="json")
+    if not names_data(recipe):
+        del tree["data"]["path"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def validated(section: type[T], tree: Any, origin: str) -> T:
