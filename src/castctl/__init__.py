@@ -221,16 +221,18 @@ def evaluate(
     **overrides: Any,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a run's last checkpoint, or that of `step`, on benchmarks or files, the recipe's
-    task unless named; what `results.json` holds, by task.
+    task unless named; what `results.json` holds, by task: `held-out` are the problems of the run's
+    data that it does not train on.
 
     `data` is a file with the problems of one task, or a folder with a file of each task's name.
     """
     target = _run(run, overrides)
     before_torch()
+    from castctl.recipe.split import task_of
     from castctl.stages.evaluate.stage import evaluate_tasks, sources
 
     at = max(target.checkpoints(), default=0) if step is None else step
-    places = sources(tasks or [target.recipe.eval.task], None if data is None else str(data))
+    places = sources(tasks or [task_of(target.recipe)], None if data is None else str(data))
     done = evaluate_tasks(target, at, places, progress=_progress(quiet), overwrite=overwrite)
     return {task: dict(each.result or {}) for task, each in zip(places, done, strict=True)}
 

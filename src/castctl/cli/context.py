@@ -13,6 +13,7 @@ from castctl.methods.presets import ALIASES, PRESETS
 from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import names_data
 from castctl.recipe.trust import FUNCTION, runs_code
 from castctl.report.console import say, tell
 from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
@@ -176,8 +177,8 @@ def announce(run: Run, step: int | None = None) -> None:
     """Say what is worked on, and what code runs that a file asked for."""
     where = "" if step is None else f", step {step}"
     recipe = run.recipe
-    say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}, "
-        f"data {recipe.data.path}")  # fmt: skip
+    data = f", data {recipe.data.path}" if names_data(recipe) else ""
+    say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}{data}")
     for setting, code in runs_code(recipe).items():
         say(f"its recipe runs code: {setting}, {code}")
 

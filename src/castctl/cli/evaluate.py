@@ -90,6 +90,7 @@ def evaluate(
         refuse_scattered_shards,
         shard_of,
     )  # fmt: skip
+    from castctl.recipe.split import holds_out, names_data, task_of
     from castctl.runs.run import discarded_if_empty
 
     if as_json and as_markdown:
@@ -124,7 +125,12 @@ def evaluate(
 
     done: list[Evaluated] = []
     with discarded_if_empty(target, share):
-        places = sources(tasks or [target.recipe.eval.task], data)
+        if not names_data(target.recipe) and holds_out(target.recipe):
+            raise UserError(
+                f"model {target.recipe.model.path} needs problems to be asked; name a task, such "
+                "as aime24, or a file with --data"
+            )
+        places = sources(tasks or [task_of(target.recipe)], data)
         step = _step(target, checkpoint or LAST)
         announce(target, step)
         for each in evaluate_tasks(

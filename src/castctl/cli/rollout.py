@@ -36,6 +36,7 @@ def rollout(
     Without --run a new run is made, named METHOD-YYYYMMDD-HHMMSS.
     """
     from castctl.cli import context
+    from castctl.recipe.split import require_data
     from castctl.report.console import progress
     from castctl.runs.run import discarded_if_empty
 
@@ -56,6 +57,7 @@ def rollout(
     from castctl.stages.policies import policy_at
 
     with discarded_if_empty(target, share):
+        require_data(target.recipe)
         source = policy_at(target, number)
         rollout_stage(target, number, source, progress=progress(), shard=share, overwrite=overwrite)
     folder = target.step(number)

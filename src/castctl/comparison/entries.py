@@ -13,6 +13,7 @@ from castctl.recipe.files import Named, known_recipes, look_up, now_called
 from castctl.recipe.former_names import twin_name
 from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import task_of
 from castctl.runs.run import Run, is_run, open_run, read_manifest
 from castctl.shards.stage import describe_difference
 from castctl.stages.evaluate.results import Result, read_result, task_name
@@ -48,10 +49,10 @@ class Planned:
 
     def result(self, step: int) -> Result:
         """The evaluation at the start of `step`; `UserError` where there is none."""
-        result = read_result(self.run.eval_folder(task_name(self.recipe.eval.task), step))
+        result = read_result(self.run.eval_folder(task_name(task_of(self.recipe)), step))
         if result is None:
             raise UserError(
-                f"{self.path} has no evaluation of {self.recipe.eval.task} at step {step}; make "
+                f"{self.path} has no evaluation of {task_of(self.recipe)} at step {step}; make "
                 f"it with castctl eval --run {self.path} --checkpoint {step}"
             )
         return result

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
+from castctl.recipe.split import task_of
 from castctl.stages.evaluate.results import Result, read_result, task_name
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, pass_at_k, problem_mean
 from castctl.stages.train.metrics import Metrics, Row
@@ -188,7 +189,7 @@ def _evaluations(entry: Entry, problems: list[str]) -> dict[int, Estimate]:
 
 
 def _result(planned: Planned, step: int) -> Result | None:
-    return read_result(planned.run.eval_folder(task_name(planned.recipe.eval.task), step))
+    return read_result(planned.run.eval_folder(task_name(task_of(planned.recipe)), step))
 
 
 def _alike(result: Result, other: Result) -> bool:

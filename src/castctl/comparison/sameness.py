@@ -11,6 +11,8 @@ from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import holds_out, task_of
+from castctl.runs.run import Run
 from castctl.shards.part import content_hash
 
 Facts = dict[str, Any]
@@ -45,11 +47,12 @@ def require_same_prompts(entries: list[Entry], progress: Progress) -> None:
         recipe = planned.recipe
         method = recipe.method
         told = method.teacher if method.privileged else None
-        key = f"{recipe.data!r} {recipe.model!r} {recipe.verifier.function} {told!r}"
+        split = recipe.eval.held_out if holds_out(recipe) else None
+        key = f"{recipe.data!r} {recipe.model!r} {recipe.verifier.function} {told!r} {split}"
         if planned.run.prompts_folder.has("prompts", 0):
-            return _fingerprint(planned.run.prompts_folder.read("prompts", 0).table)
+            return _fingerprint(*_stored_prompts(planned.run))
         if key not in known:
-            known[key] = _fingerprint(_load_prompts(recipe, progress))
+            known[key] = _fingerprint(*_load_prompts(recipe, progress))
         return known[key]
 
     _require_same(entries, prompts, "they do not train on the same prompts")
@@ -108,7 +111,7 @@ def _evaluation_asked(recipe: Recipe) -> Facts:
 
     sampling = eval_sampling(recipe).model_dump(mode="json")
     return {
-        "the evaluation's task": recipe.eval.task,
+        "the evaluation's task": task_of(recipe),
         "k": recipe.eval.k,
         **{f"the evaluation's {key}": sampling[key] for key in SAMPLING},
         "the grader": grader_name(recipe.verifier),
@@ -135,16 +138,28 @@ def _hash(texts: list[str]) -> str:
     return content_hash(pa.table({"text": pa.array(texts, pa.string())}))
 
 
-def _fingerprint(prompts: pa.Table) -> Facts:
+def _fingerprint(prompts: pa.Table, held: pa.Table | None) -> Facts:
+    ids = None if held is None else sorted(held["prompt_id"].to_pylist())
     return {
         "the number of prompts": prompts.num_rows,
         "the prompts' content": content_hash(prompts.drop_columns(["source"])),
+        "the problems held out": None if ids is None else _hash(ids),
     }
 
 
-def _load_prompts(recipe: Recipe, progress: Progress) -> pa.Table:
+def _stored_prompts(run: Run) -> tuple[pa.Table, pa.Table | None]:
+    """The prompts in a run's folder, and those it holds out."""
+    held = run.held_out_folder
+    return (
+        run.prompts_folder.read("prompts", 0).table,
+        held.read("prompts", 0).table if held.has("prompts", 0) else None,
+    )
+
+
+def _load_prompts(recipe: Recipe, progress: Progress) -> tuple[pa.Table, pa.Table | None]:
     from castctl.models.loading import load_tokenizer, locate_model
-    from castctl.runs.prompts import training_prompts
+    from castctl.runs.prompts import divided_prompts
 
     folder = locate_model(recipe.model.path, recipe.model.revision)
-    return training_prompts(recipe, load_tokenizer(folder, recipe.model), progress).table
+    prompts, held = divided_prompts(recipe, load_tokenizer(folder, recipe.model), progress)
+    return prompts.table, held

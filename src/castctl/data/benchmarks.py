@@ -128,7 +128,6 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
     return DataSettings(
         path=file or task,
         split=BENCHMARKS.get(file or task, Benchmark()).split,
-        max_prompt_tokens=data.max_prompt_tokens,
         **rendering,
         **columns,
     )

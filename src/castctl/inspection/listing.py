@@ -9,6 +9,7 @@ from pathlib import Path
 from castctl.errors import UserError, one_line
 from castctl.inspection.run import read_metrics, state_of, steps_done
 from castctl.inspection.target import step_folders
+from castctl.recipe.split import task_of
 from castctl.runs.run import Run, open_run, run_folders
 from castctl.stages.evaluate.results import read_result, task_name
 from castctl.stages.measures import measure_rewards
@@ -69,7 +70,7 @@ def _row(path: Path) -> RunRow:
 
 def _best(run: Run) -> tuple[float, int] | None:
     """The best mean of the run's own task, and the earliest step that has it."""
-    steps = step_folders(run.path / "eval" / task_name(run.recipe.eval.task))
+    steps = step_folders(run.path / "eval" / task_name(task_of(run.recipe)))
     results = [(read_result(step), step.step) for step in steps]
     means = [(result["avg"]["mean"], -step) for result, step in results if result is not None]
     return (max(means)[0], -max(means)[1]) if means else None

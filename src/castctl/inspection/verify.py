@@ -50,7 +50,8 @@ def verify(target: Target, progress: Progress) -> Verification:
         run_folder = target.path
         evaluations = [step for task in sorted(run_folder.glob("eval/*")) if task.is_dir()
                        for step in step_folders(task)]  # fmt: skip
-        steps = [StepFolder(run_folder), *steps, *evaluations]
+        held_out = StepFolder(run_folder / "held-out")
+        steps = [StepFolder(run_folder), held_out, *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
         for name in ("metrics", "dropped"):
             _check_table(run_folder / f"{name}.parquet", name, found)
@@ -212,6 +213,8 @@ def _check_metrics(folder: Path, run: Run | None, found: Verification) -> None:
         done = end
     if lost := metrics.missing(run, done):
         found.problems.append(f"{file} lacks {named_steps(lost)} of the {done} that are done")
+
+
 def _check_table(file: Path, kind: str, found: Verification) -> None:
     """A table beside the parts that is as it was written."""
     if not file.exists():

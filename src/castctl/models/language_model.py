@@ -60,6 +60,12 @@ class LanguageModel:
                     "name the model that sampled (--model), or make the part again"
                 )
 
+    @property
+    def longest_row(self) -> int | None:
+        """The longest row that the model takes, in tokens; None where nothing limits it."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where `dtype` asks for it."""
         if self.dtype == torch.bfloat16:

@@ -17,6 +17,7 @@ from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
 from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from castctl.recipe.problems import problems
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import names_data
 from castctl.recipe.trust import runs_code, trusting
 from castctl.settings import settings_in
 
@@ -142,8 +143,12 @@ def _value_at(tree: Any, key: str) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The fully resolved recipe as YAML; `UserError` where it is too long to be read again."""
-    text = write_yaml(recipe.model_dump(mode="json"))
+    """The fully resolved recipe as YAML, without data where nobody has chosen any; `UserError`
+    where it is too long to be read again."""
+    tree = recipe.model_dump(mode="json")
+    if not names_data(recipe):
+        del tree["data"]["path"]
+    text = write_yaml(tree)
     if len(text) > MOST_CHARACTERS:  # nobody could open the run again
         raise UserError(
             f"the recipe has {len(text):,} characters, more than the {MOST_CHARACTERS:,} that are "

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.recipe.split import require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
 
@@ -193,8 +194,12 @@ class TrainSettings(Section):
 
 
 class EvalSettings(Section):
-    task: str = "embedded"
-    """Benchmark name, file or hub id of the held-out problems."""
+    task: str | None = None
+    """Benchmark name, file or hub id of the problems evaluated on, or `held-out`, problems of the
+    data that are not trained on; when left out, `held-out`, and `embedded` on the embedded data."""
+    held_out: Count = 128
+    """Problems of the data that `held-out` keeps, chosen by hash; of small data about a quarter
+    (ours)."""
     every: Amount = 50
     """Steps between evaluations during training; 0 evaluates only before and after."""
     k: Samples = 8
@@ -281,6 +286,7 @@ class Recipe(Section):
         Raises `UserError` with the reason and the fix.
         """
         sampling, method = self.sampling, self.method
+        require_data(self)
         if sampling.n < 2 and method.compares:
             raise UserError(
                 f"{method.name} compares completions of one prompt; "

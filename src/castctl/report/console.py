@@ -133,13 +133,16 @@ class _Once(logging.Filter):
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(f"castctl: {record.levelname.lower()}: {record.getMessage()}")
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return printable(f"castctl: {level}{record.getMessage()}")
 
 
 class _Terminal(logging.Handler):
     """Prints to standard error as it is now: a live panel takes it over and prints above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and _said_to_be_quiet:
+            return
         try:
             print(self.format(record), file=sys.stderr, flush=True)
         except Exception:
@@ -147,11 +150,11 @@ class _Terminal(logging.Handler):
 
 
 def send_warnings_to_terminal() -> None:
-    """Show castctl's warnings, each once, a line each."""
+    """Show castctl's warnings and what it has to say, each once, a line each."""
     handler = _Terminal()
     handler.setFormatter(_OneLine())
     handler.addFilter(_Once())
     log = logging.getLogger("castctl")
     log.handlers = [handler]
-    log.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
     log.propagate = False

@@ -10,6 +10,7 @@ from rich.text import Text
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
 from castctl.recipe.choices import ExplainedSetting
+from castctl.recipe.split import holds_out, task_of
 from castctl.recipe.trust import runs_code
 from castctl.report.marks import line
 from castctl.report.page import code_line, plain_table, title
@@ -102,12 +103,18 @@ def _run(explanation: Explanation) -> dict[str, str]:
     """What adds up over the steps."""
     recipe, work = explanation.recipe, explanation.work
     problems = "all problems" if recipe.eval.limit is None else f"{recipe.eval.limit:,} problems"
+    task = line(task_of(recipe))
+    if holds_out(recipe):
+        task += (
+            f", {recipe.eval.held_out:,} problems of the data, chosen by hash and not trained on "
+            "(of small data about a quarter)"
+        )
     kept = "the best and the last" if recipe.train.keep == "best_and_last" else "all"
     return {
         "steps": f"{work.steps:,}: {work.total_completions:,} completions, at most "
         f"{work.total_tokens:,} tokens, {_count(work.total_optimizer_steps, 'optimizer step')}",
         "evaluations": f"{len(work.evaluations):,}, each {_count(work.eval_samples, 'sample')} of "
-        f"{problems} of {line(recipe.eval.task)}: {_after(work.evaluations)}",
+        f"{problems} of {task}: {_after(work.evaluations)}",
         "checkpoints": f"{len(work.checkpoints):,}: {_after(work.checkpoints)}; {kept} stay",
     }
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from castctl.errors import UserError
 from castctl.inspection.target import step_folders
 from castctl.progress import Advance
+from castctl.recipe.split import task_of
 from castctl.report.course import Course, CoursePanel, Stage, measure
 from castctl.runs.run import Run
 from castctl.stages.evaluate.results import read_result, task_name
@@ -39,7 +40,7 @@ class TrainingPanel:
         """Whether the evaluation before the first step is still to come."""
         self._mark: float | None = None  # when the work on the coming row began
         self._seen: list[str] = []  # its tasks so far
-        folder = run.path / "eval" / task_name(run.recipe.eval.task)
+        folder = run.path / "eval" / task_name(task_of(run.recipe))
         for step in sorted(each.step for each in step_folders(folder) if each.step <= start):
             self._read_evaluation(step)
         self._live = Live(
@@ -101,7 +102,7 @@ class TrainingPanel:
         return "shape" in before and rounds == 1 and evaluates_after(recipe, self.course.done + 1)
 
     def _read_evaluation(self, step: int) -> None:
-        task = task_name(self.course.recipe.eval.task)
+        task = task_name(task_of(self.course.recipe))
         with contextlib.suppress(UserError):  # a broken result is not shown
             self.course.evaluation = (
                 read_result(self._run.eval_folder(task, step)) or self.course.evaluation

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from castctl.data.conversation import earlier_in
+from castctl.data.held_out import held_out, problem_hashes
 from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
 from castctl.data.teacher_template import TeacherTemplate
@@ -18,18 +21,29 @@ from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
+from castctl.recipe.split import HELD_OUT, holds_out, require_data
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, write_table
-from castctl.shards.stage import describe_difference
+from castctl.shards.stage import StepFolder, describe_difference
 from castctl.verify.golds import gold_notes
 
 log = logging.getLogger(__name__)
 
+SOURCE = (
+    "path", "config", "split", "revision", "problem_column", "answer_column", "solution_column",
+    "limit",
+)  # fmt: skip
+"""The data settings that say which problems are read; the others say how they are asked."""
+
+FEW = 16
+"""Held-out problems that are too few for a narrow interval."""
+
 
 def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
-    """The run's prompts: read from its folder, or loaded, filtered and written there first.
+    """The run's prompts: read from its folder, or loaded, filtered and written there first, and
+    those held out beside them.
 
-    What is left out (too long, no answer, nothing for the teacher to be told) stands in
+    What is left out (too long, no answer, held out, nothing for the teacher to be told) stands in
     `dropped.parquet` with the reason.
     """
     folder, recipe = run.prompts_folder, run.recipe
@@ -38,30 +52,118 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
         "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template", "date"}),
         "templates": {"prompt": template.version},
     }
+    if holds_out(recipe):
+        settings["held_out"] = recipe.eval.held_out
     if teacher is not None:
         settings["context"] = teacher.context
-    if folder.has("prompts", 0):
-        there = folder.read("prompts", 0)
-        made = there.metadata or settings
-        if different := [key for key in settings if made.get(key) != settings[key]]:
-            raise UserError(
-                f"{run.path} has its prompts already, with "
-                f"{describe_difference(made, settings, different)}; start another run"
-            )
-        return there.table
-    prompts = training_prompts(recipe, tokenizer, progress)
-    write_table(run.path / "dropped.parquet", "dropped", prompts.dropped, {})
+    if not folder.has("prompts", 0):
+        made = _divided(run, tokenizer, progress)
+        write_table(run.path / "dropped.parquet", "dropped", made.dropped, {})
+        folder.make("prompts", 0, {}, settings, lambda: made.table)
+    prompts = _kept(folder, settings, run)
+    if holds_out(recipe) and run.held_out_folder.has("prompts", 0):
+        _refuse_both(run, prompts, run.held_out_folder.read("prompts", 0).table)
+    return prompts
+
+
+def prepare_held_out(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
+    """The problems of the run's data that it is evaluated on and not trained on: read from its
+    folder, or chosen and written there first.
+
+    Raises `UserError` where the run trains on one of them.
+    """
+    if not run.held_out_folder.has("prompts", 0):
+        _divided(run, tokenizer, progress)
+    held = _kept(run.held_out_folder, _split_settings(run.recipe), run)
+    if run.prompts_folder.has("prompts", 0):
+        _refuse_both(run, run.prompts_folder.read("prompts", 0).table, held)
+    return held
+
+
+def _refuse_both(run: Run, trained: pa.Table, held: pa.Table) -> None:
+    """`UserError` where a problem is trained on and held out."""
+    if both := np.isin(problem_hashes(held), problem_hashes(trained)).sum():
+        raise UserError(
+            f"{run.path} trains on {both} of the {len(held)} problems that {HELD_OUT} evaluates "
+            "it on; name another task, or begin another run"
+        )
+
+
+def _kept(folder: StepFolder, settings: Metadata, run: Run) -> pa.Table:
+    """The prompts that are there; `UserError` where they were made with other `settings`."""
+    there = folder.read("prompts", 0)
+    made = there.metadata or settings
+    if different := [key for key in settings if made.get(key) != settings[key]]:
+        raise UserError(
+            f"{run.path} has its prompts already, with "
+            f"{describe_difference(made, settings, different)}; start another run"
+        )
+    return there.table
+
+
+def _split_settings(recipe: Recipe) -> Metadata:
+    return {
+        "settings": recipe.data.model_dump(mode="json", include=set(SOURCE)),
+        "held_out": recipe.eval.held_out,
+    }
+
+
+def _divided(run: Run, tokenizer: Any, progress: Progress) -> Prompts:
+    """The prompts to train on; those held out are written down, and told of."""
+    recipe = run.recipe
+    prompts, held = divided_prompts(recipe, tokenizer, progress)
+    if held is not None and run.prompts_folder.has("prompts", 0):
+        _refuse_both(run, run.prompts_folder.read("prompts", 0).table, held)
     run.record(
         data={"path": recipe.data.path, "revision": prompts.revision, "notes": prompts.notes}
     )
-    folder.make("prompts", 0, {}, settings, lambda: prompts.table)
-    return folder.read("prompts", 0).table
+    if held is not None and run.held_out_folder.make(
+        "prompts", 0, {}, _split_settings(recipe), lambda: held
+    ):
+        log.info(
+            "%s: %d problems are held out for evaluation and not trained on, chosen by hash "
+            "(eval.held_out=%d; of small data about a quarter), %d are left; %s holds them",
+            recipe.data.path, len(held), recipe.eval.held_out, len(prompts.table),
+            run.held_out_folder.path,
+        )  # fmt: skip
+        if len(held) < FEW:
+            log.warning(
+                "%d held-out problems tell little of a model; name more to evaluate on with "
+                "eval.task=FILE", len(held),
+            )  # fmt: skip
+    return prompts
 
 
-def training_prompts(recipe: Recipe, tokenizer: Any, progress: Progress) -> Prompts:
-    """The prompts that a recipe trains on, loaded and filtered."""
+def divided_prompts(
+    recipe: Recipe, tokenizer: Any, progress: Progress
+) -> tuple[Prompts, pa.Table | None]:
+    """The prompts that a recipe trains on, loaded and filtered, and those of the same data that it
+    holds out; None where it holds none out.
+
+    Raises `UserError` where there is no data, or none is left to train on.
+    """
+    require_data(recipe)
     template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
-    return usable_prompts(recipe.data, recipe.verifier, template, progress, teacher)
+    longest = recipe.data.max_prompt_tokens
+    prompts = usable_prompts(recipe.data, recipe.verifier, template, progress, longest)
+    held = None
+    if holds_out(recipe):
+        mask = held_out(prompts.table, recipe.eval.held_out)
+        if mask.all():
+            raise UserError(
+                f"{recipe.data.path} has {len(mask)} problems, too few to hold some out for "
+                "evaluation; add some, or name others to evaluate on with eval.task=FILE"
+            )
+        held = prompts.table.filter(mask)
+        prompts = drop(prompts, mask.tolist(), "held out")
+    if teacher is not None:
+        prompts = _require_what_is_told(prompts, teacher)
+    reasons = Counter(prompts.dropped["reason"].to_pylist())
+    del reasons["held out"]  # of which more is said
+    if reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        log.warning("%s: left out %s", recipe.data.path, counts)
+    return prompts, held
 
 
 def _privileged(recipe: Recipe, tokenizer: Any) -> TeacherTemplate | None:
@@ -75,42 +177,45 @@ def usable_prompts(
     verifier: VerifierSettings,
     template: PromptTemplate,
     progress: Progress,
-    teacher: TeacherTemplate | None = None,
+    longest: int | None,
 ) -> Prompts:
-    """Load prompts and drop, with a count, those without an answer, longer than allowed for the
-    student or a privileged `teacher`, or without what that one is told.
+    """Load prompts and drop those without an answer and, where there is a `longest`, those of more
+    tokens.
 
     A verifier of the user's may do without answers. Raises `UserError` when none is left.
     """
     prompts = load_prompts(data)
     if verifier.function is None:
         prompts = require_answers(prompts)
-    if teacher is not None:
-        prompts = _require_what_is_told(prompts, teacher)
-    asked = [prompts.table[name].to_pylist() for name in ("problem", "earlier")]
-    with progress.task("prompts", len(prompts.table), "prompts") as advance:
-        lengths = np.zeros(len(prompts.table), np.int64)
+    if longest is not None:
+        lengths = prompt_lengths(prompts.table, template, progress)
+        too_long = lengths > longest
+        if too_long.all():
+            raise UserError(
+                f"every prompt is longer than data.max_prompt_tokens={longest} "
+                f"(the shortest has {lengths.min()} tokens); raise it"
+            )
+        prompts = drop(prompts, too_long.tolist(), "too long")
+    doubts = gold_notes(prompts.table["answer"].to_pylist(), verifier, progress)
+    prompts = replace(prompts, notes=[*prompts.notes, *doubts])
+    for note in prompts.notes:
+        log.warning("%s: %s", data.path, note)
+    return prompts
+
+
+def prompt_lengths(
+    prompts: pa.Table, template: PromptTemplate, progress: Progress
+) -> NDArray[np.int64]:
+    """Tokens of each prompt; `UserError` where one has none."""
+    asked = [prompts[name].to_pylist() for name in ("problem", "earlier")]
+    with progress.task("prompts", len(prompts), "prompts") as advance:
+        lengths = np.zeros(len(prompts), np.int64)
         for index, (problem, cell) in enumerate(zip(*asked, strict=True)):
             lengths[index] = len(template.render(problem, earlier_in(cell)))
             advance(1)
     if not lengths.all():
         raise UserError("a prompt renders to no token at all; look at data.prompt_template")
-    too_long = lengths > data.max_prompt_tokens
-    if too_long.all():
-        raise UserError(
-            f"every prompt is longer than data.max_prompt_tokens={data.max_prompt_tokens} "
-            f"(the shortest has {lengths.min()} tokens); raise it"
-        )
-    prompts = drop(prompts, too_long.tolist(), "too long")
-    doubts = gold_notes(prompts.table["answer"].to_pylist(), verifier, progress)
-    prompts = replace(prompts, notes=[*prompts.notes, *doubts])
-    for note in prompts.notes:
-        log.warning("%s: %s", data.path, note)
-    if prompts.dropped.num_rows:
-        reasons = prompts.dropped["reason"].value_counts().to_pylist()
-        counts = ", ".join(f"{reason['counts']} {reason['values']}" for reason in reasons)
-        log.warning("%s: left out %s", data.path, counts)
-    return prompts
+    return lengths
 
 
 def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts:

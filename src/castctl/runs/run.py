@@ -50,6 +50,11 @@ class Run:
         """The folder whose `prompts/` holds the run's prompts."""
         return StepFolder(self.path, 0, self.recipe.train.steps)
 
+    @property
+    def held_out_folder(self) -> StepFolder:
+        """The folder whose `prompts/` holds the problems kept from training, where some are."""
+        return StepFolder(self.path / "held-out")
+
     def step(self, step: int) -> StepFolder:
         return StepFolder(self.path / f"step-{step:05d}", step, self.recipe.train.steps)
 
@@ -181,7 +186,7 @@ def newest_run() -> Run | None:
 
 @contextlib.contextmanager
 def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
-    """On an error, remove a run that this process made and that holds no part but its prompts.
+    """On an error, remove a run that this process made and that holds no part but prompts.
 
     One shard of several leaves the run to the others, as does who finds another at work in it.
     """
@@ -196,7 +201,8 @@ def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
 
 def _remove_if_empty(run: Run) -> None:
     parts = (path.parent for path in run.path.rglob("part-*.parquet"))
-    if not run.checkpoints() and all(each == run.path / "prompts" for each in parts):
+    read = [folder.stage_path("prompts") for folder in (run.prompts_folder, run.held_out_folder)]
+    if not run.checkpoints() and all(each in read for each in parts):
         shutil.rmtree(run.path, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from castctl.inspection.run import DEFAULT, RunView, SettingView, view_run
 from castctl.inspection.target import Target
+from castctl.recipe.split import task_of
 from castctl.report.document import Section, Sheet
 from castctl.report.html.curves import curve_pictures, measures_sheet
 from castctl.report.html.page import write_page
@@ -94,7 +95,7 @@ def _course(view: RunView, target: Target) -> list[Section]:
                     if name != "step" and value is not None]  # fmt: skip
         return [Section("course", "Measures", [Sheet("Measures of the step", ["", "value"],
                                                      measures)])]  # fmt: skip
-    own = None if target.run is None else task_name(target.run.recipe.eval.task)
+    own = None if target.run is None else task_name(task_of(target.run.recipe))
     # Evaluations with other settings have another name.
     held_out = [r for r in view.evaluations if r.get("name", task_name(r["task"])) == own]
     pictures = curve_pictures(rows, held_out)

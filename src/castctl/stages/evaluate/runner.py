@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from castctl.data.benchmarks import RENDERING, resolve, task_source
-from castctl.data.prompts import Prompts
 from castctl.data.templates import PromptTemplate
 from castctl.engines import Engine
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, SamplingSettings
-from castctl.runs.prompts import usable_prompts
+from castctl.recipe.split import holds_out, task_of
+from castctl.runs.prompts import prepare_held_out, prompt_lengths, usable_prompts
+from castctl.runs.run import Run
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result
@@ -49,29 +52,57 @@ class Posed:
 
     data: DataSettings
     template: PromptTemplate
-    prompts: Prompts
+    prompts: pa.Table
+    lengths_P: NDArray[np.int64]
+    """Tokens of each prompt."""
+    revision: str | None
+    """Commit of a hub data set; None for a file."""
 
 
-def pose(
-    recipe: Recipe, tokenizer: Any, progress: Progress, source: DataSettings | None = None
-) -> Posed:
-    """The problems of `recipe.eval.task`, or those of `source`.
+def pose(run: Run, tokenizer: Any, progress: Progress, file: str | None = None) -> Posed:
+    """The problems of the recipe's task, or those in a `file` of it; of `held-out` those that the
+    run keeps from training.
 
     Raises `UserError` where they cannot be read and where one of them cannot be posed: an
     evaluation leaves none out.
     """
-    task = recipe.eval.task
-    data = source or task_source(task, recipe.data)
-    data = data.model_copy(update={"limit": recipe.eval.limit or data.limit})
-    template = PromptTemplate(tokenizer, data)
-    prompts = usable_prompts(data, recipe.verifier, template, progress)
-    if prompts.dropped.num_rows:
-        raise UserError(
-            f"{task}: {prompts.dropped.num_rows} problems cannot be posed "
-            f"({prompts.dropped['reason'][0]}); an evaluation leaves none out. "
-            "Raise data.max_prompt_tokens or mend the data"
-        )
-    return Posed(data, template, prompts)
+    recipe = run.recipe
+    if holds_out(recipe):
+        prompts = prepare_held_out(run, tokenizer, progress).slice(0, recipe.eval.limit)
+        revision = run.manifest["data"]["revision"]
+        data = recipe.data.model_copy(update={"limit": recipe.eval.limit})
+        template = PromptTemplate(tokenizer, data)
+    else:
+        data = task_source(task_of(recipe), recipe.data, file)
+        data = data.model_copy(update={"limit": recipe.eval.limit})
+        template = PromptTemplate(tokenizer, data)
+        read = usable_prompts(data, recipe.verifier, template, progress, None)
+        if read.dropped.num_rows:
+            raise UserError(
+                f"{task_of(recipe)}: {read.dropped.num_rows} problems cannot be posed "
+                f"({read.dropped['reason'][0]}); an evaluation leaves none out. Mend the data"
+            )
+        prompts, revision = read.table, read.revision
+    lengths_P = prompt_lengths(prompts, template, progress)
+    return Posed(data, template, prompts, lengths_P, revision)
+
+
+def require_room(posed: Posed, recipe: Recipe, context: int | None) -> None:
+    """Raise `UserError` where a prompt leaves less than the longest completion in a model's
+    `context` of so many tokens, None where it has no end: none is cut, none left out, and no
+    completion ends sooner than another."""
+    asked = eval_sampling(recipe).max_tokens
+    if context is None or not (lacking := int((posed.lengths_P + asked > context).sum())):
+        return
+    longest = int(posed.lengths_P.max())
+    room = context - longest
+    raise UserError(
+        f"{task_of(recipe)}: {lacking} of {len(posed.lengths_P)} problems leave less than "
+        f"{asked} tokens in the model's {context} positions (the longest prompt has {longest} "
+        "tokens), and an evaluation neither cuts nor leaves out; "
+        + (f"lower eval.max_tokens to {room} (--max-tokens {room})" if room > 0 else
+           "take a model of a longer context, or problems without it")
+    )  # fmt: skip
 
 
 def evaluate(
@@ -80,21 +111,19 @@ def evaluate(
     engine: Engine,
     tokenizer: Any,
     pool: CheckPool,
+    posed: Posed,
     *,
     model_fingerprint: str,
     progress: Progress,
-    posed: Posed | None = None,
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> Result | None:
     """Sample, judge and summarise `recipe.eval`; writes `results.json` beside the parts.
 
-    `posed` are the problems where they have been read already. Returns None where this shard is
-    done but others are not. Raises `UserError` rather than report on fewer than `eval.k` samples
-    of any problem.
+    Returns None where this shard is done but others are not. Raises `UserError` rather than report
+    on fewer than `eval.k` samples of any problem.
     """
-    posed = posed or pose(recipe, tokenizer, progress)
-    prompts = posed.prompts.table
+    prompts = posed.prompts
     parts = part_count(prompts, PART_SIZE)
     file = folder.path / "results.json"
     if overwrite:
@@ -114,7 +143,7 @@ def evaluate(
     rollouts = folder.table("rollouts")
     lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
-    rewards, task = folder.table("rewards"), recipe.eval.task
+    rewards, task = folder.table("rewards"), task_of(recipe)
     result = {
         "name": folder.path.parent.name,
         **_made(recipe, posed),
@@ -130,17 +159,17 @@ def evaluate(
 def _made(recipe: Recipe, posed: Posed) -> Result:
     """What an evaluation was made with, beside the model."""
     loads = resolve(posed.data)
-    on_hub = posed.prompts.revision is not None
+    on_hub = posed.revision is not None
     return {
-        "task": recipe.eval.task,
+        "task": task_of(recipe),
         "data": {
             "path": posed.data.path,
             "hub_id": loads.path if on_hub else None,
             "config": loads.config if on_hub else None,
             "split": loads.split if on_hub else None,
-            "revision": posed.prompts.revision,
+            "revision": posed.revision,
             "limit": loads.limit,
-            "content": content_hash(posed.prompts.table.select(["problem", "answer", "earlier"])),
+            "content": content_hash(posed.prompts.select(["problem", "answer", "earlier"])),
         },
         "model_path": recipe.model.path,
         "template": posed.template.version,

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castctl.data.benchmarks import task_source
-from castctl.data.files import SUFFIXES
+from castctl.data.files import SUFFIXES, split_name
 from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import HELD_OUT, task_of
 from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, task_name, variant
-from castctl.stages.evaluate.runner import Posed, evaluate, pose
+from castctl.stages.evaluate.runner import Posed, evaluate, pose, require_room
 from castctl.stages.policies import policy_at
 from castctl.verify.judge import judging_pool
 
@@ -50,30 +50,32 @@ def evaluate_tasks(
     require_trust(run.recipe.verifier)
     source = policy_at(run, step)
     tokenizer = load_tokenizer(source.folder, run.recipe.model)
-    recipes = [_about(run.recipe, task) for task in tasks]
+    asked = [Run(run.path, _about(run.recipe, task)) for task in tasks]
     posed = [
-        _posed(recipe, file, tokenizer, progress)
-        for recipe, file in zip(recipes, tasks.values(), strict=True)
+        _posed(each, file, tokenizer, progress)
+        for each, file in zip(asked, tasks.values(), strict=True)
     ]
     policy = source.load(run.recipe.model)
+    for each, problems in zip(asked, posed, strict=True):
+        require_room(problems, each.recipe, policy.model.longest_row)
     with (
         contextlib.closing(make_engine(run.recipe.engine, policy)) as engine,
         judging_pool(run.recipe.verifier) as pool,
     ):
-        for recipe, problems in zip(recipes, posed, strict=True):
-            folder = run.eval_folder(folder_name(run, recipe.eval.task), step)
+        for each, problems in zip(asked, posed, strict=True):
+            folder = run.eval_folder(folder_name(run, task_of(each.recipe)), step)
             result = evaluate(
-                folder, recipe, engine, tokenizer, pool,
-                model_fingerprint=source.fingerprint, progress=progress, posed=problems,
+                folder, each.recipe, engine, tokenizer, pool, problems,
+                model_fingerprint=source.fingerprint, progress=progress,
                 shard=shard, overwrite=overwrite,
             )  # fmt: skip
             yield Evaluated(folder, result)
 
 
-def _posed(recipe: Recipe, file: str | None, tokenizer: Any, progress: Progress) -> Posed:
-    task = recipe.eval.task
+def _posed(run: Run, file: str | None, tokenizer: Any, progress: Progress) -> Posed:
+    task = task_of(run.recipe)
     try:
-        return pose(recipe, tokenizer, progress, task_source(task, recipe.data, file))
+        return pose(run, tokenizer, progress, file)
     except UserError as error:  # one of several tasks is wrong: say which
         raise error if task in str(error) else UserError(f"{task}: {error}") from None
 
@@ -89,8 +91,8 @@ def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
     """Where the problems of each task come from: a file, or None for its own place.
 
     `data` is one task's file, or a folder that holds a file TASK.jsonl (or .parquet, .json, .csv)
-    for each. Raises `UserError` for one file of several tasks, for a file that is missing, and
-    for two tasks of one name.
+    for each. Raises `UserError` for one file of several tasks, for a file that is missing, for two
+    tasks of one name, and for a task that names its own problems.
     """
     if twice := [task for task in tasks if [*map(task_name, tasks)].count(task_name(task)) > 1]:
         raise UserError(
@@ -99,6 +101,12 @@ def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
         )
     if data is None:
         return dict.fromkeys(tasks)
+    for task in tasks:
+        if task == HELD_OUT or (split_name(Path(task))[1] in SUFFIXES and task != data):
+            what = "the run's own data" if task == HELD_OUT else "a file of problems itself"
+            raise UserError(
+                f"{task} is {what}, not what --data {data} holds; leave one of them out"
+            )
     if Path(data).is_dir():
         return {task: _file_in(Path(data), task) for task in tasks}
     if len(tasks) > 1:

@@ -21,12 +21,13 @@ from castctl.errors import UserError
 from castctl.methods.baselines import ratio_margin
 from castctl.models.policy import Policy
 from castctl.progress import Progress
+from castctl.recipe.split import task_of
 from castctl.recipe.trust import require_trust
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE
 from castctl.stages.evaluate.results import Result, read_result, task_name
-from castctl.stages.evaluate.runner import evaluate
+from castctl.stages.evaluate.runner import evaluate, pose, require_room
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.policies import (
     budget_of,
@@ -81,7 +82,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     ends with the same weights and tables as if it had not been. Raises `Taken` where the run has
     another writer, or gets one.
     """
-    task_name(run.recipe.eval.task)  # which refuses what is no folder's name
+    task_name(task_of(run.recipe))  # which refuses what is no folder's name
     with run.alone() as held:
         return _train(held, progress, on_row)
 
@@ -130,7 +131,7 @@ def _prune(run: Run, last: int) -> None:
 
 def best_step(run: Run, until: int) -> int:
     """The step, up to `until`, at whose start the evaluation was best; the earliest of equals."""
-    task = task_name(run.recipe.eval.task)
+    task = task_name(task_of(run.recipe))
     results = {step: read_result(run.eval_folder(task, step)) for step in range(until + 1)}
     means = {step: result["avg"]["mean"] for step, result in results.items() if result}
     if not means:
@@ -139,7 +140,7 @@ def best_step(run: Run, until: int) -> int:
 
 
 def _result(run: Run, step: int) -> Result:
-    folder = run.eval_folder(task_name(run.recipe.eval.task), step)
+    folder = run.eval_folder(task_name(task_of(run.recipe)), step)
     result = read_result(folder)
     if result is None:
         raise UserError(f"{folder.path} has no results; run `castctl eval --run {run.path}`")
@@ -265,9 +266,11 @@ class _Loop:
 
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
+        posed = pose(self.run, self.tokenizer, self.progress)
+        require_room(posed, self.recipe, self.state.policy.model.longest_row)
         result = evaluate(
-            self.run.eval_folder(task_name(self.recipe.eval.task), step), self.recipe,
-            self.engine, self.tokenizer, self.pool,
+            self.run.eval_folder(task_name(task_of(self.recipe)), step), self.recipe,
+            self.engine, self.tokenizer, self.pool, posed,
             model_fingerprint=self.name, progress=self.progress,
         )  # fmt: skip
         assert result is not None, "one process owns every part"
