@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castctl.diagnosis.bootstrap import auc_interval, cluster_numbers, interval_of_sums, resamples
+from castctl.diagnosis.bootstrap import (
+    auc_interval,
+    cluster_numbers,
+    estimate,
+    interval_of_sums,
+    resamples,
+)
 
 
 def _naive_auc(scores: list[float], correct: list[bool]) -> float:
@@ -58,6 +64,17 @@ def test_one_kind_has_no_area_and_one_prompt_no_interval() -> None:
     assert auc_interval(scores, np.ones(4, bool), np.arange(4), 0) is None
     found = auc_interval(scores, np.array([0, 0, 1, 1], bool), np.zeros(4, np.int64), 0)
     assert found is not None and (found.mean, found.low, found.high) == (1.0, None, None)
+
+
+def test_an_interval_is_widened_to_hold_its_value() -> None:
+    """A statistic whose resamples all lie below it, as those of the largest value may."""
+    one_sided = estimate(3.0, 1.0, 2.5)
+    assert (one_sided.mean, one_sided.low, one_sided.high) == (3.0, 1.0, 3.0)
+    assert estimate(float("nan"), 1.0, 2.5).low is None
+    sums = np.array([[1.0], [2.0], [3.0]])
+    bounds = interval_of_sums(sums, lambda drawn: np.where(drawn == 6, 9.0, drawn), 0, 200)
+    found = estimate(*(float(each[0]) for each in bounds))
+    assert found.low < found.mean == found.high == 9.0
 
 
 def test_perfect_separation_of_few_prompts_has_no_bounds() -> None:

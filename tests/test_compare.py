@@ -11,23 +11,25 @@ import shutil
 import signal
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from rich.console import Console
 from scipy.stats import t as student
 
 from castctl.comparison.entries import plan
-from castctl.comparison.numbers import Comparison, EntryNumbers, SeedNumbers
+from castctl.comparison.numbers import Comparison, EntryNumbers, OverSeeds, SeedNumbers
 from castctl.recipe.files import recipes_folder
 from castctl.recipe.reader import dump_recipe, read_recipe
 from castctl.report.comparison import comparison_page
 from castctl.report.plots import draw_curves
 from castctl.runs.run import open_run
 from castctl.shards.part import read_json, write_json
-from castctl.stages.evaluate.statistics import Estimate
+from castctl.stages.evaluate.statistics import Estimate, problem_share
 from castctl.stages.train.metrics import Metrics
 from commands import Commands
 from conftest import Cli
@@ -77,11 +79,16 @@ def result_file(run: Path, step: int) -> Path:
     return run / f"eval/embedded/step-{step:05d}/results.json"
 
 
-def by_hand(values: list[float]) -> dict[str, float]:
-    """Mean and Student's interval by the textbook."""
+def by_hand(values: list[float], least: float | None = None) -> dict[str, float | None]:
+    """Mean and Student's interval by the textbook, none without spread; from `least` to 1."""
     mean, count = statistics.fmean(values), len(values)
+    if max(values) - min(values) < 1e-7:
+        return {"mean": mean, "low": None, "high": None}
     half = student.ppf(0.975, count - 1) * statistics.stdev(values) / math.sqrt(count)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = mean - half, mean + half
+    if least is not None:
+        low, high = max(low, least), min(high, 1)
+    return {"mean": mean, "low": low, "high": high}
 
 
 def judged(run: Path, step: int) -> dict[str, list[float]]:
@@ -123,8 +130,13 @@ def test_numbers_are_those_of_the_shards(made: Path) -> None:
             seeds = [judged(run, step) for run in runs]
             means = [statistics.fmean(x for seed in seeds for x in seed[p]) for p in seeds[0]]
             hits = [statistics.fmean(any(seed[p]) for seed in seeds) for p in seeds[0]]
-            assert entry[f"avg_{when}"] == pytest.approx(by_hand(means))
-            assert entry[f"pass_{when}"] == pytest.approx(by_hand(hits))
+            # The very function that an evaluation's own intervals come from.
+            assert entry[f"avg_{when}"] == pytest.approx(asdict(problem_share(np.array(means))))
+            assert entry[f"pass_{when}"] == pytest.approx(asdict(problem_share(np.array(hits))))
+            of_seeds = [
+                statistics.fmean(x for problem in seed.values() for x in problem) for seed in seeds
+            ]
+            assert entry["over_seeds"][f"avg_{when}"] == pytest.approx(by_hand(of_seeds, 0))
             assert entry["evaluations"][str(step)] == entry[f"avg_{when}"]
         rows = [row for run in runs for row in Metrics(run / "metrics.parquet").rows]
         assert len(rows) == 2 * STEPS
@@ -158,10 +170,16 @@ def test_the_page_says_what_was_counted_and_what_it_cannot_tell(made: Path) -> N
     said = (made / "said.out").read_text()
     table = [line.split() for line in said.splitlines()]
     grpo, cast = (next(row for row in table if row[:2] == [m, "2"]) for m in ("grpo", "cast"))
-    assert len(cast) == len(grpo) + 3  # the first entry has no difference: mean, sign, width
+    assert len(cast) == len(grpo) + 4  # the first entry has no difference: mean (low to high)
+    assert sum(row[:2] == ["over", "seeds"] for row in table) == 2
+    assert "±" not in said
     words = " ".join(said.split())
     assert f"{PROBLEMS} problems, {K} samples of each for every seed" in words
-    assert "not what other seeds would" in words and "whatever else ran on the machine" in words
+    assert "not what other seeds would" in words and "tells what other seeds would" in words
+    assert (
+        "paired by the seeds that both have" in words
+        and "whatever else ran on the machine" in words
+    )
     assert "one in twenty" not in words  # of two entries
     steps = (made / "said.err").read_text()
     assert "run 1 of 4, runs/made/grpo-seed-0: grpo" in steps and "run 4 of 4" in steps
@@ -242,8 +260,8 @@ def change_results(run: Path, step: int, means: dict[str, float]) -> None:
     """Give an evaluation other outcomes."""
     result = read_json(result_file(run, step))
     hits = statistics.fmean(mean > 0 for mean in means.values())
-    result["pass"][str(K)]["mean"] = hits
-    result["avg"]["mean"] = statistics.fmean(means.values())
+    result["pass"][str(K)] = {"mean": hits, "low": None, "high": None}
+    result["avg"] = {"mean": statistics.fmean(means.values()), "low": None, "high": None}
     write_json(result_file(run, step), {**result, "by_problem": means})
 
 
@@ -265,7 +283,32 @@ def test_the_difference_is_paired_over_problems(castctl: Cli, here: Path, seed: 
         - statistics.fmean(seed[p] for seed in outcomes["grpo"])
         for p in problems
     ]
-    assert numbers(here)["entries"][1]["difference"] == pytest.approx(by_hand(differences))
+    cast = numbers(here)["entries"][1]
+    assert cast["difference"] == pytest.approx(by_hand(differences, -1))
+    grown = [
+        statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+        for ours, theirs in zip(outcomes["cast"], outcomes["grpo"], strict=True)
+    ]
+    assert cast["over_seeds"]["difference"] == pytest.approx(by_hand(grown, -1))
+
+
+def test_none_or_almost_all_solved_has_the_interval_of_eval(castctl: Cli, here: Path) -> None:
+    """None of 30 solved is no 0 ± 0, and 28 of 30 stays below 100 %."""
+    for method, solved in (("grpo", 0), ("cast", PROBLEMS - 1)):
+        for run in sorted((here / "runs/made").glob(f"{method}-*")):
+            names = sorted(judged(run, STEPS))
+            change_results(run, STEPS, {p: float(n < solved) for n, p in enumerate(names)})
+    grpo, cast = json.loads(castctl("compare", *ARGUMENTS, "--json", "--quiet").stdout)["entries"]
+    for entry, solved in ((grpo, 0), (cast, PROBLEMS - 1)):
+        wilson = asdict(problem_share(np.array([1.0] * solved + [0.0] * (PROBLEMS - solved))))
+        assert entry["avg_after"] == entry["pass_after"] == pytest.approx(wilson)
+        assert 0 <= entry["avg_after"]["low"] < entry["avg_after"]["high"] <= 1
+        assert entry["over_seeds"]["avg_after"]["low"] is None  # of two equal seeds
+    assert grpo["avg_after"]["low"] == 0 and grpo["avg_after"]["high"] > 0.3
+    said = castctl("compare", *ARGUMENTS).stdout
+    assert "0.0 (0.0 to " in said and "±" not in said
+    shares = [float(n) for n in re.findall(r"(?<![+\-\d.])(\d+\.\d)", said)]
+    assert max(shares) <= 100
 
 
 def test_no_pass_at_k_where_correct_samples_cannot_be_counted(castctl: Cli, here: Path) -> None:
@@ -303,13 +346,16 @@ def test_an_entry_on_the_embedded_default_is_not_named_after_a_model(tmp_path: P
     assert {entry.runs[0].recipe.model.path for entry in tiny} == {"embedded"}
 
 
-def entry_of(name: str, difference: Estimate | None, seeds: int = 1) -> EntryNumbers:
+def entry_of(
+    name: str, difference: Estimate | None, seeds: int = 1, over: Estimate | None = None
+) -> EntryNumbers:
     some = Estimate(0.5, 0.4, 0.6)
     runs = [SeedNumbers("p", seed, 0.5, 0.5 + seed / 10, [0.1, None]) for seed in range(seeds)]
     return EntryNumbers(
         name, name, True, "grpo", 2, list(range(seeds)), some, some, some, None, difference, None,
         {"rollout": 1.0, "score": 123.4, "shape": None, "train": 0.5, "all": 2.0}, 1234,
         {0: some, 2: Estimate(0.6, None, None)}, runs,
+        OverSeeds(some, some, over) if seeds > 1 else None,
     )  # fmt: skip
 
 
@@ -324,13 +370,37 @@ def test_only_a_difference_whose_interval_excludes_0_stands_out(tmp_path: Path) 
     console = Console(file=stream, force_terminal=True, color_system="standard", width=160)
     console.print(comparison_page(comparison, full=True))
     shown = stream.getvalue()
-    for bold, plain in (("+5.0 ± 2.0", "+5.0 ± 6.0"), ("-5.0 ± 2.0", "+0.0 ± 0.0")):
+    for bold, plain in (
+        ("+5.0 (+3.0 to +7.0)", "+5.0 (-1.0 to +11.0)"),
+        ("-5.0 (-7.0 to -3.0)", "+0.0 (+0.0 to +0.0)"),
+    ):
         assert re.search(rf"\x1b\[1m *{re.escape(bold)}", shown)
         assert plain in shown and not re.search(rf"\x1b\[1m *{re.escape(plain)}", shown)
     assert "first 50.0 to 60.0" in shown and "first 0, 1; ahead 0;" in shown
     assert "2 different machines" in shown and "(1, 2 seeds an entry)" in shown
     draw_curves(comparison, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (None, "is higher with these seeds, +5.0 (+3.0 to +7.0), over seeds no interval"),
+        (Estimate(0.05, 0.01, 0.09), "is higher, +5.0 (+3.0 to +7.0), over seeds +1.0 to +9.0"),
+        (Estimate(0.05, -0.9, 1.0), "is higher with these seeds, +5.0 (+3.0 to +7.0), "
+                                    "over seeds -90.0 to +100.0"),
+    ],
+)  # fmt: skip
+def test_what_holds_for_these_seeds_alone_says_so(over: Estimate | None, said: str) -> None:
+    over = over or Estimate(0.05, None, None)
+    entries = [entry_of("first", None, 2), entry_of("ahead", Estimate(0.05, 0.03, 0.07), 2, over)]
+    stream = io.StringIO()
+    console = Console(file=stream, width=100)
+    console.print(comparison_page(Comparison("task", 2, 1.0, 4, 8, 1, entries), full=False))
+    words = " ".join(stream.getvalue().split())
+    assert f"Against first, in points: ahead {said}." in words
+    assert words.count("over seeds 50.0 (40.0 to 60.0)") == 2  # a row below each
+    assert "in the row below an entry over its seeds" in words
 
 
 # Wrong input

@@ -17,11 +17,14 @@ from castctl.recipe.recipe import VerifierSettings
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import (
     FLIPS,
+    Estimate,
     detectable_difference,
+    difference,
     majority,
     paired_difference,
     pass_at_k,
     problem_share,
+    seed_mean,
     sign_flip_p_value,
 )
 from castctl.stages.evaluate.summary import summarise
@@ -193,8 +196,79 @@ def test_answers_whose_check_hung_are_not_compared_with_one_another() -> None:
 def test_differences_without_spread_have_no_interval() -> None:
     same = paired_difference(np.full(30, 0.1), np.full(30, 0.3))
     assert (same.mean, same.low, same.high) == (pytest.approx(0.2), None, None)
-    some = paired_difference(np.zeros(2), np.array([0.0, 0.5]))
-    assert some.low == pytest.approx(0.25 - student.ppf(0.975, 1) * 0.25)
+    some = paired_difference(np.zeros(4), np.array([0.0, 0.5, 0.0, 0.5]))
+    half = student.ppf(0.975, 3) * np.std([0, 0.5, 0, 0.5], ddof=1) / 2
+    assert (some.low, some.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
+def test_a_difference_of_shares_stays_within_all_and_nothing() -> None:
+    few = paired_difference(np.zeros(2), np.array([0.0, 0.5]))
+    assert (few.low, few.high) == (-1, 1)  # Student's is -2.9 to 3.4
+    free = paired_difference(np.zeros(2), np.array([0.0, 5.0]))  # rewards of the user's own scale
+    assert free.high > 30
+
+
+def test_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 is not 0.3 in float64, and 1/3 in float32 not 1/3."""
+    exact = np.array([0.3, 1 / 3, 0.5, 1.0])
+    rounded = np.array([0.1 + 0.2, float(np.float32(1 / 3)), 0.5, 1 - 1e-16])
+    assert not difference(exact, rounded).any() and not difference(rounded, exact).any()
+    same = paired_difference(exact, rounded)
+    assert (same.mean, same.low, same.high) == (0.0, None, None)
+    moved = np.where(np.arange(4) == 2, 0.75, rounded)
+    assert difference(exact, moved).tolist() == [0, 0, 0.25, 0]
+    assert sign_flip_p_value(difference(exact, rounded)) == 1.0
+    assert detectable_difference(np.array([1e-17, 0.0, -1e-17])) is None
+    assert difference(np.array([-12.0]), np.array([-12.0 + 2e-6])) > 0  # of log-probs
+
+
+# Every interval
+
+
+@given(st.integers(2, 400), st.sampled_from([0.0, 1.0]))
+@settings(max_examples=200, deadline=None)
+def test_all_and_nothing_are_exact_ends(problems: int, end: float) -> None:
+    """A rounded Wilson interval of 0 began at 3.5e-18, above its own mean."""
+    for values in (np.full(problems, end), np.full(problems, abs(end - 1e-16))):
+        found = problem_share(values)
+        assert found.mean == end and end in (found.low, found.high)
+        assert (found.low == 0) == (end == 0) and (found.high == 1) == (end == 1)
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 1 + 1e-16, -1e-17]), min_size=2))
+@settings(max_examples=300, deadline=None)
+def test_an_interval_of_shares_holds_its_mean_within_0_and_1(values: list[float]) -> None:
+    found = problem_share(np.array(values))
+    assert 0 <= found.low <= found.mean <= found.high <= 1  # type: ignore[operator]
+    moved = paired_difference(np.array(values), np.array(values[::-1]))
+    assert moved.low is None or -1 <= moved.low <= moved.mean <= moved.high <= 1
+
+
+def test_a_bound_past_the_mean_is_refused_but_for_rounding() -> None:
+    healed = Estimate(0.0, 3.5e-18, 0.038)
+    assert (healed.low, healed.high) == (0.0, 0.038)
+    assert Estimate(1.0, 0.9, 1 - 1e-16).high == 1.0
+    for low, high in ((0.1, 0.2), (-0.2, -0.1), (1e-3, 1.0)):
+        with pytest.raises(ValueError, match="does not hold its mean 0"):
+            Estimate(0.0, low, high)
+    assert Estimate(0.0, None, 0.5).low is None
+    assert Estimate(0.5, 0.4, 1.2).within(0, 1) == Estimate(0.5, 0.4, 1)
+
+
+def test_an_interval_over_seeds_is_students_of_their_means() -> None:
+    seeds = np.array([[1.0, 0.5, 0.0], [1.0, 0.5, 0.5], [0.5, 0.5, 0.5]])
+    means = [0.5, 2 / 3, 0.5]
+    half = student.ppf(0.975, 2) * np.std(means, ddof=1) / math.sqrt(3)
+    found = seed_mean(seeds)
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (np.mean(means), np.mean(means) - half, np.mean(means) + half)
+    )
+    wide = seed_mean(seeds[:2])  # two seeds tell little
+    assert (wide.low, wide.high) == (0, 1)
+    assert seed_mean(seeds[:2] - 0.5, least=-1).low == pytest.approx(
+        1 / 12 - student.ppf(0.975, 1) / 12
+    )
+    assert seed_mean(np.ones((3, 4))) == Estimate(1.0, None, None)
 
 
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=10))

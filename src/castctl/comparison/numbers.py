@@ -14,7 +14,14 @@ from castctl.comparison.entries import Entry, Planned
 from castctl.errors import UserError
 from castctl.recipe.split import task_of
 from castctl.stages.evaluate.results import Result, read_result, task_name
-from castctl.stages.evaluate.statistics import Estimate, paired_difference, pass_at_k, problem_mean
+from castctl.stages.evaluate.statistics import (
+    Estimate,
+    difference,
+    paired_difference,
+    pass_at_k,
+    problem_share,
+    seed_mean,
+)
 from castctl.stages.train.metrics import Metrics, Row
 
 STAGES = {
@@ -40,12 +47,24 @@ class SeedNumbers:
 
 
 @dataclass(frozen=True)
+class OverSeeds:
+    """What other seeds would change: means of the seeds' own avg@k with Student's interval over
+    seeds. `difference` is after minus the first entry's, paired by the seeds that both have; None
+    for the first entry itself, and where fewer than two are in both."""
+
+    avg_before: Estimate
+    avg_after: Estimate
+    difference: Estimate | None
+
+
+@dataclass(frozen=True)
 class EntryNumbers:
     """One row. Shares are of 1; seconds are means over steps and seeds; tokens are of all runs.
 
-    The value of a problem is its mean over seeds and samples; every interval is over problems.
-    pass@k is None where rewards are not just right or wrong. `difference` is avg@k after minus
-    the first entry's, paired by problem; None for the first entry itself.
+    The value of a problem is its mean over seeds and samples; every interval but those of
+    `over_seeds` is over problems, as an evaluation's own. pass@k is None where rewards are not
+    just right or wrong. `difference` is avg@k after minus the first entry's, paired by problem;
+    None for the first entry itself. `over_seeds` is None where there is one seed.
     """
 
     name: str
@@ -65,6 +84,7 @@ class EntryNumbers:
     evaluations: dict[int, Estimate]
     """avg@k by the steps that are done, where all seeds were evaluated."""
     runs: list[SeedNumbers]
+    over_seeds: OverSeeds | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +108,7 @@ def compare(entries: list[Entry]) -> Comparison:
     first = entries[0].runs[0]
     result = first.result(first.recipe.train.steps)
     problems = sorted(result["by_problem"])
-    reference = _after(entries[0], problems)
-    rows = [_entry(entry, problems, None if n == 0 else reference)
+    rows = [_entry(entry, problems, None if n == 0 else entries[0])
             for n, entry in enumerate(entries)]  # fmt: skip
     machines = {
         json.dumps(planned.run.manifest.get("machine"), sort_keys=True)
@@ -107,9 +126,7 @@ def compare(entries: list[Entry]) -> Comparison:
     )
 
 
-def _entry(
-    entry: Entry, problems: list[str], reference: NDArray[np.float64] | None
-) -> EntryNumbers:
+def _entry(entry: Entry, problems: list[str], first: Entry | None) -> EntryNumbers:
     steps = entry.runs[0].recipe.train.steps
     before = [planned.result(0) for planned in entry.runs]
     after = [planned.result(steps) for planned in entry.runs]
@@ -122,13 +139,15 @@ def _entry(
         method=entry.runs[0].recipe.method.name,
         steps=steps,
         seeds=[planned.recipe.seed for planned in entry.runs],
-        avg_before=problem_mean(_accuracy(before, problems)),
-        avg_after=problem_mean(_accuracy(after, problems)),
+        avg_before=problem_share(_accuracy(before, problems)),
+        avg_after=problem_share(_accuracy(after, problems)),
         pass_before=_pass(before, problems),
         pass_after=_pass(after, problems),
         difference=None
-        if reference is None
-        else paired_difference(reference, _accuracy(after, problems)),
+        if first is None
+        else paired_difference(
+            np.mean(list(_after(first, problems).values()), axis=0), _accuracy(after, problems)
+        ),
         zero_variance_share=_mean_sum(rows, ZERO_VARIANCE),
         seconds_per_step={
             **{stage: _mean_sum(rows, columns) for stage, columns in STAGES.items()},
@@ -140,23 +159,41 @@ def _entry(
             SeedNumbers(
                 path=str(planned.path),
                 seed=planned.recipe.seed,
-                avg_before=first["avg"]["mean"],
+                avg_before=start["avg"]["mean"],
                 avg_after=last["avg"]["mean"],
                 rewards=[_known(row.get("reward_mean")) for row in each],
             )
-            for planned, first, last, each in zip(entry.runs, before, after, metrics, strict=True)
+            for planned, start, last, each in zip(entry.runs, before, after, metrics, strict=True)
         ],
+        over_seeds=None if len(entry.runs) < 2 else _over_seeds(entry, problems, first),
     )
 
 
-def _after(entry: Entry, problems: list[str]) -> NDArray[np.float64]:
-    steps = entry.runs[0].recipe.train.steps
-    return _accuracy([planned.result(steps) for planned in entry.runs], problems)
+def _over_seeds(entry: Entry, problems: list[str], first: Entry | None) -> OverSeeds:
+    own, theirs = _after(entry, problems), {} if first is None else _after(first, problems)
+    moved = [difference(theirs[seed], own[seed]) for seed in own if seed in theirs]
+    return OverSeeds(
+        avg_before=seed_mean(_means([planned.result(0) for planned in entry.runs], problems)),
+        avg_after=seed_mean(np.array(list(own.values()))),
+        difference=seed_mean(np.array(moved), least=-1) if len(moved) > 1 else None,
+    )
+
+
+def _after(entry: Entry, problems: list[str]) -> dict[int, NDArray[np.float64]]:
+    """Each seed's accuracy by problem (P) after training."""
+    results = [planned.result(planned.recipe.train.steps) for planned in entry.runs]
+    seeds = (planned.recipe.seed for planned in entry.runs)
+    return dict(zip(seeds, _means(results, problems), strict=True))
+
+
+def _means(results: list[Result], problems: list[str]) -> NDArray[np.float64]:
+    """Each problem's mean over samples, a row a result (S, P)."""
+    return np.array([[result["by_problem"][p] for p in problems] for result in results], np.float64)
 
 
 def _accuracy(results: list[Result], problems: list[str]) -> NDArray[np.float64]:
     """A problem's mean over seeds and samples (P); every seed has k samples, so means of means."""
-    return np.mean([[result["by_problem"][p] for p in problems] for result in results], axis=0)
+    return np.mean(_means(results, problems), axis=0)
 
 
 def _pass(results: list[Result], problems: list[str]) -> Estimate | None:
@@ -172,7 +209,7 @@ def _pass(results: list[Result], problems: list[str]) -> Estimate | None:
         if not np.allclose(correct, means * k, atol=1e-6) or abs(one_seed.mean() - recorded) > 1e-9:
             return None
         values.append(one_seed)
-    return problem_mean(np.mean(values, axis=0))
+    return problem_share(np.mean(values, axis=0))
 
 
 def _evaluations(entry: Entry, problems: list[str]) -> dict[int, Estimate]:
@@ -184,7 +221,7 @@ def _evaluations(entry: Entry, problems: list[str]) -> dict[int, Estimate]:
         results = [_result(planned, step) for planned in entry.runs]
         alike = [result for result in results if result and _alike(result, last)]
         if len(alike) == len(results):
-            found[step] = problem_mean(_accuracy(alike, problems))
+            found[step] = problem_share(_accuracy(alike, problems))
     return found
 
 

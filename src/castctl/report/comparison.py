@@ -18,7 +18,9 @@ LONGEST_NAME = 30
 TOLD = 3
 """Differences told in words."""
 
-MORE = "Intervals are over problems. --full prints every table, and what they do not show."
+MORE = "--full prints every table, and what they do not show."
+OVER_PROBLEMS = "Intervals are over problems."
+OVER_BOTH = "Intervals are over problems, and in the row below an entry over its seeds."
 
 
 def comparison_page(comparison: Comparison, full: bool) -> Group:
@@ -26,13 +28,17 @@ def comparison_page(comparison: Comparison, full: bool) -> Group:
     the numbers can and cannot tell."""
     pages: list[RenderableType] = [
         *map(Text, _answer(comparison)),
-        title(f"Accuracy on {line(comparison.task)} in per cent, ± half of a 95 % interval"),
-        _accuracy(comparison, full),
+        title(f"Accuracy on {line(comparison.task)} in per cent, with 95 % intervals"),
+        _accuracy(comparison),
     ]
     if not full:
         unequal = (Text(line(words, 1000)) for words in _unequal(comparison))
-        return Group(*pages, Text(), *unequal, Text(MORE, "dim"))
+        several = any(entry.over_seeds for entry in comparison.entries)
+        intervals = OVER_BOTH if several else OVER_PROBLEMS
+        return Group(*pages, Text(), *unequal, Text(f"{intervals} {MORE}", "dim"))
     pages += [
+        title(f"Problems solved by one of {comparison.k} samples, in per cent"),
+        _solved(comparison),
         title("Cost: seconds of a step by stage, groups of zero variance, tokens of all seeds"),
         _cost(comparison),
         Text(),
@@ -43,7 +49,9 @@ def comparison_page(comparison: Comparison, full: bool) -> Group:
 def _answer(comparison: Comparison) -> tuple[str, str]:
     entries = comparison.entries
     second = against(
-        entries[0].name, {e.name: e.difference for e in entries if e.difference is not None}
+        entries[0].name,
+        {e.name: e.difference for e in entries if e.difference is not None},
+        {e.name: e.over_seeds.difference for e in entries if e.over_seeds},
     )
     if any(len(entry.seeds) == 1 for entry in entries):
         second += " One seed may be luck."
@@ -59,24 +67,41 @@ def highest(what: str, accuracies: Mapping[str, Estimate]) -> str:
     return f"{lead}{what}: {short_name(name)}, {interval(accuracies[name])} %."
 
 
-def against(first: str, differences: Mapping[str, Estimate]) -> str:
-    """What tells entries from the first one, in points; the largest where there are many."""
+def against(
+    first: str,
+    differences: Mapping[str, Estimate],
+    over_seeds: Mapping[str, Estimate | None] | None = None,
+) -> str:
+    """What tells entries from the first one over problems, and over seeds where there are several,
+    in points; the largest where there are many."""
     if not differences:
         return "There is nothing to set it against."
     largest = sorted(differences, key=lambda name: -abs(differences[name].mean))[:TOLD]
-    told = [f"{short_name(name)} {_verdict(differences[name])}" for name in largest]
+    seeds = over_seeds or {}
+    told = [
+        f"{short_name(name)} {_verdict(differences[name], seeds.get(name))}" for name in largest
+    ]
     more = len(differences) - len(told)
     rest = f"; {more} more below" if more else ""
     return f"Against {short_name(first)}, in points: {'; '.join(told)}{rest}."
 
 
-def _verdict(difference: Estimate) -> str:
-    found = signed(difference)
-    if difference.low is not None and difference.low > 0:
-        return f"is higher, {found}"
-    if difference.high is not None and difference.high < 0:
-        return f"is lower, {found}"
-    return f"shows no difference, {found}"
+def _verdict(difference: Estimate, over_seeds: Estimate | None) -> str:
+    side, found = _side(difference), signed(difference)
+    only = ""
+    if over_seeds is not None:
+        found += f", over seeds {_bounds(over_seeds)}"
+        only = "" if _side(over_seeds) == side else " with these seeds"
+    if not side:
+        return f"shows no difference, {found}"
+    return f"is {'higher' if side > 0 else 'lower'}{only}, {found}"
+
+
+def _side(difference: Estimate | None) -> int:
+    """1 where the whole interval lies above 0, -1 where below, 0 where neither is shown."""
+    if difference is None or difference.low is None or difference.high is None:
+        return 0
+    return int(difference.low > 0) - int(difference.high < 0)
 
 
 def signed(estimate: Estimate) -> str:
@@ -84,20 +109,40 @@ def signed(estimate: Estimate) -> str:
     mean = f"{100 * estimate.mean:+.1f}"
     if estimate.low is None or estimate.high is None:
         return mean
-    return f"{mean} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    return f"{mean} ({_bounds(estimate)})"
 
 
-def _accuracy(comparison: Comparison, full: bool) -> Table:
-    k = comparison.k
-    passes = (f"pass@{k} before", "after") if full else ()
-    table = plain_table("entry", "seeds", f"avg@{k} before", "after", *passes, "difference, points")
+def _bounds(difference: Estimate) -> str:
+    if difference.low is None or difference.high is None:
+        return "no interval"
+    return f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+
+
+def _accuracy(comparison: Comparison) -> Table:
+    """A row an entry over problems, and one below it over its seeds where it has several."""
+    table = plain_table("entry", "seeds", f"avg@{comparison.k} before", "after", "difference, points")
     for entry in comparison.entries:
-        solved = (_points(entry.pass_before), _points(entry.pass_after)) if full else ()
-        table.add_row(
-            _name(entry), str(len(entry.seeds)),
-            _points(entry.avg_before), _points(entry.avg_after), *solved,
-            Text(_points(entry.difference, "+"), "bold" if _excludes_zero(entry) else ""),
-        )  # fmt: skip
+        told = entry.avg_before, entry.avg_after, entry.difference
+        table.add_row(_name(entry), str(len(entry.seeds)), *_estimates(*told))
+        if (over := entry.over_seeds) is not None:
+            told = over.avg_before, over.avg_after, over.difference
+            table.add_row("  over seeds", "", *_estimates(*told))
+    return table
+
+
+def _estimates(before: Estimate, after: Estimate, difference: Estimate | None) -> list[Text]:
+    moved = "" if difference is None else signed(difference)
+    return [
+        Text(interval(before)), Text(interval(after)),
+        Text(moved, "bold" if _side(difference) else ""),
+    ]  # fmt: skip
+
+
+def _solved(comparison: Comparison) -> Table:
+    table = plain_table("entry", f"pass@{comparison.k} before", "after")
+    for entry in comparison.entries:
+        known = (entry.pass_before, entry.pass_after)
+        table.add_row(_name(entry), *("" if each is None else interval(each) for each in known))
     return table
 
 
@@ -130,22 +175,6 @@ def _seconds(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None and value >= 100 else number(value)
 
 
-def _points(estimate: Estimate | None, sign: str = "") -> str:
-    """A share in per cent and half the width of its interval, which is symmetric."""
-    if estimate is None:
-        return ""
-    mean = f"{100 * estimate.mean:{sign}.1f}"
-    if estimate.high is None:
-        return mean
-    return f"{mean} ± {100 * (estimate.high - estimate.mean):.1f}"
-
-
-def _excludes_zero(entry: EntryNumbers) -> bool:
-    found = entry.difference
-    return bool(found and found.low is not None and found.high is not None
-                and (found.low > 0 or found.high < 0))  # fmt: skip
-
-
 def notes(comparison: Comparison) -> list[str]:
     """What was counted, what the intervals tell and what they do not, a line each."""
     said = [_counted(comparison), *_intervals(comparison), *_unequal(comparison)]
@@ -174,10 +203,16 @@ def _intervals(comparison: Comparison) -> list[str]:
     entries = comparison.entries
     said = [
         "An interval is over problems, each one's value its mean over seeds and samples: it tells "
-        "what other problems would change, not what other seeds would."
+        "what other problems would change, not what other seeds would. It is Student's, and of "
+        "shares near 0 or 100 % Wilson's, as castctl eval has it."
     ]
     several = [entry for entry in entries if len(entry.seeds) > 1]
     if several:
+        said.append(
+            "The row over seeds has Student's interval of the seeds' own means, the difference "
+            "paired by the seeds that both have: it tells what other seeds would change, and of "
+            "two seeds it is very wide."
+        )
         spreads = [f"{entry.name} {_seed_range(entry)}" for entry in several]
         said.append(f"From seed to seed avg@{comparison.k} after was: {', '.join(spreads)}.")
     if len(several) < len(entries):

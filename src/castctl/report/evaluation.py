@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.comparison.evaluations import EvaluationComparison
-from castctl.report.comparison import MORE, against, highest, short_name, signed
+from castctl.report.comparison import MORE, OVER_PROBLEMS, against, highest, short_name, signed
 from castctl.report.marks import line, percent
 from castctl.report.page import plain_table, title
 from castctl.report.tables import eval_table, interval
@@ -111,7 +111,7 @@ def paired_page(comparison: EvaluationComparison, full: bool) -> Group:
         pages += [title(f"Against {short_name(first.name)}, in points"), told]
     notes = _notes(comparison) if full else _unequal(comparison)
     pages += [Text(), *(Text(line(words, 1000)) for words in notes)]
-    return Group(*pages, *([] if full else [Text(MORE, "dim")]))
+    return Group(*pages, *([] if full else [Text(f"{OVER_PROBLEMS} {MORE}", "dim")]))
 
 
 def _accuracies(comparison: EvaluationComparison, full: bool) -> Table:

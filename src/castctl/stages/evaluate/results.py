@@ -9,9 +9,11 @@ from typing import Any
 
 from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES, split_name
+from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.statistics import Estimate
 
 Result = dict[str, Any]
 
@@ -68,4 +70,16 @@ def _digits(value: object) -> str:
 def read_result(folder: StepFolder) -> Result | None:
     """The result that `evaluate` wrote, None where it is not done; `UserError` if it is broken."""
     file = folder.path / "results.json"
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    result: Result = read_json(file)
+    try:
+        estimates = [result.get("avg"), result.get("maj"), *(result.get("pass") or {}).values()]
+        for told in filter(None, estimates):
+            Estimate(**told)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is not as castctl eval writes it ({one_line(error, named=True)}); make it "
+            "again with --overwrite"
+        ) from None
+    return result

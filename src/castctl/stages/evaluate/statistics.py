@@ -71,12 +71,15 @@ def problem_mean(values_P: NDArray[np.float64], confidence: float = 0.95) -> Est
     return student(mean, error, count - 1, confidence)
 
 
-def seed_mean(values_S: NDArray[np.float64], least: float, most: float) -> Estimate:
-    """Mean of one value a seed (S), each between `least` and `most`, with Student's t interval
-    over seeds; no bounds where they have no spread, which says nothing of other seeds."""
-    if np.ptp(values_S) <= DUST:
-        return Estimate(float(np.mean(values_S)), None, None)
-    return problem_mean(values_S).within(least, most)
+def seed_mean(values_SP: NDArray[np.float64], least: float = 0.0) -> Estimate:
+    """Mean of the seeds' own means over problems (S, P), with Student's t interval over seeds,
+    within `least` and 1 where all values are; no bounds where the seeds have no spread, which says
+    nothing of other seeds."""
+    found = problem_mean(values_SP.mean(1))
+    if np.ptp(values_SP.mean(1)) <= DUST:
+        return Estimate(found.mean, None, None)
+    bounded = (values_SP >= least - DUST) & (values_SP <= 1 + DUST)
+    return found.within(least, 1) if bounded.all() else found
 
 
 def difference(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,7 +110,7 @@ def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Es
 
 def is_share(values: NDArray[np.float64]) -> bool:
     """Whether all values lie within 0 and 1, as rewards of a scale of one's own may not."""
-    return bool(((values >= 0) & (values <= 1)).all())
+    return bool(((values >= -DUST) & (values <= 1 + DUST)).all())
 
 
 def _wilson(mean: float, count: int, confidence: float) -> Estimate:
