@@ -120,7 +120,8 @@ def _bounds(difference: Estimate) -> str:
 
 def _accuracy(comparison: Comparison) -> Table:
     """A row an entry over problems, and one below it over its seeds where it has several."""
-    table = plain_table("entry", "seeds", f"avg@{comparison.k} before", "after", "difference, points")
+    before = f"avg@{comparison.k} before"
+    table = plain_table("entry", "seeds", before, "after", "difference, points")
     for entry in comparison.entries:
         told = entry.avg_before, entry.avg_after, entry.difference
         table.add_row(_name(entry), str(len(entry.seeds)), *_estimates(*told))

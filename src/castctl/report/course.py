@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.recipe.recipe import Recipe
-from castctl.report.marks import line, number, percent, points, sparkline
+from castctl.report.marks import finite, line, number, percent, points, sparkline
 from castctl.report.tables import interval
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate
@@ -45,8 +45,7 @@ STAGES = ("rollout", "verify", "score", "shape", "train")
 
 def measure(row: Row, name: str) -> float | None:
     """A measure of a step; None where the row has no finite number."""
-    value = row.get(name)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return finite(row.get(name))
 
 
 def _measured(rows: Sequence[Row], name: str) -> list[float]:

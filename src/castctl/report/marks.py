@@ -57,6 +57,11 @@ def bar(share: float, width: int = 24) -> str:
     return "█" * max(round(share * width), int(share > 0))
 
 
+def finite(value: object) -> float | None:
+    """A value where it is a finite number, else None."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number in a few digits; nothing where there is none."""
     if value is None or math.isnan(value):
@@ -76,6 +81,16 @@ def percent(share: float | None, sign: str = "%") -> str:
 def points(change: float) -> str:
     """A change of a share, in percentage points and with its sign."""
     return f"{100 * change:+.1f} points"
+
+
+def counted(step: int) -> int:
+    """A step's number as the log counts, from 1; folders count from 0."""
+    return step + 1
+
+
+def step_name(step: int) -> str:
+    """The name of a step's folder, to find a completion by: folders count from 0."""
+    return f"step-{step:05d}"
 
 
 def size(count: int) -> str:

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.comparison.numbers import Comparison, EntryNumbers
+from castctl.report.axes import alone, settle, step_axis
+from castctl.report.colors import COLORS
 from castctl.report.comparison import short_name
 from castctl.report.marks import line
 from castctl.shards.part import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#882255")
-"""Okabe and Ito's colours for all eyes; Tol's wine in the place of yellow, which white swallows."""
 
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X"
@@ -49,6 +48,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
             for number, entry in enumerate(entries)
         ]
         _label(above, below, comparison)
+        settle(figure)
         names = [short_name(entry.name) for entry in entries]
         figure.legend(curves, names, loc="outside lower center", ncols=LEGEND_COLUMNS)
         with atomic_file(path) as stream:
@@ -69,12 +69,14 @@ def _reach(comparison: Comparison) -> int:
 def _draw_rewards(axes: Axes, entry: EntryNumbers, number: int, comparison: Comparison) -> None:
     """The mean over seeds, and a thin line a seed, the fainter the more entries there are."""
     rewards = np.array([run.rewards for run in entry.runs], np.float64)
-    steps = np.arange(rewards.shape[1])
+    steps = 1 + np.arange(rewards.shape[1])
     for seed in rewards:
         faint = min(0.35, 1.2 / len(comparison.entries))
         axes.plot(steps, seed, color=_style(number)["color"], linewidth=0.6, alpha=faint)
     means = _running_mean(_seed_means(rewards), _reach(comparison))
     axes.plot(steps, means, linewidth=1.7, **_style(number))
+    lone = alone(means)
+    axes.plot(steps[lone], means[lone], color=_style(number)["color"], marker=".", linestyle="none")
 
 
 def _draw_evaluations(axes: Axes, entry: EntryNumbers, number: int, of: int) -> Any:
@@ -83,10 +85,13 @@ def _draw_evaluations(axes: Axes, entry: EntryNumbers, number: int, of: int) -> 
     means, lows, highs = _bounds(entry)
     # Side by side, so that intervals at one step do not hide one another.
     shift = (number - (of - 1) / 2) * min(0.01, 0.06 / of) * entry.steps
-    return axes.errorbar(
+    bars = axes.errorbar(
         at + shift, means, yerr=(means - lows, highs - means), linewidth=1.4, elinewidth=1.0,
         capsize=2.5, marker=MARKERS[number % len(MARKERS)], markersize=5, **_style(number),
     )  # fmt: skip
+    for artist in bars.get_children():  # those of the ends are beside them
+        artist.set_clip_on(False)
+    return bars
 
 
 def _seed_means(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -114,8 +119,6 @@ def _bounds(entry: EntryNumbers) -> NDArray[np.float64]:
 
 
 def _label(above: Axes, below: Axes, comparison: Comparison) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     reach = _reach(comparison)
     thick = "mean over seeds" + (f" and {2 * reach + 1} steps" if reach else "")
     above.set_title(f"Reward in training (thick: {thick}; thin: each seed)", loc="left")
@@ -127,4 +130,4 @@ def _label(above: Axes, below: Axes, comparison: Comparison) -> None:
     )
     below.set_ylabel(f"avg@{comparison.k} in per cent")
     below.set_xlabel("steps done (evaluations of one step are drawn side by side)")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    step_axis(below, [0, max(entry.steps for entry in comparison.entries)])

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
-from castctl.report.marks import line, number, percent, size, sparkline
+from castctl.report.marks import finite, line, number, percent, size, sparkline
 from castctl.report.page import code_line, headline, plain_table, title, value_text, when
-from castctl.report.tables import eval_table
+from castctl.report.tables import eval_table, measure_text
 from castctl.stages.evaluate.results import Result, kind_of
 
 CURVES = {
@@ -77,10 +77,10 @@ def _curves(steps: list[StepRow]) -> list[RenderableType]:
         return []
     grid = Table.grid(padding=(0, 2))
     for label, name in CURVES.items():
-        values = [_float(step.measures.get(name)) for step in steps]
+        values = [finite(step.measures.get(name)) for step in steps]
         known = [value for value in values if value is not None]
         if known:
-            ends = f"{number(known[0])} to {number(known[-1])}"
+            ends = " to ".join(measure_text(name, known[at], 3) for at in (0, -1))
             grid.add_row(label, Text(sparkline(values), "cyan"), ends)
     return [title("Course"), grid]
 
@@ -102,11 +102,10 @@ def _steps(steps: list[StepRow]) -> list[RenderableType]:
                 table.add_row("…")
             continue
         m = step.measures
-        numbers = [percent(_float(m.get(name))) if label == "mixed" else number(_float(m.get(name)))
-                   for label, name in CURVES.items()]  # fmt: skip
+        numbers = [measure_text(name, finite(m.get(name)), 3) for name in CURVES.values()]
         table.add_row(
             str(step.step), _parts(step.parts), f"{step.rows:,}", size(step.bytes), *numbers,
-            number(_float(m.get("seconds")), 2),
+            number(finite(m.get("seconds")), 2),
         )  # fmt: skip
     notes = [Text(f"step {step.step}: {line(step.problem, 400)}", "yellow")
              for step in steps if step.problem is not None]  # fmt: skip
@@ -120,10 +119,6 @@ def _parts(parts: dict[str, int]) -> str:
     if len(set(parts.values())) == 1:
         return str(next(iter(parts.values())))
     return ", ".join(f"{stage} {count}" for stage, count in parts.items() if count)
-
-
-def _float(value: object) -> float | None:
-    return value if isinstance(value, int | float) else None
 
 
 def _settings(settings: list[SettingView]) -> list[RenderableType]:

@@ -27,9 +27,9 @@ def is_share(name: str) -> bool:
     return any(piece in name for piece in SHARES)
 
 
-def measure_text(name: str, value: float | None) -> str:
-    """A measure of a step: a share in per cent, another number in four digits, nothing of none."""
-    return percent(value) if is_share(name) else number(value, 4)
+def measure_text(name: str, value: float | None, digits: int = 4) -> str:
+    """A measure of a step: a share in per cent, another number in a few digits, nothing of none."""
+    return percent(value) if is_share(name) else number(value, digits)
 
 
 def step_table(measures: Measures) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from castctl.diagnosis.diagnosis import Diagnosis, read_diagnosis
 from castctl.errors import UserError, one_line
+from castctl.report.axes import drawn
 from castctl.report.diagnostics import confidence, credit, engine, flips, gaps, groups
 from castctl.report.document import Picture, Section
 from castctl.shards.part import atomic_file
@@ -61,7 +62,7 @@ def write_pictures(section: Section, folder: Path) -> list[Path]:
         # A label is text, not mathematics, whatever signs it has; some have no glyph.
         with rc_context({"text.parse_math": False}), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            figure = picture.draw()
+            figure = drawn(picture)
             with atomic_file(path) as stream:
                 figure.savefig(stream, format="png")
         paths.append(path)

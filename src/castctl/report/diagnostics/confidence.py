@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.report.colors import BLACK, CORRECT, GREEN, INCORRECT
 from castctl.report.diagnostics.figures import (
-    BLACK,
-    CORRECT,
-    GREEN,
-    INCORRECT,
+    along_steps,
     curve,
     name,
     panels,
     points,
-    whole_steps,
+    steps_of,
 )
 from castctl.report.diagnostics.words import (
     answer,
@@ -27,7 +25,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number, percent
+from castctl.report.marks import counted, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +33,8 @@ if TYPE_CHECKING:
 REDUCTIONS = {"sum": "sum over tokens", "mean": "mean over tokens"}
 SIDES = {"correct": CORRECT, "incorrect": INCORRECT}
 STILL = (
-    "As at step 0 of a run, Cov(r, d) is zero, b* is mean(r), and RCC is GRPO. Diagnose a later "
-    "step."
+    "As in the first step of a run, Cov(r, d) is zero, b* is mean(r), and RCC is GRPO. Diagnose a "
+    "later step."
 )
 
 
@@ -120,8 +118,8 @@ def _baseline(numbers: dict[str, Any]) -> Sheet:
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), cell(step["drift"]), cell(step["covariance"]), cell(step["auc_within"]),
-         share_cell(step["clipped"]), cell(step["risk"])]
+        [str(counted(step["step"])), cell(step["drift"]), cell(step["covariance"]),
+         cell(step["auc_within"]), share_cell(step["clipped"]), cell(step["risk"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "mean d, nats", "Cov(r, d)", "AUC within groups", "clipped, %",
@@ -156,7 +154,7 @@ def _still(numbers: dict[str, Any]) -> str:
              if step["drift"] and not step["drift"]["mean"]]  # fmt: skip
     if numbers["still"]["mean"] < 0.05 or not still:
         return ""
-    steps = ", ".join(str(step["step"]) for step in still[:6])
+    steps = ", ".join(str(counted(step["step"])) for step in still[:6])
     return (
         f"{percent(numbers['still']['mean'])} of the tokens have not drifted at all. At step "
         f"{steps} the policy still was the reference and d is zero; such steps pull every number "
@@ -262,8 +260,8 @@ def _draw_covariance(numbers: dict[str, Any]) -> Figure:
     name(left, f"Mixed groups by covariance (line: mean {mean:.3f})", "Cov(r, d), nats", "groups")
     steps = numbers["by_step"]
     draw = curve if len(steps) > 1 else points
-    draw(right, [s["step"] for s in steps], [s["covariance"] for s in steps], "", GREEN)
+    draw(right, steps_of(steps), [s["covariance"] for s in steps], "", GREEN)
     right.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
-    whole_steps(right)
+    along_steps(right, steps)
     name(right, "Mean covariance by step (band: 95 %)", "step", "Cov(r, d), nats")
     return figure

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.report.colors import BLACK, BLUE, ORANGE
 from castctl.report.diagnostics.figures import (
-    BLACK,
-    BLUE,
-    ORANGE,
     curve,
     name,
     panels,
@@ -25,7 +23,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number, percent
+from castctl.report.marks import counted, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +126,7 @@ def _tokens(numbers: dict[str, Any]) -> Sheet:
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), cell(step["rho"]), share_cell(step["overlap"]),
+        [str(counted(step["step"])), cell(step["rho"]), share_cell(step["overlap"]),
          share_cell(step["scored"])]
         for step in steps
     ]  # fmt: skip
@@ -256,7 +254,7 @@ def _draw_weights(numbers: dict[str, Any]) -> Figure:
     right.axhline(10, color=BLACK, linewidth=0.8, linestyle=":")
     right.set_xticks((0, 1), ("scores", "weights"))
     right.set_xlim(-0.5, 1.5)
-    right.set_ylim(0, 103)
+    right.set_ylim(0, 100)
     name(left, "Mean weight along the completion (dotted: uniform)",
          "way through the completion, %", "mean weight of scored tokens")  # fmt: skip
     name(right, "Held by the largest tenth of the tokens", "", "share of the completion's whole, %")

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.report.colors import BLACK, BLUE, ORANGE
 from castctl.report.diagnostics.figures import (
-    BLACK,
-    BLUE,
-    ORANGE,
+    along_steps,
     curve,
     from_zero,
     logarithmic,
     name,
     panels,
     points,
-    whole_steps,
+    steps_of,
 )
 from castctl.report.diagnostics.words import (
     answer,
@@ -32,7 +31,7 @@ from castctl.report.diagnostics.words import (
     value,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number, percent
+from castctl.report.marks import counted, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,9 +157,9 @@ def _worst(numbers: dict[str, Any]) -> Sheet:
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), cell(step["mean"]), cell(step["size"]), number(step["largest"]),
-         cell(step["k3"]), share_cell(step["above"]), share_cell(step["below"]),
-         percent(step["effective"])]
+        [str(counted(step["step"])), cell(step["mean"]), cell(step["size"]),
+         number(step["largest"]), cell(step["k3"]), share_cell(step["above"]),
+         share_cell(step["below"]), percent(step["effective"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "mean", "mean size", "largest", "KL (k3)", "above the cap, %",
@@ -241,9 +240,9 @@ def _draw(numbers: dict[str, Any]) -> Figure:
     figure, (steps, position, logprob, tail) = panels(2, 2)
     by_step = numbers["by_step"]
     draw = curve if len(by_step) > 1 else points
-    draw(steps, [s["step"] for s in by_step], [s["size"] for s in by_step], "", BLUE)
+    draw(steps, steps_of(by_step), [s["size"] for s in by_step], "", BLUE)
     name(steps, "Mean size of the difference by step", "step", "mean |difference|, nats")
-    whole_steps(steps)
+    along_steps(steps, by_step)
     tenths = [5 + 10 * n for n in range(10)]
     curve(position, tenths, numbers["by_position"]["size"], "", BLUE)
     name(position, "Along the completion", "way through the completion, %",

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from castctl.report.marks import line
-from castctl.report.plots import COLORS
+from castctl.report.axes import step_axis
+from castctl.report.marks import counted, line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, WINE = COLORS
-CORRECT, INCORRECT = BLUE, RED
-"""Colours of correct and of incorrect completions."""
 
 Told = dict[str, Any]
 """An estimate as a diagnosis holds it: `mean`, `low` and `high`, or None."""
@@ -60,7 +56,8 @@ def curve(
 ) -> None:  # fmt: skip
     """Estimates along x as a line, their 95 % intervals as a band; gaps where there are none."""
     means, lows, highs = bounds(told, scale)
-    axes.plot(x, means, color=color, marker=marker, markersize=4, linewidth=1.4, label=title)
+    axes.plot(x, means, color=color, marker=marker, markersize=4, linewidth=1.4, label=title,
+              clip_on=False)  # fmt: skip
     axes.fill_between(x, lows, highs, color=color, alpha=0.18, linewidth=0)
 
 
@@ -71,10 +68,12 @@ def points(
     """Estimates as points, their 95 % intervals as bars."""
     means, lows, highs = bounds(told, scale)
     spread = np.nan_to_num((means - lows, highs - means)).clip(0)
-    axes.errorbar(
+    bars = axes.errorbar(
         x, means, yerr=spread, color=color, marker=marker, markersize=5, linestyle="none",
         elinewidth=1.2, capsize=3, label=title,
     )  # fmt: skip
+    for artist in bars.get_children():
+        artist.set_clip_on(False)
 
 
 def bounds(told: Sequence[Told | None], scale: float = 1.0) -> np.ndarray:
@@ -97,13 +96,15 @@ def legend_below(axes: Axes, columns: int) -> None:
 
 
 def from_zero(axes: Axes) -> None:
-    """A y axis that begins at 0, with room for marks that stand there."""
-    top = axes.get_ylim()[1]
-    axes.set_ylim(-0.03 * top, top)
+    """A y axis that begins at 0."""
+    axes.update_datalim([(0, 0)], updatex=False)
 
 
-def whole_steps(axes: Axes) -> None:
-    """An x axis of whole numbers."""
-    from matplotlib.ticker import MaxNLocator
+def steps_of(by_step: Sequence[Told]) -> list[int]:
+    """The numbers of the steps, as the log counts them."""
+    return [counted(step["step"]) for step in by_step]
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+def along_steps(axes: Axes, by_step: Sequence[Told]) -> None:
+    """An x axis of steps, which ends where they end."""
+    step_axis(axes, steps_of(by_step))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.report.axes import whole_numbers
+from castctl.report.colors import NEGATIVE, POSITIVE
 from castctl.report.diagnostics.figures import (
-    BLUE,
-    RED,
+    along_steps,
     curve,
     from_zero,
     label,
@@ -16,7 +17,7 @@ from castctl.report.diagnostics.figures import (
     name,
     panels,
     points,
-    whole_steps,
+    steps_of,
 )
 from castctl.report.diagnostics.words import (
     answer,
@@ -30,13 +31,13 @@ from castctl.report.diagnostics.words import (
     spelled,
 )
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number, percent
+from castctl.report.marks import counted, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WAYS = {"down": ("down: base above 0", BLUE, "v"), "up": ("up: base below 0", RED, "^")}
+WAYS = {"down": ("down: base above 0", POSITIVE, "v"), "up": ("up: base below 0", NEGATIVE, "^")}
 TOLD, CONTEXTS, BARS = 12, 6, 12
 
 
@@ -131,7 +132,7 @@ def _contexts(numbers: dict[str, Any]) -> Sheet:
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), share_cell(step["down"]), share_cell(step["up"]),
+        [str(counted(step["step"])), share_cell(step["down"]), share_cell(step["up"]),
          share_cell(step["completions"]), number(step["rms"]), number(step["smallest"]),
          percent(step["floored"])]
         for step in steps
@@ -165,7 +166,7 @@ def _words(numbers: dict[str, Any]) -> list[str]:
 
 def _still(steps: list[dict[str, Any]]) -> list[str]:
     """A word on steps whose gap is zero, which are in every share."""
-    dead = [str(step["step"]) for step in steps if step["rms"] == 0]
+    dead = [str(counted(step["step"])) for step in steps if step["rms"] == 0]
     if not dead:
         return []
     several = (
@@ -202,8 +203,8 @@ def _why_none(numbers: dict[str, Any]) -> str:
     sizes = [step["rms"] for step in numbers["by_step"] if step["rms"] is not None]
     if not any(sizes):
         return (
-            "None could be: the gap is zero everywhere, as at step 0 and right after the teacher "
-            "was refreshed."
+            "None could be: the gap is zero everywhere, as in the first step and right after the "
+            "teacher was refreshed."
         )
     return (
         f"The gap's root mean square is {number(max(sizes))} nats at most, and nothing against the "
@@ -283,27 +284,39 @@ def _draw_places(numbers: dict[str, Any]) -> Figure:
             method(axes, [at + shift for at in x], shares, style[0], style[1],
                    scale=100, marker=style[2])  # fmt: skip
 
-        draw(steps, [s["step"] for s in by_step], [s[way] for s in by_step], True)
+        draw(steps, steps_of(by_step), [s[way] for s in by_step], True)
         draw(correct, list(range(len(told["by_correct"]))), told["by_correct"], False)
         draw(position, tenths, told["by_position"], True)
         if entropy is not None:
             draw(last, list(range(1, 11)), told["by_entropy"], False)
         else:
             draw(last, list(range(len(numbers["to_end"]))), told["by_distance"], False)
-    name(steps, "Flipped tokens step by step (bands: 95 %)", "step", "flipped, % of tokens")
+    name(steps, "Flipped tokens step by step (bands: 95 %)", "step", "flipped, % of those tokens")
     name(correct, "By correct completions of the group", "correct completions",
-         "flipped, % of tokens")  # fmt: skip
-    name(position, "Along the completion", "way through the completion, %", "flipped, % of tokens")
+         "flipped, % of those tokens")  # fmt: skip
+    name(
+        position,
+        "Along the completion",
+        "way through the completion, %",
+        "flipped, % of those tokens",
+    )
     if entropy is not None:
         name(last, "By the policy's entropy at the token", "tenth of the entropies, lowest first",
-             "flipped, % of tokens")  # fmt: skip
+             "flipped, % of those tokens")  # fmt: skip
+        last.set_xticks(range(1, 11))
+        last.set_xlim(0.5, 10.5)
     else:
-        name(last, "By distance to the end", "tokens to the last one, from", "flipped, % of tokens")
+        name(
+            last,
+            "By distance to the end",
+            "tokens to the last one, from",
+            "flipped, % of those tokens",
+        )
         last.set_xticks(range(len(numbers["to_end"])), map(str, numbers["to_end"]))
     for axes in (steps, correct, position, last):
         from_zero(axes)
-    for axes in (steps, correct):
-        whole_steps(axes)
+    along_steps(steps, by_step)
+    whole_numbers(correct)
     legend_below(position, 2)
     return figure
 

@@ -8,19 +8,16 @@ import numpy as np
 
 from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.diagnosis.pool import CELLS
+from castctl.report.axes import whole_numbers
+from castctl.report.colors import BLUE, CORRECT, INCORRECT, NEGATIVE, ORANGE, POSITIVE, RED, SKY
 from castctl.report.diagnostics.figures import (
-    BLUE,
-    CORRECT,
-    INCORRECT,
-    ORANGE,
-    RED,
-    SKY,
+    along_steps,
     curve,
     logarithmic,
     name,
     panels,
     points,
-    whole_steps,
+    steps_of,
 )
 from castctl.report.document import Picture
 
@@ -35,11 +32,12 @@ NAMES = {  # of cells: the sign of the gap, and the verdict
     "negative_incorrect": "negative, incorrect",
 }
 STYLES = {
-    "positive_correct": (BLUE, "^"),
-    "negative_correct": (SKY, "v"),
-    "positive_incorrect": (RED, "^"),
+    "positive_correct": (POSITIVE, "^"),
+    "negative_correct": (NEGATIVE, "v"),
+    "positive_incorrect": (SKY, "^"),
     "negative_incorrect": (ORANGE, "v"),
 }
+"""The sign by its colour, lighter in incorrect completions."""
 
 
 def gap_pictures(diagnosis: Diagnosis) -> list[Picture]:
@@ -94,9 +92,10 @@ def _histograms(found: dict[str, Any]) -> Figure:
     figure, (tokens, completions) = panels(1, 2)
     _histogram(tokens, found["token"])
     logarithmic(tokens.yaxis)
-    name(tokens, "Tokens (end bins hold the rest)", "gap, nats", "share of the tokens")
+    name(tokens, "Tokens (end bins hold the rest)", "gap, nats", "tokens of each kind, %")
     _histogram(completions, found["completion"])
-    name(completions, "Completions", "mean gap, nats", "share of the completions")
+    name(completions, "Completions", "mean gap, nats",
+         "completions of each kind, %")  # fmt: skip
     completions.legend(fontsize=8)
     return figure
 
@@ -105,8 +104,9 @@ def _histogram(axes: Axes, found: dict[str, Any]) -> None:
     edges = np.array(found["edges"])
     for verdict, color in (("correct", CORRECT), ("incorrect", INCORRECT)):
         counts = np.array(found[verdict], np.float64)
-        axes.stairs(counts / max(counts.sum(), 1), edges, color=color, linewidth=1.5, label=verdict)
-        axes.stairs(counts / max(counts.sum(), 1), edges, color=color, fill=True, alpha=0.12)
+        shares = 100 * counts / max(counts.sum(), 1)
+        axes.stairs(shares, edges, color=color, linewidth=1.5, label=verdict)
+        axes.stairs(shares, edges, color=color, fill=True, alpha=0.12)
     axes.axvline(0, color="black", linewidth=0.8)
 
 
@@ -115,7 +115,7 @@ def _noise(decay: dict[str, Any]) -> Figure:
         (key, title)
         for key, title in (
             ("entropy", "entropy of the policy at the token, nats"),
-            ("position", "place in the completion, 0 to 1"),
+            ("position", "way through the completion, %"),
         )
         if decay[key] is not None
     ]
@@ -123,6 +123,8 @@ def _noise(decay: dict[str, Any]) -> Figure:
     for column, (key, title) in enumerate(kinds):
         sizes, noise = axes[column], axes[len(kinds) + column]
         centers = np.array(decay[key]["centers"], np.float64)
+        if key == "position":
+            centers = 100 * centers
         for cell in CELLS:
             color, marker = STYLES[cell]
             found = decay[key]["cells"][cell]
@@ -170,7 +172,7 @@ def _separation(found: dict[str, Any]) -> Figure:
 
 def _steps(steps: list[dict[str, Any]]) -> Figure:
     figure, (means, auc) = panels(1, 2)
-    x = [step["step"] for step in steps]
+    x = steps_of(steps)
     for cell in CELLS:
         color, marker = STYLES[cell]
         curve(means, x, [step["cells"][cell]["mean"] for step in steps], NAMES[cell], color,
@@ -183,7 +185,7 @@ def _steps(steps: list[dict[str, Any]]) -> Figure:
     auc.set_ylim(0, 1)
     name(auc, "Correct against incorrect, by mean gap", "step", "AUC")
     for each in (means, auc):
-        whole_steps(each)
+        along_steps(each, steps)
     return figure
 
 
@@ -191,7 +193,7 @@ def _alive(steps: list[dict[str, Any]]) -> Figure:
     aged = [(step["age"], step["rms"]) for step in steps if None not in (step["age"], step["rms"])]
     figure, axes = panels(1, 3 if aged else 2, size=(4.2, 3.4))
     rms, beyond = axes[:2]
-    x = [step["step"] for step in steps]
+    x = steps_of(steps)
 
     def told(key: str) -> list[float]:
         return [np.nan if step[key] is None else step[key] for step in steps]
@@ -202,11 +204,13 @@ def _alive(steps: list[dict[str, Any]]) -> Figure:
         beyond.plot(x, 100 * np.array(told(key)), color=color, marker="o", markersize=3.5,
                     linewidth=1.3, label=f"beyond {title}")  # fmt: skip
     beyond.legend(fontsize=8)
-    name(beyond, "Tokens with a large gap", "step", "per cent of the tokens")
+    name(beyond, "Tokens with a large gap", "step", "share of tokens, %")
     if aged:
         _by_age(axes[2], np.array(aged, np.float64))
-    for each in axes:
-        whole_steps(each)
+    for each in (rms, beyond):
+        along_steps(each, steps)
+    for each in axes[2:]:
+        whole_numbers(each)
     return figure
 
 

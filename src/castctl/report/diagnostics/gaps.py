@@ -10,7 +10,7 @@ from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
 from castctl.report.diagnostics.gap_words import gap_answer, gap_words
 from castctl.report.diagnostics.words import around, cell, spelled
 from castctl.report.document import Section, Sheet
-from castctl.report.marks import number, percent
+from castctl.report.marks import counted, number, percent, step_name
 
 SCORES = {
     "mean_gap": "mean gap",
@@ -150,17 +150,18 @@ def _tokens(found: dict[str, list[dict[str, Any]]]) -> Sheet:
 def _contexts(found: dict[str, list[dict[str, Any]]]) -> Sheet:
     rows = [
         [NAMES[name] if place == 0 else "", number(context["gap"]),
-         f"{context['step']}: {context['prompt_id'][:8]}/{context['sample']}", around(context)]
+         f"{step_name(context['step'])}, {context['prompt_id'][:8]}/{context['sample']}",
+         around(context)]
         for name in CELLS
         for place, context in enumerate(found[name][:CONTEXTS])
     ]  # fmt: skip
-    headings = ("cell", "gap", "step: sample", "the token in «» and what stands about it")
+    headings = ("cell", "gap", "where", "the token in «» and what stands about it")
     return Sheet("Places with the largest gaps, one a prompt", headings, rows, right=False)
 
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), f"{step['tokens']:,}", number(step["rms"]),
+        [str(counted(step["step"])), f"{step['tokens']:,}", number(step["rms"]),
          *(number(step["cells"][name]["mean"]["mean"]) for name in CELLS),
          percent(step["misleading_share"]), cell(step["auc"])]
         for step in steps
@@ -172,8 +173,9 @@ def _steps(steps: list[dict[str, Any]]) -> Sheet:
 
 def _alive(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), "" if step["age"] is None else str(step["age"]), number(step["rms"]),
-         number(step["mean_size"]), percent(step["beyond_tenth"]), percent(step["beyond_tau"])]
+        [str(counted(step["step"])), "" if step["age"] is None else str(step["age"]),
+         number(step["rms"]), number(step["mean_size"]),
+         percent(step["beyond_tenth"]), percent(step["beyond_tau"])]
         for step in steps
     ]  # fmt: skip
     headings = ("step", "teacher's age", "RMS", "mean |g|", "beyond 0.1 nats", "beyond tau")

@@ -5,32 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
+from castctl.report.axes import whole_numbers
+from castctl.report.colors import BLACK, GROUPS, ORANGE
 from castctl.report.diagnostics.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    RED,
+    along_steps,
     curve,
     legend_below,
     name,
     panels,
     points,
-    whole_steps,
+    steps_of,
 )
 from castctl.report.diagnostics.words import answer, cell, few, share, share_cell, slope
 from castctl.report.document import Picture, Section, Sheet
-from castctl.report.marks import number
+from castctl.report.marks import counted, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KINDS = {
-    "mixed": ("mixed", GREEN, "o"),
-    "all_correct": ("all correct", BLUE, "^"),
-    "all_wrong": ("all wrong", RED, "v"),
-    "single": ("single", BLACK, "s"),
+    "mixed": ("mixed", GROUPS["mixed"], "o"),
+    "all_correct": ("all correct", GROUPS["all_correct"], "^"),
+    "all_wrong": ("all wrong", GROUPS["all_wrong"], "v"),
+    "single": ("single", GROUPS["single"], "s"),
 }
 RULES = {"zero": "zero advantage (GRPO)", "signed": "the verifier's sign (CAST)"}
 
@@ -111,7 +109,7 @@ def _smaller(numbers: dict[str, Any]) -> Sheet:
 
 def _steps(steps: list[dict[str, Any]]) -> Sheet:
     rows = [
-        [str(step["step"]), str(step["groups"]), cell(step["reward"], 2),
+        [str(counted(step["step"])), str(step["groups"]), cell(step["reward"], 2),
          *(share_cell(step["kinds"][kind]) for kind in ("mixed", "all_correct", "all_wrong")),
          share_cell(step["gradient"]["zero"]["tokens"]),
          number(step["gradient"]["zero"]["effective"]), cell(step["rounds"], 2)]
@@ -203,7 +201,7 @@ def _pictures(numbers: dict[str, Any]) -> list[Picture]:
 def _draw_steps(numbers: dict[str, Any]) -> Figure:
     figure, (left, right) = panels(1, 2)
     steps = numbers["by_step"]
-    at = [step["step"] for step in steps]
+    at = steps_of(steps)
     draw = curve if len(at) > 1 else points
     for kind, (title, color, marker) in KINDS.items():
         told = [step["kinds"][kind] for step in steps]
@@ -217,12 +215,12 @@ def _draw_steps(numbers: dict[str, Any]) -> Figure:
     name(right, "Tokens with an advantage other than 0", "step", "share of completion tokens, %")
     for axes in (left, right):
         _percent_axis(axes)
-        whole_steps(axes)
+        along_steps(axes, steps)
     return figure
 
 
 def _percent_axis(axes: Axes) -> None:
-    axes.set_ylim(-3, 103)
+    axes.set_ylim(0, 100)
     legend_below(axes, 3)
 
 
@@ -231,16 +229,17 @@ def _draw_correct(numbers: dict[str, Any]) -> Figure:
     sizes = numbers["correct"]
     size = max(sizes, key=lambda each: sum(sizes[each]))  # that of most groups
     counts = sizes[size]
-    colors = [RED, *([GREEN] * (len(counts) - 2)), BLUE]
+    mixed = [GROUPS["mixed"]] * (len(counts) - 2)
+    colors = [GROUPS["all_wrong"], *mixed, GROUPS["all_correct"]]
     bars = left.bar(range(len(counts)), counts, color=colors)
     left.bar_label(bars, fontsize=7)
     name(left, f"Groups of {size} judged completions", "correct completions of the group",
          "groups")  # fmt: skip
-    whole_steps(left)
+    whole_numbers(left)
     told = numbers["mixed_at"]
-    curve(right, [int(k) for k in told], list(told.values()), "mixed", GREEN, scale=100)
+    curve(right, [int(k) for k in told], list(told.values()), "mixed", GROUPS["mixed"], scale=100)
     name(right, "Groups that would be mixed with fewer completions", "completions a group",
          "share of groups, %")  # fmt: skip
-    right.set_ylim(-3, 103)
-    whole_steps(right)
+    right.set_ylim(0, 100)
+    whole_numbers(right)
     return figure

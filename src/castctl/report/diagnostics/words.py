@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from castctl.report.marks import line, number, percent
+from castctl.report.marks import line, number, percent, step_name
 
 Told = dict[str, Any]
 """An estimate as a diagnosis holds it: `mean`, `low` and `high`, each a number or None."""
@@ -109,8 +109,8 @@ def around(context: dict[str, Any]) -> str:
 
 
 def place(context: dict[str, Any]) -> str:
-    """Where a token stands: step, prompt, sample and its number in the completion."""
+    """Where a token stands: its step's folder, prompt, sample and its number in the completion."""
     return (
-        f"step {context['step']}, {line(context['prompt_id'][:8])}/{context['sample']}, "
+        f"{step_name(context['step'])}, {line(context['prompt_id'][:8])}/{context['sample']}, "
         f"token {context['position']}"
     )

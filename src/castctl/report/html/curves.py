@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from castctl.report.axes import alone, step_axis
+from castctl.report.colors import (
+    BLUE,
+    GREEN,
+    GREY,
+    GROUPS,
+    NEGATIVE,
+    ORANGE,
+    PINK,
+    POSITIVE,
+    SKY,
+    WINE,
+)
 from castctl.report.document import Picture, Sheet
-from castctl.report.marks import number
+from castctl.report.marks import counted, finite, percent
+from castctl.report.tables import is_share, measure_text
 from castctl.stages.evaluate.results import Result
 
 if TYPE_CHECKING:
@@ -19,25 +33,23 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#2F7FC1", "#D9730D", "#159570", "#A564B8", "#8A919C"
-"""Told apart by all eyes, and seen on white as on black."""
-
-GROUPS = {"mixed": BLUE, "all_correct": GREEN, "all_wrong": ORANGE, "single": GREY}
 STAGES = {
-    "rollout": BLUE, "verify": GREY, "score": GREEN, "shape": PURPLE, "train": ORANGE,
-    "measure": "#6B7280", "eval": "#B8860B",
+    "rollout": BLUE, "verify": GREY, "score": GREEN, "shape": PINK, "train": ORANGE,
+    "measure": SKY, "eval": WINE,
 }  # fmt: skip
 SIZE = (4.6, 2.7)
 """Inches of a plot."""
 
 LINES = {
+    "reward": ("Reward in training", "mean reward", {"reward_mean": ("mean", BLUE)}),
     "length": ("Length of completions", "tokens", {"length_mean": ("mean", BLUE)}),
     "entropy": ("Entropy", "nats a token", {"entropy_mean": ("mean", BLUE)}),
     "gap": ("Gap between teacher and policy", "RMS in nats", {"gap_rms": ("RMS", BLUE)}),
     "flips": (
-        "Flipped tokens", "share in per cent",
-        {"flipped_down_share": ("of positive advantages", BLUE),
-         "flipped_up_share": ("of negative advantages", ORANGE)},
+        "Flipped tokens", "flipped, %",
+        {"flipped_share": ("of all tokens", GREY),
+         "flipped_down_share": ("of praised", POSITIVE),
+         "flipped_up_share": ("of blamed", NEGATIVE)},
     ),
     "grad": ("Norm of the gradient", "", {"grad_norm": ("norm", BLUE)}),
 }  # fmt: skip
@@ -48,89 +60,92 @@ def curve_pictures(rows: Rows, evaluations: Sequence[Result] = ()) -> list[Pictu
     """The plots that the measures of the steps allow; none of a single step."""
     if len(rows) < 2:
         return []
-    pictures = []
-    if _known(rows, "reward_mean"):
-        words = _course("Mean reward", rows, "reward_mean")
-        title = "Reward"
-        if evaluations:
-            means = [100 * result["avg"]["mean"] for result in evaluations]
-            task = evaluations[0]["task"]
-            words += f" Accuracy on {task} goes from {means[0]:.1f} to {means[-1]:.1f} per cent."
-            title = "Reward, and accuracy held out (95 % intervals)"
-        draw = partial(_draw_reward, rows, evaluations)
-        pictures.append(Picture("curve-reward", title, words, draw))
+    pictures = [_line(rows, "reward")] if _known(rows, "reward_mean") else []
+    if evaluations:
+        first, last = (percent(evaluations[at]["avg"]["mean"]) for at in (0, -1))
+        words = f"Accuracy on {evaluations[0]['task']} goes from {first} to {last}."
+        draw = partial(_draw_accuracy, evaluations, counted(rows[-1]["step"]))
+        title = "Accuracy held out (bars: 95 % intervals)"
+        pictures.append(Picture("curve-accuracy", title, words, draw))
     if _known(rows, "groups_mixed"):
         words = _course("The share of mixed groups", rows, "groups_mixed")
         shares = {f"groups_{kind}": (kind.replace("_", " "), c) for kind, c in GROUPS.items()}
-        draw = partial(_draw_stack, rows, shares, 100, "per cent of the groups")
+        draw = partial(_draw_stack, rows, shares, "share of groups, %")
         pictures.append(Picture("curve-groups", "Kinds of groups", words, draw))
-    for name, (title, unit, lines) in LINES.items():
-        if there := {key: line for key, line in lines.items() if _varies(rows, key)}:
-            words = " ".join(_course(f"{title}, {label}", rows, key)
-                             for key, (label, _) in there.items())  # fmt: skip
-            draw = partial(_draw_lines, rows, there, 100 if "per cent" in unit else 1, unit)
-            pictures.append(Picture(f"curve-{name}", title, words, draw))
+    pictures += [_line(rows, name) for name, (*_, lines) in LINES.items()
+                 if name != "reward" and any(_varies(rows, key) for key in lines)]  # fmt: skip
     stages = {f"seconds_{s}": (s, color) for s, color in STAGES.items()
               if _known(rows, f"seconds_{s}")}  # fmt: skip
     if stages:
         words = _course("Seconds of a step", rows, "seconds")
-        draw = partial(_draw_stack, rows, stages, 1, "seconds of a step")
+        draw = partial(_draw_stack, rows, stages, "seconds of a step")
         pictures.append(Picture("curve-time", "Time by stage", words, draw))
     return pictures
+
+
+def _line(rows: Rows, name: str) -> Picture:
+    """A plot of `LINES` with those of its measures that are known."""
+    title, unit, lines = LINES[name]
+    there = {key: line for key, line in lines.items() if _known(rows, key)}
+    words = " ".join(_course(f"{title}, {label}", rows, key) for key, (label, _) in there.items())
+    return Picture(f"curve-{name}", title, words, partial(_draw_lines, rows, there, unit))
 
 
 def measures_sheet(rows: Rows) -> Sheet:
     """The numbers behind the curves, a row a step."""
     wanted = ["reward_mean", "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
-              "flipped_down_share", "flipped_up_share", "loss", "grad_norm", "clip_share",
-              "kl_old_new", "eval_mean", "seconds"]  # fmt: skip
+              "flipped_share", "flipped_down_share", "flipped_up_share", "loss", "grad_norm",
+              "clip_share", "kl_old_new", "eval_mean", "seconds"]  # fmt: skip
     there = [name for name in wanted if _known(rows, name)]
     return Sheet(
         title="Measures of every step",
         headings=["step", *(name.replace("_", " ") for name in there)],
-        rows=[[str(row["step"]), *(number(_float(row.get(name)), 4) for name in there)]
-              for row in rows],
+        rows=[[str(counted(row["step"])),
+               *(measure_text(name, finite(row.get(name))) for name in there)] for row in rows],
+        note="Steps are counted from 1, as the log counts them: step 1 is the folder step-00000. "
+        "Praised and blamed are the tokens with a base advantage above and below 0, flipped down "
+        "and up.",
     )  # fmt: skip
 
 
-def _float(value: object) -> float | None:
-    return value if isinstance(value, int | float) else None
-
-
 def _values(rows: Rows, name: str) -> NDArray[np.float64]:
-    found = (_float(row.get(name)) for row in rows)
-    return np.array([np.nan if value is None else value for value in found], np.float64)
+    """A measure of every step, a share in per cent; NaN where there is no finite number."""
+    found = (finite(row.get(name)) for row in rows)
+    factor = 100 if is_share(name) else 1
+    return np.array([np.nan if value is None else factor * value for value in found], np.float64)
 
 
 def _known(rows: Rows, name: str) -> bool:
-    return bool(np.isfinite(_values(rows, name)).any())
+    return bool((~np.isnan(_values(rows, name))).any())
 
 
 def _varies(rows: Rows, name: str) -> bool:
     """Known and not zero throughout, which no plot is needed to say."""
-    values = _values(rows, name)
-    return bool(np.nan_to_num(values, posinf=0, neginf=0).any())
+    return bool(np.nan_to_num(_values(rows, name)).any())
 
 
 def _course(what: str, rows: Rows, name: str) -> str:
     """A curve in words."""
     values = _values(rows, name)
-    known = values[np.isfinite(values)]
+    known = values[~np.isnan(values)]
     if not len(known):
         return f"{what}."
+    told = (known[0], known[-1], known.min(), known.max())
+    scale = 100 if is_share(name) else 1
+    first, last, least, greatest = (measure_text(name, float(value / scale)) for value in told)
     return (
-        f"{what} over {len(known)} steps: from {known[0]:.3g} to {known[-1]:.3g}, "
-        f"least {known.min():.3g}, greatest {known.max():.3g}."
+        f"{what} over {len(known)} steps: from {first} to {last}, least {least}, "
+        f"greatest {greatest}."
     )
 
 
 def _steps(rows: Rows) -> NDArray[np.int64]:
-    return np.array([row["step"] for row in rows], np.int64)
+    """The numbers of the steps, as the log counts them."""
+    return np.array([counted(row["step"]) for row in rows], np.int64)
 
 
 def _figure(unit: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
@@ -141,8 +156,6 @@ def _figure(unit: str) -> tuple[Figure, Axes]:
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.set_ylabel(unit, fontsize=9)
     axes.set_xlabel("step", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     return figure, axes
 
 
@@ -152,43 +165,48 @@ def _legend(axes: Axes, columns: int = 3) -> None:
                 columnspacing=1.2)  # fmt: skip
 
 
-def _draw_reward(rows: Rows, evaluations: Sequence[Result]) -> Figure:
-    figure, axes = _figure("mean reward")
-    axes.plot(_steps(rows), _values(rows, "reward_mean"), color=BLUE, linewidth=1.3,
-              label="reward in training")  # fmt: skip
-    if evaluations:
-        means = np.array([result["avg"]["mean"] for result in evaluations])
-        bounds = [np.array([mean if result["avg"].get(end) is None else result["avg"][end]
-                            for mean, result in zip(means, evaluations, strict=True)])
-                  for end in ("low", "high")]  # fmt: skip
-        axes.errorbar([result["step"] for result in evaluations], means,
-                      yerr=(means - bounds[0], bounds[1] - means), color=ORANGE, marker="o",
-                      markersize=4, capsize=3, linewidth=1.3,
-                      label=f"avg@{evaluations[0]['k']} held out")  # fmt: skip
-    _legend(axes)
+def _draw_accuracy(evaluations: Sequence[Result], steps: int) -> Figure:
+    """By the steps done before each evaluation."""
+    figure, axes = _figure(f"avg@{evaluations[0]['k']}, %")
+    at = [result["step"] for result in evaluations]
+    means = np.array([result["avg"]["mean"] for result in evaluations], np.float64)
+    bounds = [np.array([mean if result["avg"].get(end) is None else result["avg"][end]
+                        for mean, result in zip(means, evaluations, strict=True)], np.float64)
+              for end in ("low", "high")]  # fmt: skip
+    spread = (100 * (means - bounds[0]), 100 * (bounds[1] - means))
+    bars = axes.errorbar(at, 100 * means, yerr=spread, color=ORANGE, marker="o", markersize=4,
+                         capsize=3, linewidth=1.3)  # fmt: skip
+    for artist in bars.get_children():
+        artist.set_clip_on(False)
+    axes.set_xlabel("steps done", fontsize=9)
+    step_axis(axes, [0, *at, steps])
     return figure
 
 
-def _draw_stack(
-    rows: Rows, measures: Mapping[str, tuple[str, str]], factor: float, unit: str
-) -> Figure:
+def _draw_stack(rows: Rows, measures: Mapping[str, tuple[str, str]], unit: str) -> Figure:
     figure, axes = _figure(unit)
     kept = {name: look for name, look in measures.items() if _varies(rows, name)}
-    heights = [factor * np.nan_to_num(_values(rows, name)) for name in kept]
+    heights = np.array([_values(rows, name) for name in kept])
+    known = ~np.isnan(heights).all(0)  # of a step where some are known the others are zero
+    heights = np.where(known, np.nan_to_num(heights), np.nan)
     labels, colors = [look[0] for look in kept.values()], [look[1] for look in kept.values()]
     axes.stackplot(_steps(rows), heights, labels=labels, colors=colors, linewidth=0, alpha=0.9)
-    axes.margins(0)
+    if all(map(is_share, measures)):
+        axes.set_ylim(0, 100)
+    step_axis(axes, _steps(rows))
     _legend(axes, 4)
     return figure
 
 
-def _draw_lines(
-    rows: Rows, measures: Mapping[str, tuple[str, str]], factor: float, unit: str
-) -> Figure:
+def _draw_lines(rows: Rows, measures: Mapping[str, tuple[str, str]], unit: str) -> Figure:
     figure, axes = _figure(unit)
     for name, (label, color) in measures.items():
-        axes.plot(_steps(rows), factor * _values(rows, name), color=color, linewidth=1.3,
-                  label=label)  # fmt: skip
+        values = _values(rows, name)
+        axes.plot(_steps(rows), values, color=color, linewidth=1.3, label=label, clip_on=False)
+        lone = alone(values)
+        axes.plot(_steps(rows)[lone], values[lone], color=color, marker=".", linestyle="none",
+                  clip_on=False)  # fmt: skip
+    step_axis(axes, _steps(rows))
     if len(measures) > 1:
         _legend(axes)
     return figure

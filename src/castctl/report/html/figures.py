@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from castctl.report.axes import drawn
 from castctl.report.console import printable
 from castctl.report.document import Picture
 from castctl.report.marks import block
@@ -54,7 +55,7 @@ def plot_of(picture: Picture) -> Plot:
     )
     with plain, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        root = ElementTree.fromstring(_drawn(picture.draw()))
+        root = ElementTree.fromstring(_svg(drawn(picture)))
     for parent in root.iter():
         for child in list(parent):
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
@@ -74,7 +75,7 @@ def plot_of(picture: Picture) -> Plot:
     return Plot(ElementTree.tostring(root, encoding="unicode"), width)
 
 
-def _drawn(figure: Figure) -> str:
+def _svg(figure: Figure) -> str:
     """The figure's SVG; control characters in its texts, which XML cannot hold, as escapes."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

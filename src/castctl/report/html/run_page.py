@@ -14,9 +14,9 @@ from castctl.report.document import Section, Sheet
 from castctl.report.html.curves import curve_pictures, measures_sheet
 from castctl.report.html.page import write_page
 from castctl.report.html.payload import Completions
-from castctl.report.marks import number
+from castctl.report.marks import percent
 from castctl.report.page import value_text, when
-from castctl.report.tables import interval
+from castctl.report.tables import interval, measure_text
 from castctl.stages.evaluate.results import Result, kind_of, task_name
 from castctl.stages.evaluate.statistics import Estimate
 
@@ -91,7 +91,8 @@ def _course(view: RunView, target: Target) -> list[Section]:
     if not rows:
         return []
     if len(rows) == 1:
-        measures = [[name.replace("_", " "), _measure(value)] for name, value in rows[0].items()
+        measures = [[name.replace("_", " "), _measure(name, value)]
+                    for name, value in rows[0].items()
                     if name != "step" and value is not None]  # fmt: skip
         return [Section("course", "Measures", [Sheet("Measures of the step", ["", "value"],
                                                      measures)])]  # fmt: skip
@@ -102,9 +103,9 @@ def _course(view: RunView, target: Target) -> list[Section]:
     return [Section("course", "Course", [*pictures, measures_sheet(rows)])]
 
 
-def _measure(value: object) -> str:
+def _measure(name: str, value: object) -> str:
     values = value if isinstance(value, list) else [value]
-    return ", ".join(number(v, 4) or "none" if isinstance(v, int | float) else str(v)
+    return ", ".join(measure_text(name, v) or "none" if isinstance(v, int | float) else str(v)
                      for v in values)  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def _results(results: list[Result]) -> Sheet:
             interval(Estimate(**result["avg"])),
             interval(Estimate(**result["pass"][str(k)]), with_bounds=False),
             interval(Estimate(**result["maj"]), with_bounds=False),
-            "" if (cut := result["truncated_share"]) is None else f"{100 * cut:.1f}",
+            percent(result["truncated_share"], ""),
             "" if (length := result["length_mean"]) is None else f"{length:.0f}",
         ]
         for result in results
