@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from castctl.data.conversation import earlier_in
 from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
+from castctl.data.rendering import AT_ONCE
 from castctl.data.teacher_template import TeacherTemplate
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
@@ -89,19 +90,21 @@ def usable_prompts(
         prompts = require_answers(prompts)
     if teacher is not None:
         prompts = _require_what_is_told(prompts, teacher)
-    asked = [prompts.table[name].to_pylist() for name in ("problem", "earlier")]
-    with progress.task("prompts", len(prompts.table), "prompts") as advance:
-        lengths = np.zeros(len(prompts.table), np.int64)
-        for index, (problem, cell) in enumerate(zip(*asked, strict=True)):
-            lengths[index] = len(template.render(problem, earlier_in(cell)))
-            advance(1)
+    columns = [prompts.table[name].to_pylist() for name in ("problem", "earlier")]
+    asked = [(problem, earlier_in(cell)) for problem, cell in zip(*columns, strict=True)]
+    lengths = np.zeros(len(asked), np.int64)
+    with progress.task("prompts", len(asked), "prompts") as advance:
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
+            lengths[start : start + AT_ONCE] = template.lengths(some, data.max_prompt_tokens)
+            advance(len(some))
     if not lengths.all():
         raise UserError("a prompt renders to no token at all; look at data.prompt_template")
     too_long = lengths > data.max_prompt_tokens
     if too_long.all():
         raise UserError(
             f"every prompt is longer than data.max_prompt_tokens={data.max_prompt_tokens} "
-            f"(the shortest has {lengths.min()} tokens); raise it"
+            f"(the shortest has {lengths.min()} or more); raise it"
         )
     prompts = drop(prompts, too_long.tolist(), "too long")
     doubts = gold_notes(prompts.table["answer"].to_pylist(), verifier, progress)
@@ -127,13 +130,14 @@ def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts
     prompts = drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
     names = ("problem", "answer", "solution", "earlier")
     rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
-    asked = ((*told, earlier_in(cell)) for *told, cell in rows)
-    lengths = np.array([len(teacher.render(*each)) for each in asked])
+    asked = [(problem, answer, solution, earlier_in(cell))
+             for problem, answer, solution, cell in rows]  # fmt: skip
+    lengths = np.array(teacher.lengths(asked), np.int64)
     too_long = lengths > teacher.max_prompt_tokens
     if too_long.all():
         raise UserError(
             "every prompt of the teacher is longer than method.teacher.max_prompt_tokens="
-            f"{teacher.max_prompt_tokens} (the shortest has {lengths.min()} tokens); raise it"
+            f"{teacher.max_prompt_tokens} (the shortest has {lengths.min()} or more); raise it"
         )
     return drop(prompts, too_long.tolist(), "teacher's prompt too long")
 
