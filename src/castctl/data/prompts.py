@@ -14,8 +14,9 @@ import pyarrow as pa
 from castctl.data.benchmarks import BENCHMARKS, context_column, resolve
 from castctl.data.columns import find_columns, read_example
 from castctl.data.conversation import Earlier
+from castctl.data.lengths import row_too_long
 from castctl.data.sources import read_source
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
 from castctl.shards.schema import PROMPTS
 
@@ -28,6 +29,8 @@ DROPPED = pa.schema(
     ]
 )
 
+EMPTY = "empty problem"
+TOO_LONG = "too long"
 REPEATED = "repeated rows removed"
 REPLACED = "system messages replaced by data.system_prompt"
 
@@ -76,17 +79,21 @@ def load_prompts(data: DataSettings) -> Prompts:
     columns = replace(columns, context=context_column(data.path, source.rows.columns))
     counts: Counter[str] = Counter()
     seen: dict[tuple[str, str | None, Earlier], tuple[int, str | None]] = {}
-    empty: list[int] = []
+    lost: list[tuple[int, str]] = []
     for number, row in enumerate(source.rows.read(columns.names)):
+        if row_too_long(row, columns.names, data.max_prompt_tokens):
+            lost.append((number, TOO_LONG))
+            continue
         try:
             example = read_example(row, columns, counts)
-        except UserError as error:
-            raise UserError(f"{source.name}, row {number} counted from 0: {error}") from None
+        except (UserError, RecursionError) as error:
+            why = f"{source.name}, row {number} counted from 0: {one_line(error)}"
+            raise UserError(why) from None
         key = example.problem, example.answer, example.earlier
         if data.system_prompt is not None:
             counts[REPLACED] += any(role == "system" for role, _ in example.earlier)
         if not example.problem:
-            empty.append(number)
+            lost.append((number, EMPTY))
         elif key in seen:
             counts[REPEATED] += 1
         else:
@@ -94,9 +101,10 @@ def load_prompts(data: DataSettings) -> Prompts:
             if len(seen) == data.limit:
                 break
     if not seen:
+        why = " or ".join(sorted({reason.removesuffix(" problem") for _, reason in lost}))
         raise UserError(
-            f"column {columns.problem} of {source.name} holds no problem ({len(empty)} rows, all "
-            "empty); check the data and data.problem_column"
+            f"column {columns.problem} of {source.name} holds no problem ({len(lost)} rows, all "
+            f"{why}); check the data and data.problem_column"
         )
     name = data.path if data.path in BENCHMARKS else source.name
     return Prompts(
@@ -116,7 +124,7 @@ def load_prompts(data: DataSettings) -> Prompts:
         ),
         rows=pa.array([number for number, _ in seen.values()], pa.int64()),
         dropped=pa.Table.from_pylist(
-            [{"row": number, "problem": "", "reason": "empty problem"} for number in empty], DROPPED
+            [{"row": number, "problem": "", "reason": reason} for number, reason in lost], DROPPED
         ),
         notes=[*source.notes, *(f"{what}: {count}" for what, count in counts.items() if count)],
         revision=source.revision,

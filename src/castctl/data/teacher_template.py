@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from castctl.data.conversation import Earlier
-from castctl.data.templates import ChatFormat, PromptTemplate, TextTemplate, version_of
+from castctl.data.templates import Asked, ChatFormat, PromptTemplate, version_of
+from castctl.data.text_template import TextTemplate
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.recipe.recipe import DataSettings
@@ -20,6 +22,9 @@ TOLD = {
     "solution_or_answer": frozenset({"answer", "solution"}),
 }
 """What each context tells beside the problem."""
+
+Told = tuple[str, str | None, str | None, Earlier]
+"""A problem, its answer and solution, and what was said before it."""
 
 
 class TeacherTemplate:
@@ -85,22 +90,35 @@ class TeacherTemplate:
 
         Raises UserError where the problem lacks what it tells.
         """
-        if missing := self.lacks(answer, solution):
-            raise UserError(
-                f"a teacher with context {self.context} needs the {missing}, and a problem has "
-                f"none ({problem[:60]!r}); set method.teacher.context, or take other data"
-            )
-        prompt = self._student.user_text(problem)
-        if self._user is None:
-            return self._format.ids(prompt, earlier)
-        told = TOLD[self.context]
-        text = self._user.render(
-            prompt=prompt,
-            problem=problem,
-            answer=answer if answer and "answer" in told else "",
-            solution=solution if solution and "solution" in told else "",
-        )
+        [(text, _)] = self._asked([(problem, answer, solution, earlier)])
         return self._format.ids(text, earlier)
+
+    def lengths(self, told: Sequence[Told]) -> list[int]:
+        """How many token ids each prompt has; `max_prompt_tokens + 1` where it is surely longer."""
+        return self._format.lengths(self._asked(told), self.max_prompt_tokens)
+
+    def _asked(self, told: Sequence[Told]) -> list[Asked]:
+        for problem, answer, solution, _ in told:
+            if missing := self.lacks(answer, solution):
+                raise UserError(
+                    f"a teacher with context {self.context} needs the {missing}, and a problem has "
+                    f"none ({problem[:60]!r}); set method.teacher.context, or take other data"
+                )
+        texts = self._student.user_texts([problem for problem, *_ in told])
+        if self._user is not None:
+            tells = TOLD[self.context]
+            texts = self._user.render(
+                [
+                    {
+                        "prompt": prompt,
+                        "problem": problem,
+                        "answer": answer if answer and "answer" in tells else "",
+                        "solution": solution if solution and "solution" in tells else "",
+                    }
+                    for prompt, (problem, answer, solution, _) in zip(texts, told, strict=True)
+                ]
+            )
+        return [(text, earlier) for text, (*_, earlier) in zip(texts, told, strict=True)]
 
 
 def endings_warning(endings: tuple[str, str]) -> str:

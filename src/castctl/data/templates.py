@@ -10,19 +10,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from jinja2 import StrictUndefined, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from castctl.data.conversation import Earlier, Message
+from castctl.data.jinja_chat import ChatTemplate, RenderChats, Talk
+from castctl.data.lengths import surely_longer
+from castctl.data.rendering import Refused, render
+from castctl.data.text_template import TextTemplate
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
 from castctl.verify.visible import CLOSED, OPENED, opens_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-
 
 PROBE = "castctl asks:\n1 < 2"
 """Stands for a message's text where only its frame is asked for; escaped it is another text."""
@@ -31,43 +29,12 @@ MEND = "mend the template (chat_template.jinja in the model's folder), or {}"
 PLAIN = MEND.format("set data.chat=false")
 ALONE = "leave data.system_prompt and the data's messages before the problem out"
 
-_TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")
 
-
-class TextTemplate:
-    """A Jinja template of the user's, over named values that stay inert text.
-
-    `used` are the values it uses. Raises UserError, naming the setting, for a template that does
-    not parse, that uses other values than `values`, or that leaves the problem out.
-    """
-
-    def __init__(self, text: str, setting: str, values: Iterable[str]) -> None:
-        self.setting = setting
-        try:
-            used = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
-            self._template = _ENVIRONMENT.from_string(text)
-        except TemplateError as error:
-            raise self._broken(error) from error
-        values = set(values)
-        if unknown := used - values - _ENVIRONMENT.globals.keys():
-            raise UserError(
-                f"{setting} uses {', '.join(sorted(unknown))}; "
-                f"it can only use {', '.join(sorted(values))}"
-            )
-        self.used = frozenset(used)
-        if not used & {"problem", "prompt"}:
-            raise UserError(f"{setting} leaves the problem out; write {{{{ problem }}}} into it")
-
-    def render(self, **values: str) -> str:
-        try:
-            return self._template.render(values)
-        except Exception as error:  # Whatever a template runs into is the template's mistake.
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> UserError:
-        return UserError(
-            f"{self.setting} is not a working Jinja template ({one_line(error)}); mend it"
-        )
+Asked = tuple[str, Earlier]
+"""What the user says, and what was said before."""
+Turns = list[dict[str, Any]]
+"""A conversation as chat templates take it."""
 
 
 class Frame(NamedTuple):
@@ -98,6 +65,15 @@ class Frame(NamedTuple):
             found.append(form)
             at += len(form) + len(piece)
         return found if at == len(prompt) else None
+
+
+class Rendered(NamedTuple):
+    """A prompt, its frame (None without a chat template), and the messages' texts as they stand
+    in it."""
+
+    text: str
+    frame: Frame | None
+    messages: list[str]
 
 
 class ChatFormat:
@@ -156,9 +132,24 @@ class ChatFormat:
         `<|im_end|>` does not end the message. Raises UserError where the chat template does not
         hold each message once and as it is, or does not end where an answer begins.
         """
-        if not self._data.chat:
-            return self._encode(self.text(user, earlier), add_special_tokens=True)
-        prompt, frame, texts = self._rendered(user, earlier)
+        [prompt] = self._rendered([(user, earlier)])
+        return self._ids(prompt)
+
+    def lengths(self, asked: Sequence[Asked], most: int | None = None) -> list[int]:
+        """How many token ids each prompt has; `most + 1` where its text is surely longer than
+        `most` tokens, which is not counted."""
+        prompts = self._rendered(asked)
+        return [
+            most + 1
+            if most is not None and surely_longer(prompt.text, most)
+            else len(self._ids(prompt))
+            for prompt in prompts
+        ]
+
+    def _ids(self, rendered: Rendered) -> list[int]:
+        prompt, frame, texts = rendered
+        if frame is None:
+            return self._encode(prompt, add_special_tokens=True)
         pieces, own = list(frame.pieces), frame.order.index(0)
         if self._data.system_prompt is not None:  # the user's own words, not the data's
             pieces[own : own + 2] = [pieces[own] + texts[own] + pieces[own + 1]]
@@ -172,14 +163,8 @@ class ChatFormat:
 
     def text(self, user: str, earlier: Earlier = ()) -> str:
         """The prompt for people: what `ids` turns into token ids."""
-        if self._data.chat:
-            return self._rendered(user, earlier)[0]
-        if earlier:
-            raise UserError(
-                "the data has messages before its problems, which need the chat template; set "
-                "data.chat=true, or take them out of the data"
-            )
-        return user
+        [prompt] = self._rendered([(user, earlier)])
+        return prompt.text
 
     def _messages(self, user: str, earlier: Earlier) -> list[Message]:
         messages = [*earlier, Message("user", user)]
@@ -188,18 +173,30 @@ class ChatFormat:
         own = Message("system", self._data.system_prompt)
         return [own, *(message for message in messages if message.role != "system")]
 
-    def _rendered(self, user: str, earlier: Earlier) -> tuple[str, Frame, list[str]]:
-        """A prompt, the pieces of its frame, and the messages' texts as they stand between."""
-        messages = self._messages(user, earlier)
-        frame = self._frame([role for role, _ in messages])
-        prompt = self._apply(messages, frame.parts)
-        texts = frame.texts_in(prompt, messages)
-        if texts is None:
+    def _rendered(self, asked: Sequence[Asked]) -> list[Rendered]:
+        if not self._data.chat:
+            return [self._plain(user, earlier) for user, earlier in asked]
+        talks = [self._messages(user, earlier) for user, earlier in asked]
+        frames = [self._frame([role for role, _ in messages]) for messages in talks]
+        turns = [_turns(*each) for each in zip(talks, [f.parts for f in frames], strict=True)]
+        prompts = []
+        for prompt, frame, messages in zip(self._apply(turns), frames, talks, strict=True):
+            texts = frame.texts_in(prompt, messages)
+            if texts is None:
+                raise UserError(
+                    "the tokenizer's chat template changes the text of a message, in the prompt of "
+                    f"{one_line(messages[-1].content[:60])!r}; {PLAIN}"
+                )
+            prompts.append(Rendered(prompt, frame, texts))
+        return prompts
+
+    def _plain(self, user: str, earlier: Earlier) -> Rendered:
+        if earlier:
             raise UserError(
-                "the tokenizer's chat template changes the text of a message, in the prompt of "
-                f"{one_line(user[:60])!r}; {PLAIN}"
+                "the data has messages before its problems, which need the chat template; set "
+                "data.chat=true, or take them out of the data"
             )
-        return prompt, frame, texts
+        return Rendered(user, None, [])
 
     def _frame(self, roles: Sequence[str]) -> Frame:
         """The frame of messages by these roles, asked for once."""
@@ -220,7 +217,8 @@ class ChatFormat:
     def _probed(self, roles: tuple[str, ...], parts: bool) -> Frame:
         """The frame, with texts in it that are easy to find."""
         probes = [Message(role, f"{PROBE} {number}?") for number, role in enumerate(roles)]
-        prompt = rest = self._apply(probes, parts)
+        [prompt] = self._apply([_turns(probes, parts)])
+        rest = prompt
         pieces = []
         order = sorted(range(len(probes)), key=lambda n: prompt.find(probes[n].content))
         spoken = [n for n in order if roles[n] != "system"]
@@ -245,13 +243,13 @@ class ChatFormat:
 
     def _require_end(self, probes: list[Message], parts: bool, prompt: str, ending: str) -> None:
         """Raise UserError unless the prompt ends where the assistant's answer begins."""
-        bare = self._apply(probes, parts, generation=False)
+        [bare] = self._apply([_turns(probes, parts)], generation=False)
         if prompt.startswith(bare) and prompt != bare:
             return
         # Right too where the same words stand between the problem and an answer that follows:
         # nothing is added after Mistral's [/INST], Phi-3 ends a conversation with its own token.
         answer = Message("assistant", f"{PROBE} no more")
-        talk = self._apply([*probes, answer], parts, generation=False)
+        [talk] = self._apply([_turns([*probes, answer], parts)], generation=False)
         before, found, _ = talk.partition(answer.content)
         if found and before.rpartition(probes[-1].content)[2].rstrip() == ending.rstrip():
             return
@@ -260,26 +258,28 @@ class ChatFormat:
             f"(add_generation_prompt); {PLAIN}"
         )
 
-    def _apply(self, messages: Iterable[Message], parts: bool, generation: bool = True) -> str:
-        turns: Any = [
-            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
-            for role, text in messages
-        ]
+    def _apply(self, talks: Iterable[Turns], generation: bool = True) -> list[str]:
+        assert self._template is not None
+        values = {**self._tokenizer.special_tokens_map, **self._options}
+        template = ChatTemplate(self._template, values)
         try:
-            prompt = self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template, add_generation_prompt=generation,
-                tokenize=False, **self._options,
-            )  # fmt: skip
-        except Exception as error:  # Whatever a template runs into is the template's mistake.
+            return render(RenderChats(), template, [Talk(each, generation) for each in talks])
+        except Refused as error:  # Whatever a template runs into is the template's mistake.
             raise UserError(
                 f"the tokenizer's chat template refuses the prompt ({one_line(error)}); mend "
                 "data.system_prompt and data.chat_template_options, or set data.chat=false"
-            ) from error
-        return cast(str, prompt)
+            ) from None
 
     def _encode(self, text: str, add_special_tokens: bool = False, **how: Any) -> list[int]:
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, **how).input_ids
         return cast(list[int], ids)
+
+
+def _turns(messages: Iterable[Message], parts: bool) -> Turns:
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+        for role, text in messages
+    ]
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -320,11 +320,22 @@ class PromptTemplate:
 
     def user_text(self, problem: str) -> str:
         """What the user says, without the frame of the chat template."""
-        return self._user.render(problem=problem)
+        return self.user_texts([problem])[0]
+
+    def user_texts(self, problems: Sequence[str]) -> list[str]:
+        """`user_text` of each problem."""
+        return self._user.render([{"problem": problem} for problem in problems])
 
     def render(self, problem: str, earlier: Earlier = ()) -> list[int]:
         """Token ids of the prompt, ready to be continued by the model's answer."""
         return self.format.ids(self.user_text(problem), earlier)
+
+    def lengths(self, problems: Sequence[Asked], most: int | None = None) -> list[int]:
+        """How many token ids the prompt of each problem, after what was said before, has;
+        `most + 1` where it is surely longer than `most`."""
+        users = self.user_texts([problem for problem, _ in problems])
+        asked = [(user, earlier) for user, (_, earlier) in zip(users, problems, strict=True)]
+        return self.format.lengths(asked, most)
 
     def text(self, problem: str, earlier: Earlier = ()) -> str:
         """The prompt for people: what `render` turns into token ids."""

@@ -17,7 +17,7 @@ def read_yaml(text: str) -> Any:
     """What YAML text says; `yaml.YAMLError` or another `ValueError` where it cannot be taken."""
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"longer than {MOST_CHARACTERS:,} characters")
-    return yaml.load(text, _Loader)  # a SafeLoader
+    return yaml.load(text, _Loader)
 
 
 def write_yaml(tree: Any) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
-from castctl.report.marks import finite, line, number, percent, size, sparkline
+from castctl.report.marks import finite, line, number, size, sparkline
 from castctl.report.page import code_line, headline, plain_table, title, value_text, when
 from castctl.report.tables import eval_table, measure_text
 from castctl.stages.evaluate.results import Result, kind_of

@@ -16,6 +16,7 @@ from castctl.data.conversation import earlier_in
 from castctl.data.held_out import held_out, problem_hashes
 from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
+from castctl.data.rendering import AT_ONCE
 from castctl.data.teacher_template import TeacherTemplate
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
@@ -28,6 +29,9 @@ from castctl.shards.stage import StepFolder, describe_difference
 from castctl.verify.golds import gold_notes
 
 log = logging.getLogger(__name__)
+
+LONGEST = 2**20
+"""A prompt surely longer is not counted out: no model reads as many tokens."""
 
 SOURCE = (
     "path", "config", "split", "revision", "problem_column", "answer_column", "solution_column",
@@ -188,12 +192,12 @@ def usable_prompts(
     if verifier.function is None:
         prompts = require_answers(prompts)
     if longest is not None:
-        lengths = prompt_lengths(prompts.table, template, progress)
+        lengths = prompt_lengths(prompts.table, template, progress, longest)
         too_long = lengths > longest
         if too_long.all():
             raise UserError(
                 f"every prompt is longer than data.max_prompt_tokens={longest} "
-                f"(the shortest has {lengths.min()} tokens); raise it"
+                f"(the shortest has {lengths.min()} or more); raise it"
             )
         prompts = drop(prompts, too_long.tolist(), "too long")
     doubts = gold_notes(prompts.table["answer"].to_pylist(), verifier, progress)
@@ -204,15 +208,18 @@ def usable_prompts(
 
 
 def prompt_lengths(
-    prompts: pa.Table, template: PromptTemplate, progress: Progress
+    prompts: pa.Table, template: PromptTemplate, progress: Progress, most: int = LONGEST
 ) -> NDArray[np.int64]:
-    """Tokens of each prompt; `UserError` where one has none."""
-    asked = [prompts[name].to_pylist() for name in ("problem", "earlier")]
-    with progress.task("prompts", len(prompts), "prompts") as advance:
-        lengths = np.zeros(len(prompts), np.int64)
-        for index, (problem, cell) in enumerate(zip(*asked, strict=True)):
-            lengths[index] = len(template.render(problem, earlier_in(cell)))
-            advance(1)
+    """Tokens of each prompt, `most + 1` where it surely has more than `most`; `UserError` where one
+    has none."""
+    columns = [prompts[name].to_pylist() for name in ("problem", "earlier")]
+    asked = [(problem, earlier_in(cell)) for problem, cell in zip(*columns, strict=True)]
+    lengths = np.zeros(len(asked), np.int64)
+    with progress.task("prompts", len(asked), "prompts") as advance:
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
+            lengths[start : start + AT_ONCE] = template.lengths(some, most)
+            advance(len(some))
     if not lengths.all():
         raise UserError("a prompt renders to no token at all; look at data.prompt_template")
     return lengths
@@ -230,13 +237,14 @@ def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts
     prompts = drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
     names = ("problem", "answer", "solution", "earlier")
     rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
-    asked = ((*told, earlier_in(cell)) for *told, cell in rows)
-    lengths = np.array([len(teacher.render(*each)) for each in asked])
+    asked = [(problem, answer, solution, earlier_in(cell))
+             for problem, answer, solution, cell in rows]  # fmt: skip
+    lengths = np.array(teacher.lengths(asked), np.int64)
     too_long = lengths > teacher.max_prompt_tokens
     if too_long.all():
         raise UserError(
             "every prompt of the teacher is longer than method.teacher.max_prompt_tokens="
-            f"{teacher.max_prompt_tokens} (the shortest has {lengths.min()} tokens); raise it"
+            f"{teacher.max_prompt_tokens} (the shortest has {lengths.min()} or more); raise it"
         )
     return drop(prompts, too_long.tolist(), "teacher's prompt too long")
 

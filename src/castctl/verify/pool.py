@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Self
 
-from castctl.verify.process import WorkerProcess
+from castctl.verify.process import Bounds, WorkerProcess
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class CheckPool:
     """
 
     def __init__(self, settings: VerifierSettings) -> None:
-        self._settings = settings
+        self._most = settings.workers
+        self._bounds = Bounds(
+            "verifier", settings.timeout, settings.memory_gb, "verifier.memory_gb"
+        )
         self._workers: list[WorkerProcess] = []
         self._cache: OrderedDict[Key, Outcome] = OrderedDict()
 
@@ -99,7 +102,7 @@ class CheckPool:
             self._dismiss(worker)
         keys: dict[WorkerProcess, Key] = {}  # of the calls now running
         while waiting or keys:
-            while len(keys) < self._settings.workers and waiting:
+            while len(keys) < self._most and waiting:
                 idle = [worker for worker in self._workers if worker not in keys]
                 worker = idle[0] if idle else self._hire()
                 keys[worker], call = waiting.popleft()
@@ -116,7 +119,7 @@ class CheckPool:
         # Born with Ctrl-C blocked, so that only the parent answers it.
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            worker = WorkerProcess(self._settings)
+            worker = WorkerProcess(self._bounds)
             self._workers.append(worker)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)

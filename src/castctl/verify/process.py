@@ -15,13 +15,10 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Pipe
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from castctl.errors import UserError
 from castctl.verify.worker import Call, Done, Outcome, Ready
-
-if TYPE_CHECKING:
-    from castctl.recipe.recipe import VerifierSettings
 
 OUT_OF_BOUNDS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 """How C code ends that runs out of memory or stack; another signal came from outside."""
@@ -40,6 +37,18 @@ START_SECONDS = 120.0
 """Longest time a worker may take to start and to load a call's imports."""
 
 
+class Bounds(NamedTuple):
+    """What a call may use, and how messages speak of it."""
+
+    whose: str
+    """Whose calls these are."""
+    seconds: float
+    memory_gb: float
+    """Address space, in GiB."""
+    memory: str
+    """The setting that says it, or how much it is."""
+
+
 class WorkerProcess:
     """One worker, from its start to its death.
 
@@ -47,13 +56,13 @@ class WorkerProcess:
         UserError: from `outcome`, where the worker cannot start or load the call.
     """
 
-    def __init__(self, settings: VerifierSettings) -> None:
-        self._timeout = settings.timeout
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
         self.connection, theirs = Pipe()
-        memory_bytes = int(settings.memory_gb * 2**30)
+        memory_bytes = int(bounds.memory_gb * 2**30)
         life, self._life = os.pipe()  # this end closes with this process, however that ends
         handles = (theirs.fileno(), life)
-        arguments = (json.dumps(sys.path), *handles, memory_bytes, settings.timeout)
+        arguments = (json.dumps(sys.path), *handles, memory_bytes, bounds.seconds)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", START, *map(str, arguments)],
@@ -103,12 +112,12 @@ class WorkerProcess:
         if isinstance(message, Ready):
             if message.problem:
                 raise UserError(
-                    f"verifier: a worker cannot load the check ({message.problem}); it has "
-                    "verifier.memory_gb for everything that the check imports"
+                    f"{self._bounds.whose}: a worker cannot load the call ({message.problem}); it "
+                    f"has {self._bounds.memory} for everything that the call imports"
                 )
             if self._unsent is None:
                 self._started = time.monotonic()
-                self.deadline = self._started + self._timeout
+                self.deadline = self._started + self._bounds.seconds
             else:
                 call, self._unsent, self._listens = self._unsent, None, True
                 self._send(call)
@@ -131,8 +140,8 @@ class WorkerProcess:
             time.sleep(GRACE_SECONDS)  # or else a call would count as failed that was only stopped
         if self._started is None:
             raise UserError(
-                f"verifier: a worker ended while it started (exit code {code}); see its output "
-                "above, and raise verifier.memory_gb if it ran out of memory"
+                f"{self._bounds.whose}: a worker ended while it started (exit code {code}); see "
+                f"its output above, and whether {self._bounds.memory} of memory are too few"
             )
         if code == -signal.SIGALRM:  # its own deadline, where this process was held up
             return self._after_deadline()
@@ -144,6 +153,8 @@ class WorkerProcess:
     def _after_deadline(self) -> Outcome:
         self.worn = True
         if self._started is None:
-            raise UserError(f"verifier: a worker did not start within {START_SECONDS:g} s")
+            raise UserError(
+                f"{self._bounds.whose}: a worker did not start within {START_SECONDS:g} s"
+            )
         seconds = time.monotonic() - self._started
-        return Outcome("timeout", seconds, message=f"no verdict in {self._timeout:g} s")
+        return Outcome("timeout", seconds, message=f"no verdict in {self._bounds.seconds:g} s")
