@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_box_in_thoughts_that_the_template_opened_earns_nothing(castctl: Cli) -> None:
     name = model(CHAT_TEMPLATE + THINK)
-    castctl("eval", "--model", name, "--limit", "4", "-k", "2", "--run", "thinking")
+    castctl("eval", "embedded", "--model", name, "--limit", "4", "-k", "2", "--run", "thinking")
     folder = next(Path("runs/thinking/eval").glob("*/step-00000"))
     completions = pq.read_table(folder / "rollouts")["completion"].to_pylist()
     assert any(r"\boxed{" in text for text in completions), "no box, so nothing is tested"
@@ -46,7 +46,7 @@ def test_a_box_in_thoughts_that_the_template_opened_earns_nothing(castctl: Cli) 
     assert {move["new"] for move in again["moves"]} <= {"no_answer", "truncated"}
 
     few = ("--set", "train.steps=1", "--set", "train.prompts_per_step=2", "--set", "data.limit=4")
-    castctl("rollout", "--model", name, "--run", "trained", *few)
+    castctl("rollout", "--model", name, "--data", "embedded", "--run", "trained", *few)
     castctl("score", "--run", "trained", "--model", name)
     rewards = open_run("trained").step(0).table("rewards")
     assert set(rewards["verdict"].to_pylist()) <= {"no_answer", "truncated"}
@@ -131,8 +131,10 @@ DATED = "{{- 'Today: ' + strftime_now('%Y-%m-%d') }}" + CHAT_TEMPLATE
 
 def test_the_date_of_a_prompt_is_recorded_and_told(castctl: Cli) -> None:
     name, few = model(DATED), ("--limit", "2", "-k", "2", "--max-tokens", "4")
-    castctl("eval", "--model", name, *few, "--run", "one")
-    castctl("eval", "--model", name, *few, "--set", "data.date=2025-06-07", "--run", "other")
+    castctl("eval", "embedded", "--model", name, *few, "--run", "one")
+    castctl(
+        "eval", "embedded", "--model", name, *few, "--set", "data.date=2025-06-07", "--run", "other"
+    )
     castctl("eval", "--model", "embedded", *few, "--run", "none")
     files = {run: next(Path("runs", run).glob("eval/*/*/results.json")) for run in
              ("one", "other", "none")}  # fmt: skip
@@ -149,7 +151,7 @@ def test_the_date_of_a_prompt_is_recorded_and_told(castctl: Cli) -> None:
 def test_another_date_is_another_prompt_only_where_the_template_writes_it(castctl: Cli) -> None:
     few = ("--limit", "2", "--set", "train.steps=1", "--set", "sampling.max_tokens=4")
     other = ("--set", "data.date=2025-06-07", "--overwrite")
-    castctl("rollout", "--model", model(DATED), "--run", "dated", *few)
+    castctl("rollout", "--model", model(DATED), "--data", "embedded", "--run", "dated", *few)
     refused = castctl("rollout", "--run", "dated", *other, code=2).stderr
     assert "has its prompts already" in refused and "another templates.prompt" in refused
     castctl("rollout", "--run", "plain", *few)

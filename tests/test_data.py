@@ -497,7 +497,6 @@ def test_an_evaluation_keeps_the_rendering_and_nothing_of_the_training_rows(task
     )
     data = task_source(task, training)
     rendering = {"chat", "prompt_template", "system_prompt", "chat_template_options", "date"}
-    rendering |= {"max_prompt_tokens"}
     for field in DataSettings.model_fields.keys() - {"path", "split"}:
         model = training if field in rendering else DataSettings()
         assert getattr(data, field) == getattr(model, field), field

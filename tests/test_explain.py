@@ -325,15 +325,15 @@ def test_without_the_model_only_the_memory_is_missing(
     (tmp_path / "no-attention").mkdir()
     config = {"model_type": "rwkv", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
     (tmp_path / "no-attention/config.json").write_text(json.dumps(config))
-    page = explained(castctl, "--model", model)
+    page = explained(castctl, "--model", model, "--data", "embedded")
     assert page["memory"] is None and "\n" not in page["memory_missing"]
     missing = "num_attention_heads" if model == "./no-attention" else model
     assert missing in page["memory_missing"]
     assert page["work"]["prompts"] == 64 and page["settings"]
-    done = castctl("explain", "--model", model)
+    done = castctl("explain", "--model", model, "--data", "embedded")
     reasons = [line for line in done.stdout.splitlines() if "memory: not estimated" in line]
     assert len(reasons) == 1 and "64 prompts x 8 samples" in done.stdout
-    dry = castctl("train", "--model", model, "--dry-run")
+    dry = castctl("train", "--model", model, "--data", "embedded", "--dry-run")
     assert "memory: not estimated" in dry.stdout and "64 prompts x 8 samples" in dry.stdout
 
 
@@ -474,7 +474,7 @@ def test_memory_of_a_real_run_is_as_estimated(castctl: Cli, tmp_path: Path) -> N
     settings = [
         "train.steps=2", "train.prompts_per_step=4", "sampling.n=6", "sampling.max_tokens=64",
         "data.max_prompt_tokens=32", "eval.k=1", "eval.limit=2", "eval.every=0",
-        "data.limit=4", "data.prompt_template='{{ problem }}'",
+        "data.limit=4", "data.prompt_template='{{ problem }}'", "data.path=embedded",
     ]  # fmt: skip
     measured, estimated = [], []
     for name in ("large", "small"):

@@ -144,8 +144,8 @@ def test_parquet_that_is_not_utf8_is_refused(castctl: Cli, tmp_path: Path) -> No
 
 WRONG = [
     ("rollout", "--data", f"missing{NAME}.jsonl"),
-    ("rollout", "--model", f"missing{NAME}"),
-    ("rollout", "--model", f"owner/missing{NAME}"),
+    ("rollout", "--data", "embedded", "--model", f"missing{NAME}"),
+    ("rollout", "--data", "embedded", "--model", f"owner/missing{NAME}"),
     ("rollout", "--recipe", f"missing{NAME}.yaml"),
     ("rollout", "--set", f"data.problem_column={NAME}"),
     ("rollout", "--set", f"sampling.n={EVERYTHING}".replace("\x00", "")),
@@ -282,7 +282,7 @@ def test_a_chat_template_that_refuses_is_quoted_harmlessly(
     (tmp_path / "model/chat_template.jinja").write_text(
         "{{ raise_exception('\x1b[31m[red]\u202e') }}", encoding="utf-8"
     )
-    done = castctl("rollout", "--model", "model", "--limit", "1", code=2)
+    done = castctl("rollout", "--model", "model", "--data", "embedded", "--limit", "1", code=2)
     assert_harmless(done)
     assert "chat template refuses" in done.stderr
 

@@ -15,7 +15,8 @@ HELD_OUT = "held-out"
 
 def task_of(recipe: Recipe) -> str:
     """What is evaluated: `eval.task`, or else problems like those trained on."""
-    return recipe.eval.task or ("embedded" if recipe.data.path == "embedded" else HELD_OUT)
+    embedded = names_data(recipe) and recipe.data.path == "embedded"
+    return recipe.eval.task or ("embedded" if embedded else HELD_OUT)
 
 
 def holds_out(recipe: Recipe) -> bool:

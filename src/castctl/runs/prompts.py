@@ -132,8 +132,8 @@ def _divided(run: Run, tokenizer: Any, progress: Progress) -> Prompts:
         )  # fmt: skip
         if len(held) < FEW:
             log.warning(
-                "%d held-out problems tell little of a model; name more to evaluate on with "
-                "eval.task=FILE", len(held),
+                "an evaluation on so few problems (%d) tells little; name more with eval.task=FILE",
+                len(held),
             )  # fmt: skip
     return prompts
 
