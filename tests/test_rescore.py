@@ -343,7 +343,8 @@ def test_part_of_the_credit_counts_from_where_the_user_says(
     assert result["avg"]["mean"] == pytest.approx(1.2 / 3)
     assert result["pass"]["1"]["mean"] == pytest.approx(right / 3)
     assert result["maj"]["mean"] == (0.0 if least is None else 1.0)
-    [again] = json.loads(castctl("eval", "--rescore", "runs/r", "--json").stdout)["parts"]
+    rescored = castctl("eval", "--rescore", "runs/r", "--trust-verifier", "--json").stdout
+    [again] = json.loads(rescored)["parts"]
     assert not again["changes"]
     told = "" if least is None else ", correct from 0.1"
     assert result["grader"].endswith(told) and (least or "correct from" not in result["grader"])
