@@ -24,7 +24,7 @@ from castctl.progress import Progress
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE
-from castctl.stages.evaluate.results import Result, read_result, task_name
+from castctl.stages.evaluate.results import Result, read_result, require_folder, task_name
 from castctl.stages.evaluate.runner import evaluate
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.policies import (
@@ -80,7 +80,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     ends with the same weights and tables as if it had not been. Raises `Taken` where the run has
     another writer, or gets one.
     """
-    task_name(run.recipe.eval.task)  # which refuses what is no folder's name
+    require_folder(task_name(run.recipe.eval.task))
     with run.alone() as held:
         return _train(held, progress, on_row)
 
