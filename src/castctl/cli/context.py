@@ -136,7 +136,7 @@ def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
         return asked.changed(run), None
     name, step = split_step(name)
     folder = Path(name)
-    if not is_run(name) and any(folder.glob("step-*")):
+    if not is_run(name) and os.path.isdir(folder) and any(folder.glob("step-*")):
         return adopt_run(folder, *asked.new_recipe()), step
     return asked.changed(open_run(name)), step
 

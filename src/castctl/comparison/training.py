@@ -18,7 +18,8 @@ from castctl.comparison.evaluations import EvaluationComparison
 from castctl.comparison.numbers import Comparison
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.runs.run import Run, create_run, discarded_if_empty, runs_root
+from castctl.runs.names import require_path
+from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
 from castctl.shards.part import write_json
 from castctl.stages.train.metrics import Row
 from castctl.versions import VERSION
@@ -45,6 +46,7 @@ def comparison_folder(name: str | None) -> Path:
     if not name.strip():
         raise UserError("--name is empty; name the comparison's folder")
     path = Path(name) if len(Path(name).parts) > 1 else runs_root() / name
+    require_path(path, "a comparison")
     try:
         holds = any(not child.name.startswith(".") for child in path.iterdir())
         if holds and not (path / NUMBERS).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def _locate(name: str) -> Path:
     wanted = Path(*(f"step-{int(match[1]):05d}" if match else piece
                     for piece, match in zip(Path(name).parts, numbered, strict=True)))  # fmt: skip
     for path in (wanted, runs_root() / wanted):
-        if path.exists():
+        if os.path.exists(path):  # unlike the path's own, it takes what can be no name
             return path
     if step is not None and is_run(base):
         run = open_run(base)

@@ -22,6 +22,7 @@ from castctl.recipe.reader import Origins, dump_recipe, load_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import trusted_code
 from castctl.runs.lock import Place, writing
+from castctl.runs.names import require_path
 from castctl.shards.drafts import drafted_folder
 from castctl.shards.part import read_json, read_table, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
@@ -136,7 +137,7 @@ def create_run(recipe: Recipe, name: str | None, kind: str, origins: Origins | N
             count += 1
             path = runs_root() / f"{kind}-{stamp}-{count}"
     else:
-        path = _as_path(name)
+        path = require_path(_as_path(name), "a run")
         if (path / "manifest.json").exists():
             raise UserError(f"run {path} is there already; name another, or add --resume")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -169,7 +170,9 @@ def _write_run(folder: Path, name: str, recipe: Recipe, origins: Origins | None)
 def open_run(name: str) -> Run:
     """The run of that name or path; `UserError` where there is none."""
     path = _as_path(name)
-    if not (path / "manifest.json").is_file():
+    if not is_run(name):
+        if not os.path.exists(path):
+            require_path(path, "a run")
         near = difflib.get_close_matches(path.name, [run.name for run in run_folders()], n=1)
         hint = f"the nearest one is {near[0]}" if near else "castctl runs lists those there are"
         raise UserError(f"no run at {path}; {hint}, and castctl train --run begins a new one")
@@ -208,7 +211,7 @@ def _remove_if_empty(run: Run) -> None:
 
 def is_run(name: str) -> bool:
     """Whether there is a run of that name or path."""
-    return (_as_path(name) / "manifest.json").is_file()
+    return os.path.isfile(_as_path(name) / "manifest.json")  # what can be no name is no run
 
 
 def split_step(name: str) -> tuple[str, int | None]:
@@ -219,8 +222,10 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 
 def _as_path(name: str) -> Path:
+    if not name.strip():
+        raise UserError("the run's name is empty; name it, or leave it out")
     path = Path(name)
-    return path if len(path.parts) > 1 or path.is_dir() else runs_root() / name
+    return path if len(path.parts) > 1 or os.path.isdir(path) else runs_root() / name
 
 
 def run_folders() -> list[Path]:

@@ -20,6 +20,7 @@ from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
 from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
 from castctl.stages.evaluate.foreign_run import write_evaluation
+from castctl.stages.evaluate.results import require_folder
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, problem_share
 from castctl.stages.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.verify.golds import gold_notes
@@ -177,7 +178,7 @@ def _graded(
     )
     doubts = gold_notes([row.answer for row in stored.rows], recipe.verifier, progress)
     judged = _judge(stored.rows, recipe, pool, progress)
-    folder = run.eval_folder(completions.name, 0)
+    folder = run.eval_folder(require_folder(completions.name), 0)
     notes = write_evaluation(folder, completions, stored, judged, recipe, pool)
     return _compared(
         folder.path, stored, judged, recipe, True, [*completions.notes, *doubts, *scale, *notes]

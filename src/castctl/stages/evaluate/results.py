@@ -11,6 +11,7 @@ from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES, split_name
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import Recipe
+from castctl.runs.names import require_name
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.statistics import Estimate
@@ -22,6 +23,11 @@ def task_name(task: str) -> str:
     """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
     name, suffix = split_name(Path(task))
     return name if suffix in SUFFIXES else task.replace("/", "--")
+
+
+def require_folder(name: str) -> str:
+    """The name of an evaluation's folder; `UserError` where no folder may be called so."""
+    return require_name(name, "an evaluation")
 
 
 def variant(own: Recipe, asked: Recipe) -> str:

@@ -19,7 +19,7 @@ from castctl.recipe.split import HELD_OUT, task_of
 from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
-from castctl.stages.evaluate.results import Result, task_name, variant
+from castctl.stages.evaluate.results import Result, require_folder, task_name, variant
 from castctl.stages.evaluate.runner import Posed, evaluate, pose, require_room
 from castctl.stages.policies import policy_at
 from castctl.verify.judge import judging_pool
@@ -84,7 +84,7 @@ def folder_name(run: Run, task: str) -> str:
     """The folder of a task below `eval/`: the task's name and, where `run.recipe` evaluates
     otherwise than the run's own recipe does, what differs."""
     differs = variant(load_recipe(run.path / "recipe.yaml"), run.recipe)
-    return f"{task_name(task)}-{differs}" if differs else task_name(task)
+    return require_folder(f"{task_name(task)}-{differs}" if differs else task_name(task))
 
 
 def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
@@ -92,8 +92,11 @@ def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
 
     `data` is one task's file, or a folder that holds a file TASK.jsonl (or .parquet, .json, .csv)
     for each. Raises `UserError` for one file of several tasks, for a file that is missing, for two
-    tasks of one name, and for a task that names its own problems.
+    tasks of one name, for a task that names its own problems, and for a name that no folder may
+    have.
     """
+    for task in tasks:
+        require_folder(task_name(task))
     if twice := [task for task in tasks if [*map(task_name, tasks)].count(task_name(task)) > 1]:
         raise UserError(
             f"two tasks go by the name {task_name(twice[0])} and would share one folder; name each "

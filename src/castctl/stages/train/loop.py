@@ -26,7 +26,7 @@ from castctl.recipe.trust import require_trust
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE
-from castctl.stages.evaluate.results import Result, read_result, task_name
+from castctl.stages.evaluate.results import Result, read_result, require_folder, task_name
 from castctl.stages.evaluate.runner import evaluate, pose, require_room
 from castctl.stages.measures import Measures, measure_step
 from castctl.stages.policies import (
@@ -82,7 +82,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     ends with the same weights and tables as if it had not been. Raises `Taken` where the run has
     another writer, or gets one.
     """
-    task_name(task_of(run.recipe))  # which refuses what is no folder's name
+    require_folder(task_name(task_of(run.recipe)))
     with run.alone() as held:
         return _train(held, progress, on_row)
 
