@@ -19,7 +19,7 @@ from castctl.comparison.numbers import Comparison
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.runs.names import require_path
-from castctl.runs.run import Run, create_run, discarded_if_empty, open_run, runs_root
+from castctl.runs.run import Run, create_run, discarded_if_empty, runs_root
 from castctl.shards.part import write_json
 from castctl.stages.train.metrics import Row
 from castctl.versions import VERSION
