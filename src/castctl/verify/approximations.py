@@ -27,7 +27,7 @@ def approximated(text: str) -> list[str]:
 
 
 def rounds(value: float, written: str, other: float) -> bool:
-    """Whether `written`, which is `value`, may round `other`: by no more than one in its last place,
+    """Whether `written`, which is `value`, may round `other`: by at most one in its last place,
     half of one in the last that is not 0, or, where it is no decimal, by a tenth."""
     difference = abs(value - other)
     match = _DECIMAL.fullmatch(written.replace("{,}", "").replace(",", ""))
