@@ -52,6 +52,7 @@ def describe_cells(pool: Pool, seed: int) -> dict[str, Any]:
         gap = pool.gap_N[cell_N == number].astype(np.float64)
         bounds = [estimate(v, lo, hi) for v, lo, hi in
                   zip(values[number], lows[number], highs[number], strict=True)]  # fmt: skip
+        directed = np.array(bounds[4].mean + bounds[5].mean)
         cells[name] = {
             "tokens": len(gap),
             "share": bounds[0],
@@ -60,7 +61,7 @@ def describe_cells(pool: Pool, seed: int) -> dict[str, Any]:
             "snr": bounds[3],
             "agrees": bounds[4].mean,
             "disagrees": bounds[5].mean,
-            "undirected": float(difference(bounds[4].mean + bounds[5].mean, np.ones(()))),
+            "undirected": float(difference(directed, np.ones(()))),
             "misleads": bool(MISLEADING[number]),
             **_spread(gap, edge),
         }

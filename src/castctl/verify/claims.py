@@ -11,6 +11,8 @@ import itertools
 import re
 from fractions import Fraction
 
+from castctl.verify.units import no_unit
+
 _DIGITS = "[0-9]{1,30}"
 _DENIAL = re.compile(
     r"\s*(?:[A-Za-z](?:\([A-Za-z]\))?\s*)?(?:\\(?:neq?|neg|lnot|not|notin)(?![A-Za-z])|≠|¬)"
@@ -60,13 +62,14 @@ NEAR = Fraction(1, 100)
 
 def claims_otherwise(extracted: str, answer: str) -> bool:
     """Whether the extracted text denies its value, contradicts itself, hides an equation in a
-    comment, hedges, adds a value or leaves one out, is in a base other than the answer's, or names
-    other points or in other order."""
+    comment, hedges, goes on in code or a sentence, adds a value or leaves one out, is in a base
+    other than the answer's, or names other points or in other order."""
     return (
         (_denies(extracted) and not _denies(answer))
         or _contradicts(extracted)
         or bool(_COMMENTED.search(extracted) and not _COMMENTED.search(answer))
         or bool(_hedges(extracted) - _hedges(answer))
+        or (no_unit(extracted) and not no_unit(answer))
         or _adds_a_value(extracted, answer)
         or _adds_a_value(answer, extracted)
         or _measures_otherwise(extracted, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -14,6 +15,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import And, Basic, Eq, Expr, FiniteSet, Float, I, MatrixBase, S, Set, Tuple
 from sympy.core.relational import Relational
 
+from castctl.verify.approximations import APPROXIMATELY, approximated, rounds
 from castctl.verify.choices import choice
 from castctl.verify.claims import claims_otherwise, listed
 from castctl.verify.decimals import endless
@@ -27,7 +29,7 @@ from castctl.verify.wrapping import bare
 # It warns once a process that its timeouts are off; the pool keeps the time.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-RULES = 4
+RULES = 5
 """Goes up where a rule in this room changes: verdicts by other rules are others."""
 
 # By default, of a box that does not parse, it takes the last number or fraction that it finds.
@@ -93,7 +95,7 @@ def grade(answer: str, extracted: str) -> bool:
         return relates(written) and _equal(gold, read)
     if solved or found:
         return True
-    if not _equal(gold, read):
+    if not _equal(gold, read) or _approximates_otherwise(respelled(extracted), written, gold):
         return False
     return _same_repeats(written, gold, respelled(extracted), read)
 
@@ -117,6 +119,41 @@ def _equal(gold: list[Any], read: list[Any]) -> bool:
     # By six decimal places, and by fifteen where there are no decimals, all small numbers are one.
     zeros = max(map(_leading_zeros, values), default=0)
     return not zeros or verify(gold, read, 6 + zeros, 15 + zeros, timeout_seconds=None)
+
+
+def _approximates_otherwise(extracted: str, answer: str, gold: list[Any]) -> bool:
+    r"""Whether a number is given for what the answer has as an expression of unknowns, as
+    x^2 + 1 \approx 7 for x^2 + 1, or for another number that it does not round, \pi \approx 7."""
+    if APPROXIMATELY.search(answer):
+        return False
+    for one, other in itertools.pairwise(approximated(extracted)):
+        ours, theirs = _numbers(one), _numbers(other)
+        if theirs and any(_has_unknowns(each) for each in gold):
+            return True
+        if (
+            ours
+            and theirs
+            and not any(rounds(b, other, a) or rounds(a, one, b) for a in ours for b in theirs)
+        ):
+            return True
+    return False
+
+
+def _numbers(text: str) -> list[float]:
+    """What a side is worth in each of its readings, where that is a real number."""
+    values = []
+    for each in _read(text):
+        if isinstance(each, Expr) and not each.free_symbols:
+            with contextlib.suppress(
+                TypeError, ValueError, OverflowError
+            ):  # not real, or too large
+                values.append(float(each.doit()))
+    return values
+
+
+def _has_unknowns(parsed: Any) -> bool:
+    parsed = parsed.rhs if isinstance(parsed, Eq) else parsed
+    return isinstance(parsed, Expr) and bool(parsed.free_symbols)
 
 
 def _same_ratio(one: list[str], other: list[str]) -> bool:

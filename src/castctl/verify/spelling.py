@@ -48,7 +48,8 @@ def _with_braces(match: re.Match[str]) -> str:
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\A(?:\\approx(?![a-z])|≈|=) *(?=-?[0-9.]|\\)", ""),
+        (r"\\(?:approxeq|simeq|thickapprox)(?![A-Za-z])|[≈≃]", r"\\approx "),
+        (r"\A(?:\\(?:approx|sim)(?![A-Za-z])|=) *(?=-?[0-9.]|\\)", ""),
         (r"\A\\therefore(?![A-Za-z])[ ~]*", ""),
         (r"(?<!\\right)(?<!\.)\.\Z", ""),  # a full stop; `\right.` and `...` end in none
         (rf"√({_UNSIGNED}){_NO_MORE_DIGITS}", r"\\sqrt{\1}"),

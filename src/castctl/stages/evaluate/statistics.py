@@ -83,9 +83,11 @@ def seed_mean(values_SP: NDArray[np.float64], least: float = 0.0) -> Estimate:
 
 
 def difference(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """after - before, 0 where that is no more than what rounding to float32 makes of the two."""
+    """after - before, 0 where that is no more than rounding to float32 makes of the two, or of 1:
+    rewards and log-probs come of numbers of that size, however small they are."""
     found = after - before
-    return np.where(np.abs(found) <= DUST * np.maximum(np.abs(before), np.abs(after)), 0.0, found)
+    size = np.maximum(np.maximum(np.abs(before), np.abs(after)), 1.0)
+    return np.where(np.abs(found) <= DUST * size, 0.0, found)
 
 
 def problem_share(values_P: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
