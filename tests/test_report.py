@@ -463,4 +463,4 @@ def test_the_curve_holds_evaluations_by_the_runs_own_settings(run: Run) -> None:
     (other / "results.json").write_text(json.dumps(other_result))
     [words] = {value for tag, name, value in page_of(run.path).attributes
                if (tag, name) == ("svg", "aria-label") and "Accuracy" in value}  # fmt: skip
-    assert "98.7" not in words and f"from {100 * own['avg']['mean']:.1f} to" in words
+    assert "98.7" not in words and f"from {100 * own['avg']['mean']:.1f}% to" in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def text(browser: Any, selector: str) -> str:
 
 def test_opens_with_the_first_completion_and_few_rows(browser: Any) -> None:
     assert text(browser, "h1") == "<b>run&amp;"
-    heading(browser, "step 0, 000000/0")
+    heading(browser, "step-00000, 000000/0")
     assert text(browser, "#count") == "104 of 104 completions"
     assert 5 < browser.execute_script("return document.querySelectorAll('.row').length") < 40
     outer = browser.execute_script(
@@ -157,10 +158,10 @@ def test_filters_narrow_the_list(browser: Any) -> None:
     assert text(browser, "#count") == "4 of 104 completions"
     choose(browser, "filter-verdict", "wrong")
     assert text(browser, "#count") == "2 of 104 completions"
-    heading(browser, "step 3, 000000/1")
+    heading(browser, "step-00003, 000000/1")
     choose(browser, "filter-text", "PLAIN")
     assert text(browser, "#count") == "1 of 104 completions"
-    heading(browser, "step 3, 000001/1")
+    heading(browser, "step-00003, 000001/1")
     choose(browser, "filter-text", "no such words")
     assert "No completion fits" in text(browser, "#detail")
     browser.execute_script("document.querySelector('#filters button[type=reset]').click()")
@@ -176,10 +177,10 @@ def test_filters_narrow_the_list(browser: Any) -> None:
 def test_the_list_is_walked_by_keyboard(browser: Any) -> None:
     browser.execute_script("document.querySelector('#list').focus()")
     press(browser, "ARROW_DOWN", "ARROW_DOWN", "ARROW_UP")
-    heading(browser, "step 0, 000000/1")
+    heading(browser, "step-00000, 000000/1")
     press(browser, "PAGE_DOWN")
     press(browser, "END")
-    heading(browser, "step 3, 000001/1")
+    heading(browser, "step-00003, 000001/1")
     active = browser.execute_script(
         "const row = document.getElementById(document.activeElement.getAttribute("
         "'aria-activedescendant')); const box = row.getBoundingClientRect();"
@@ -189,14 +190,14 @@ def test_the_list_is_walked_by_keyboard(browser: Any) -> None:
     )
     assert active == ["true", "104", "104", True]
     press(browser, "HOME")
-    heading(browser, "step 0, 000000/0")
+    heading(browser, "step-00000, 000000/0")
 
 
 def test_values_are_told_on_hover_and_on_focus(browser: Any) -> None:
     from selenium.webdriver import ActionChains
 
     browser.execute_script("location.hash = 'completion=1'")
-    heading(browser, "step 0, 000000/1")
+    heading(browser, "step-00000, 000000/1")
     token = browser.find_element("css selector", ".token[data-at='1']")
     browser.execute_script(
         "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", token
@@ -232,7 +233,7 @@ def test_values_on_the_page_are_those_of_the_file(browser: Any, page: Path) -> N
     from castctl.shards.stage import StepFolder
 
     browser.execute_script("location.hash = 'completion=1'")
-    heading(browser, "step 0, 000000/1")
+    heading(browser, "step-00000, 000000/1")
     row = StepFolder(page.parent / "step-00000").read("advantages", 0).table.to_pylist()[1]
     for at, expected in enumerate(row["advantages"][:20]):
         shown = browser.execute_script(
@@ -266,7 +267,7 @@ def test_tokens_are_coloured_by_what_is_chosen(browser: Any) -> None:
 
 def test_a_long_completion_is_drawn_in_slices(browser: Any) -> None:
     browser.execute_script("location.hash = 'completion=3'")
-    heading(browser, "step 0, 000001/1")
+    heading(browser, "step-00000, 000001/1")
     wait(browser, "return document.querySelector('#more button')")
     count = "return document.querySelectorAll('.token').length"
     assert browser.execute_script(count) == 2000
@@ -281,14 +282,109 @@ def test_a_long_completion_is_drawn_in_slices(browser: Any) -> None:
 def test_links_lead_to_a_completion_and_to_its_group(browser: Any, page: Path) -> None:
     choose(browser, "filter-verdict", "correct")
     browser.execute_script("location.hash = 'completion=5'")
-    heading(browser, "step 0, 000002/1")
+    heading(browser, "step-00000, 000002/1")
     assert text(browser, "#count") == "104 of 104 completions", "the filter that hid it is cleared"
     browser.execute_script("document.querySelector('.sibling:not([aria-current])').click()")
-    heading(browser, "step 0, 000002/0")
+    heading(browser, "step-00000, 000002/0")
     assert browser.current_url.endswith("#completion=4")
     browser.get("about:blank")
     browser.get(page.as_uri() + "#completion=102")
-    heading(browser, "step 3, 000001/0")
+    heading(browser, "step-00003, 000001/0")
+
+
+SHOWN = (
+    "return [document.querySelector('#detail h3').textContent, count.textContent,"
+    " ...['step', 'verdict', 'kind', 'text'].map((name) => document.getElementById("
+    "`filter-${name}`).value), document.getElementById('filter-flips').checked, quantity.value,"
+    " legend.textContent, document.querySelector('#legend input').value,"
+    " [...document.querySelectorAll('.token')].map((each) => each.style.cssText).join()]"
+)
+"""What a reader has chosen, and what they see by it."""
+
+
+def test_the_address_keeps_filters_and_colour(browser: Any, page: Path) -> None:
+    """Who opens the address sees the same: completion, filters, colour and its scale."""
+    choose(browser, "filter-step", "3")
+    choose(browser, "filter-verdict", "wrong")
+    choose(browser, "filter-text", "plain")
+    browser.execute_script("document.querySelector('#filter-flips').click()")
+    heading(browser, "step-00003, 000001/1")
+    browser.execute_script("document.querySelector('.row').click()")
+    browser.execute_script(
+        "quantity.value = 'gap'; quantity.dispatchEvent(new Event('change'));"
+        "const scale = document.querySelector('#legend input'); scale.value = 8;"
+        "scale.dispatchEvent(new Event('change'))"
+    )
+    address, shown = browser.current_url, browser.execute_script(SHOWN)
+    assert shown[1:9] == ["1 of 104 completions", "3", "wrong", "*", "plain", True, "gap",
+                          shown[8]]  # fmt: skip
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, "return document.querySelector('#detail h3')")
+    assert browser.execute_script(SHOWN) == shown
+    assert browser.current_url == address
+
+
+def test_an_address_of_filters_alone_restores_them(browser: Any, page: Path) -> None:
+    choose(browser, "filter-verdict", "wrong")
+    address = browser.current_url
+    assert address.endswith("#verdict=wrong")
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, "return document.querySelector('#detail h3')")
+    assert text(browser, "#count") == "52 of 104 completions"
+    browser.execute_script("document.querySelector('#filters button[type=reset]').click()")
+    wait(browser, "return location.hash === ''")
+    assert text(browser, "#count") == "104 of 104 completions"
+
+
+def test_an_odd_address_shows_everything(browser: Any) -> None:
+    for odd in (
+        "step=77&verdict=no",
+        "completion=9999",
+        "completion=-1",
+        "full=-3&color=no",
+        "main",
+    ):
+        browser.execute_script("location.hash = arguments[0]", odd)
+        wait(browser, "return location.hash === `#${arguments[0]}`", odd)
+        heading(browser, "step-00000, 000000/0")
+        assert text(browser, "#count") == "104 of 104 completions"
+        assert browser.execute_script("return quantity.value") == "advantage"
+
+
+@pytest.mark.parametrize("width", [360, 1300, 2400])
+def test_completions_keep_the_margins_of_the_page(browser: Any, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        edges = browser.execute_script(
+            "const box = (it) => it.getBoundingClientRect(); const page = box(main);"
+            "const style = getComputedStyle(main);"
+            "return [...document.querySelectorAll('#completions, .browser, .list, .detail,"
+            " #filters')].every((it) => box(it).left >= page.left + parseFloat(style.paddingLeft)"
+            " - 0.5 && box(it).right <= page.right - parseFloat(style.paddingRight) + 0.5)"
+        )
+        assert edges, "completions reach beyond the column of the page"
+        assert browser.execute_script(
+            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_positive_is_blue_and_negative_is_not(browser: Any) -> None:
+    """The colours of the terminal, on the page."""
+    from castctl.report.colors import FULL, NEGATIVE, POSITIVE, rgb
+
+    for look, color in (("above", POSITIVE), ("below", NEGATIVE)):
+        found = browser.execute_script(
+            "return getComputedStyle([...document.querySelectorAll('.bar i')].at("
+            f"{-1 if look == 'above' else 0})).backgroundColor"
+        )
+        parts = [float(each) for each in re.findall(r"[\d.]+", found)]
+        assert [round(255 * each) for each in parts[:3]] == list(rgb(color))
+        assert parts[3] == pytest.approx(FULL, abs=0.01)
 
 
 def test_the_focus_stays_where_it_was(browser: Any) -> None:
@@ -296,7 +392,7 @@ def test_the_focus_stays_where_it_was(browser: Any) -> None:
         "const other = document.querySelector('.sibling:not([aria-current])');"
         "other.focus(); other.click()"
     )
-    heading(browser, "step 0, 000000/1")
+    heading(browser, "step-00000, 000000/1")
     assert browser.execute_script("return document.activeElement.ariaCurrent") == "true"
     browser.execute_script(
         "const scale = document.querySelector('#legend input'); scale.focus(); scale.value = 8;"
@@ -308,7 +404,7 @@ def test_the_focus_stays_where_it_was(browser: Any) -> None:
 
 def test_the_next_flipped_token_follows_the_focused_one(browser: Any) -> None:
     browser.execute_script("location.hash = 'completion=3'")
-    heading(browser, "step 0, 000001/1")
+    heading(browser, "step-00000, 000001/1")
     flipped = browser.execute_script(
         "return [...document.querySelectorAll('.token.flipped')].map((t) => Number(t.dataset.at))"
     )
@@ -335,7 +431,7 @@ def test_a_block_that_cannot_be_unpacked_is_said_and_tried_again(browser: Any) -
         "location.hash = 'completion=102'",
         kept,
     )
-    heading(browser, "step 3, 000001/0")
+    heading(browser, "step-00003, 000001/0")
 
 
 def test_light_dark_and_print(browser: Any) -> None:

@@ -532,7 +532,7 @@ def test_no_reward_for_many_steps_is_a_warning(castctl: Cli) -> None:
     every = ("--set", "train.warn_after_zero_rewards=2")
     done = castctl("train", *arguments, *every, *QUICK)
     warnings = [line for line in done.stderr.splitlines() if "earned a reward" in line]
-    assert [line.split(":")[2].strip() for line in warnings] == ["step 1", "step 3"]
+    assert [line.split(":")[2].strip() for line in warnings] == ["step 2", "step 4"]
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(castctl: Cli) -> None:
@@ -545,7 +545,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(castctl: Cli) -> No
     Path("runs/r/recipe.yaml").write_text(yaml.safe_dump(settings))
     before = Path("runs/r/checkpoints/step-00001/model.safetensors").read_bytes()
     line = last_line(castctl("train", "--resume", "--run", "r", "--trust-verifier", code=2))
-    assert "step 1: loss" in line and "stopped before the weights were touched" in line
+    assert "step 2: loss" in line and "stopped before the weights were touched" in line
     assert "The last checkpoint is whole: runs/r/checkpoints/step-00001" in line
     assert Path("runs/r/checkpoints/step-00001/model.safetensors").read_bytes() == before
 

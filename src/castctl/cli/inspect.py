@@ -122,13 +122,17 @@ def _prompts(target: "Target", limit: int, trust: bool, as_json: bool) -> None:
 
 def _sample(target: "Target", name: str, color: Coloring, trust: bool, as_json: bool) -> None:
     from castctl.inspection.sample import view_sample
+    from castctl.inspection.scales import color_scales
     from castctl.inspection.tokens import TokenTexts, run_tokenizer
     from castctl.report.marks import print_json
     from castctl.report.sample import show_sample
 
     step = target.step_with("rollouts")
     view = view_sample(step, name, color, TokenTexts(run_tokenizer(target.run, trust)))
-    print_json(view) if as_json else show_sample(view, color)
+    if as_json:
+        print_json(view)
+    else:
+        show_sample(view, color, color_scales([step]).get(color, 1.0))
 
 
 def _verify(target: "Target", as_json: bool) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from castctl.recipe.recipe import Recipe
+from castctl.report.colors import GROUPS
 from castctl.report.marks import finite, line, number, percent, points, sparkline
 from castctl.report.tables import interval
 from castctl.stages.evaluate.results import Result
@@ -33,10 +34,10 @@ WIDEST, LABEL = 100, 8
 """Columns that the panel takes at most, and those of its labels."""
 
 KINDS = {
-    "mixed": ("M", "black on cyan", "mixed"),
-    "all_correct": ("C", "black on green", "all correct"),
-    "all_wrong": ("W", "white on red", "all wrong"),
-    "single": ("S", "black on yellow", "single"),
+    "mixed": ("M", f"white on {GROUPS['mixed']}", "mixed"),
+    "all_correct": ("C", f"black on {GROUPS['all_correct']}", "all correct"),
+    "all_wrong": ("W", f"black on {GROUPS['all_wrong']}", "all wrong"),
+    "single": ("S", f"black on {GROUPS['single']}", "single"),
 }
 """Letter, colour and name of a group's kind."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from rich.color import Color
 from rich.console import Console, Group, RenderableType
 from rich.style import Style
@@ -13,20 +12,22 @@ from rich.text import Text
 
 from castctl.inspection.prompts import PromptsView
 from castctl.inspection.sample import Coloring, SampleView, Token
+from castctl.inspection.scales import CENTRES
+from castctl.report.colors import FULL, NEGATIVE, POSITIVE, rgb
 from castctl.report.marks import LONGEST_LINE, block, line, number
 from castctl.report.tables import show
 
-BLUE, WHITE, RED = (92, 140, 240), (245, 245, 245), (240, 110, 92)
-CENTRE = {"advantage": 0.0, "gap": 0.0, "weight": 1.0}
-"""The value that says nothing, shown white."""
+WHITE = (245, 245, 245)
+"""Of a value that says nothing."""
 
 
-def show_sample(view: SampleView, color: Coloring) -> None:
-    """Print a completion: coloured on a terminal, else a line a token."""
+def show_sample(view: SampleView, color: Coloring, scale: float) -> None:
+    """Print a completion: coloured on a terminal, fully at a distance of `scale` from the value
+    that says nothing; else a line a token."""
     show(_head(view))
     console = Console()
     if console.is_terminal and not console.no_color and console.color_system is not None:
-        show(_colored(view, color))
+        show(_colored(view, color, scale))
         return
     print(f"\n{'#':>6} {'id':>8} {color:>12}            token")
     for index, token in enumerate(view.tokens):
@@ -61,10 +62,9 @@ def _head(view: SampleView) -> Group:
     return Group(Text(title, "bold"), grid)
 
 
-def _colored(view: SampleView, color: Coloring) -> Group:
-    centre = CENTRE[color]
+def _colored(view: SampleView, color: Coloring, scale: float) -> Group:
+    centre = CENTRES.get(color, 0.0)
     values = [getattr(token, color) for token in view.tokens]
-    scale = _scale([value - centre for value in values if value is not None])
     text = Text()
     for index, (token, value) in enumerate(zip(view.tokens, values, strict=True)):
         style = _style(None if value is None else (value - centre) / scale)
@@ -84,25 +84,18 @@ def _colored(view: SampleView, color: Coloring) -> Group:
     return Group(*pages)
 
 
-def _scale(distances: list[float]) -> float:
-    """The distance from the centre at full colour: that of 95 % of the tokens, outliers aside."""
-    sizes = np.abs([value for value in distances if math.isfinite(value)])
-    if not sizes.any():
-        return 1.0
-    return float(np.quantile(sizes, 0.95)) or float(sizes.max())
-
-
 def _style(share: float | None) -> Style:
-    """Black on blue (-1) over white (0) to red (1); no colour where there is no value."""
+    """Black on the colour of negative numbers (-1) over white (0) to that of positive ones (1); no
+    colour where there is no value."""
     if share is None or math.isnan(share):
         return Style(dim=True)
-    end, strength = (RED if share > 0 else BLUE), min(abs(share), 1.0)
+    end, strength = rgb(POSITIVE if share > 0 else NEGATIVE), FULL * min(abs(share), 1.0)
     mixed = (w + (e - w) * strength for w, e in zip(WHITE, end, strict=True))
     return Style(color="black", bgcolor=Color.from_rgb(*mixed))
 
 
 def _legend(color: Coloring, scale: float) -> Text:
-    centre = CENTRE[color]
+    centre = CENTRES.get(color, 0.0)
     legend = Text(f"{color}  {number(centre - scale, 4)} and less ")
     for step in range(-5, 6):
         legend.append("  ", _style(step / 5))

@@ -6,7 +6,6 @@
   const TEXT_SLICE = 20000; // characters drawn at once
   const BLOCKS_KEPT = 6;
   const OVERSCAN = 6; // rows drawn beyond what is seen
-  const STRENGTH = 0.62; // opacity at full colour
   const MARKS = new Map(Object.entries({ correct: "✓", wrong: "✗", no_answer: "?", truncated: "~", timeout: "t", error: "!" }));
 
   const $ = (id) => document.getElementById(id);
@@ -111,6 +110,7 @@
   const list = $("list");
   let found = [];
   let selected = -1;
+  let linked = -1; // the completion that the address names
   let current = null;
 
   const rowHeight = () => 3.75 * parseFloat(getComputedStyle(document.documentElement).fontSize);
@@ -120,7 +120,8 @@
     return make("span", { class: `mark ${verdict ?? ""}`, "aria-hidden": "true", text: MARKS.get(verdict) ?? "·" });
   }
 
-  const nameOf = (row) => `step ${index.step[row]}, ${index.groups[index.group[row]].id.slice(0, 6)}/${index.sample[row]}`;
+  const stepName = (step) => `step-${String(step).padStart(5, "0")}`; // its folder's, to find it by
+  const nameOf = (row) => `${stepName(index.step[row])}, ${index.groups[index.group[row]].id.slice(0, 6)}/${index.sample[row]}`;
 
   function option(position) {
     const row = found[position];
@@ -139,7 +140,7 @@
       make("span", { text: nameOf(row) }), " ",
       make("bdi", { text: index.groups[index.group[row]].problem })));
     element.style.top = `${position * rowHeight()}px`;
-    element.addEventListener("click", () => select(row));
+    element.addEventListener("click", () => pick(row));
     return element;
   }
 
@@ -172,22 +173,24 @@
     }[event.key];
     if (to === undefined || !found.length) return;
     event.preventDefault();
-    select(found[Math.min(Math.max(to, 0), found.length - 1)]);
+    pick(found[Math.min(Math.max(to, 0), found.length - 1)]);
   }
 
   // Filters
 
-  function fill(id, values, every) {
+  const CHOICES = ["step", "verdict", "kind"];
+
+  function fill(id, values, every, named = words) {
     const counts = new Map();
     for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
     const options = [...counts].map(([value, times]) =>
-      make("option", { value: value ?? "", text: `${words(value === null ? null : String(value))} (${count(times)})` }));
+      make("option", { value: value ?? "", text: `${named(value)} (${count(times)})` }));
     $(id).replaceChildren(make("option", { value: "*", text: every }), ...options);
     $(id).parentElement.hidden = counts.size < 2;
   }
 
   function filter() {
-    const [step, verdict, kind] = ["step", "verdict", "kind"].map((name) => $(`filter-${name}`).value);
+    const [step, verdict, kind] = CHOICES.map((name) => $(`filter-${name}`).value);
     const text = $("filter-text").value.trim().toLowerCase();
     const fits = (wanted, value) => wanted === "*" || wanted === String(value ?? "");
     const holds = (row) => {
@@ -200,9 +203,23 @@
           && (!$("filter-flips").checked || index.flips[row]) && (!text || holds(row))) found.push(row);
     }
     $("count").textContent = `${count(found.length)} of ${count(total)} completions`;
-    if (found.length && !found.includes(selected)) select(found[0], false);
+    if (found.length && !found.includes(selected)) { linked = -1; select(found[0]); }
     else { reveal(Math.max(0, found.indexOf(selected))); drawList(); }
-    if (!found.length) { selected = -1; showNote("No completion fits the filters."); }
+    if (!found.length) { selected = linked = -1; showNote("No completion fits the filters."); }
+  }
+
+  function clearFilters() {
+    for (const name of CHOICES) $(`filter-${name}`).value = "*";
+    $("filter-text").value = "";
+    $("filter-flips").checked = false;
+  }
+
+  /** Show a completion that the filters hide: they are cleared. */
+  function uncover(row) {
+    if (found.includes(row)) return;
+    clearFilters();
+    selected = row;
+    filter();
   }
 
   // The completion
@@ -218,11 +235,10 @@
     $("detail").replaceChildren(make("p", { class: "note", role: "status", text }));
   }
 
-  async function select(row, linked = true) {
+  async function select(row) {
     selected = row;
     reveal(found.indexOf(row));
     drawList();
-    if (linked) link(row);
     try {
       const completion = await completionOf(row);
       if (selected === row) showCompletion(completion);
@@ -231,17 +247,53 @@
     }
   }
 
-  function link(row) {
-    try { history.replaceState(null, "", `#completion=${row}`); } catch { /* a file may not */ }
+  /** Select a completion, and name it in the address. */
+  function pick(row) {
+    linked = row;
+    select(row);
+    link();
   }
 
-  /** Select what the address names; filters that hide it are cleared. */
+  // The address: what was chosen, so that whoever opens it sees the same
+
+  const NAMES = ["completion", ...CHOICES, "text", "flips", "color", "full"];
+  const initial = { quantity, scales: { ...scales } };
+
+  function link() {
+    const said = new URLSearchParams();
+    if (linked >= 0) said.set("completion", linked);
+    for (const name of CHOICES) {
+      if ($(`filter-${name}`).value !== "*") said.set(name, $(`filter-${name}`).value);
+    }
+    if ($("filter-text").value.trim()) said.set("text", $("filter-text").value.trim());
+    if ($("filter-flips").checked) said.set("flips", "1");
+    if (quantity !== initial.quantity) said.set("color", quantity);
+    if (scales[quantity] !== initial.scales[quantity]) said.set("full", scales[quantity]);
+    const whole = `${location.href.split("#")[0]}${String(said) && `#${said}`}`;
+    try { history.replaceState(null, "", whole); } catch { /* a file may not */ }
+  }
+
+  /** Show what the address names; filters that hide its completion are cleared. */
   function follow() {
-    const row = Number(/^#completion=(\d+)$/.exec(location.hash)?.[1] ?? NaN);
-    if (!(row < total)) return false;
-    if (!found.includes(row)) { $("filters").reset(); selected = row; filter(); }
-    select(row);
-    return true;
+    const said = new URLSearchParams(location.hash.slice(1));
+    if (!NAMES.some((name) => said.has(name))) return; // a section, or nothing
+    for (const name of CHOICES) {
+      const field = $(`filter-${name}`);
+      field.value = said.get(name) ?? "*";
+      if (field.selectedIndex < 0) field.value = "*";
+    }
+    $("filter-text").value = said.get("text") ?? "";
+    $("filter-flips").checked = said.get("flips") === "1";
+    quantity = described(said.get("color"))?.name ?? initial.quantity;
+    Object.assign(scales, initial.scales);
+    const full = Number(said.get("full"));
+    if (full > 0 && Number.isFinite(full)) scales[quantity] = full;
+    const row = /^\d+$/.test(said.get("completion")) ? Number(said.get("completion")) : NaN;
+    linked = -1;
+    if (row < total) selected = row;
+    filter();
+    if (row < total) { uncover(row); linked = row; }
+    if (found.length) select(selected); // in the colour named
   }
 
   function fact(name, value) {
@@ -263,8 +315,8 @@
         "aria-label": `sample ${index.sample[other]}, ${verdict}`, title: verdict,
       }, verdictMark(other), String(index.sample[other]));
       button.addEventListener("click", () => {
-        if (!found.includes(other)) { $("filters").reset(); selected = other; filter(); }
-        select(other);
+        uncover(other);
+        pick(other);
       });
       links.push(button);
     }
@@ -310,7 +362,7 @@
       ...index.quantities.filter((each) => completion.values[each.name]).map((each) =>
         make("option", { value: each.name, text: each.label })));
     if (completion.values[quantity]) choice.value = quantity;
-    choice.addEventListener("change", () => { quantity = choice.value; drawLegend(); recolour(); });
+    choice.addEventListener("change", () => { quantity = choice.value; drawLegend(); recolour(); link(); });
     const next = make("button", { type: "button", text: "Next flipped token" });
     next.addEventListener("click", nextFlipped);
     return make("div", { class: "toolbar" },
@@ -326,7 +378,7 @@
     element.classList.toggle("above", share > 0);
     element.classList.toggle("below", share < 0);
     element.classList.toggle("absent", Number.isNaN(share));
-    element.style.setProperty("--strength", Math.min(1, Math.abs(share || 0)) * STRENGTH);
+    element.style.setProperty("--strength", Math.min(1, Math.abs(share || 0)));
   }
 
   function drawLegend() {
@@ -338,6 +390,7 @@
       scale.value = scales[shown.name];
       nameEnds();
       recolour();
+      link();
     });
     const bar = make("span", { class: "bar", "aria-hidden": "true" });
     for (let part = shown.signed ? -5 : 0; part <= 5; part++) {
@@ -500,13 +553,13 @@
   }
 
   function start() {
-    fill("filter-step", index.step, "every step");
+    fill("filter-step", index.step, "every step", stepName);
     fill("filter-verdict", index.verdict, "every verdict");
     fill("filter-kind", index.kind, "every kind");
     $("filter-flips").parentElement.hidden = !index.flips.some((flips) => flips);
-    $("filters").addEventListener("input", filter);
+    $("filters").addEventListener("input", () => { filter(); link(); });
     $("filters").addEventListener("submit", (event) => event.preventDefault());
-    $("filters").addEventListener("reset", () => setTimeout(filter));
+    $("filters").addEventListener("reset", () => setTimeout(() => { filter(); link(); }));
     list.addEventListener("keydown", moveInList);
     list.addEventListener("scroll", () => requestAnimationFrame(drawList));
     new ResizeObserver(drawList).observe(list);

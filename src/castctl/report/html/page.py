@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from castctl.report.colors import FULL, NEGATIVE, POSITIVE
 from castctl.report.document import Section
 from castctl.report.html.markup import facts_html, navigation_html, section_html, text_of
 from castctl.report.html.payload import Completions
@@ -46,7 +47,9 @@ def _pieces(
 ) -> Iterator[str]:
     """The file from its head to its end; blocks come last, and are encoded one at a time."""
     browsed = completions is not None and completions.shown > 0
-    style = _resource("page.css")
+    style = Template(_resource("page.css")).substitute(
+        positive=POSITIVE, negative=NEGATIVE, full=f"{FULL:.0%}"
+    )
     scripts = [_resource("page.js"), *([_resource("browser.js")] if browsed else [])]
     links = [*sections, *([Section(BROWSER, "Completions")] if browsed else [])]
     body = "\n".join(map(section_html, sections))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from castctl.inspection.scales import color_scales
 from castctl.inspection.tokens import TokenTexts
 from castctl.progress import Progress, Silent
-from castctl.ragged import Floats, row_of_value, sums
+from castctl.ragged import row_of_value, sums
 from castctl.report.console import printable
 from castctl.report.html.blocks import BlockWriter, TokenTable, rounded
 from castctl.report.html.choice import Chosen, choose, cut_rows
@@ -70,7 +71,7 @@ def collect_completions(
         for chosen in choice.chosen:
             collector.take(chosen)
             advance(len(chosen.rows_R))
-    return collector.completions(choice.total)
+    return collector.completions(choice.total, color_scales(steps))
 
 
 @dataclass
@@ -99,7 +100,7 @@ class _Collector:
         self._numbers: dict[tuple[int, str], int] = {}
         self._first: list[int] = []
         self._table, self._blocks = TokenTable(), BlockWriter()
-        self._sizes: dict[str, list[NDArray]] = {}
+        self._quantities: set[str] = set()
 
     def take(self, chosen: Chosen) -> None:
         """The chosen rows of a part, with what its stages say of them."""
@@ -117,8 +118,7 @@ class _Collector:
         rollouts = tables["rollouts"]
         ids_N, offsets = ragged_column(rollouts, "completion_token_ids")
         values, flipped_N = token_values(tables, offsets, chosen, self._notes)
-        for name, values_N in values.items():
-            self._sizes.setdefault(name, []).append(_thinned(values_N))
+        self._quantities |= set(values)
         flips_R = np.zeros(len(offsets) - 1, np.int64)
         if flipped_N is not None:
             flips_R = sums(flipped_N == 1, row_of_value(offsets), len(flips_R)).astype(np.int64)
@@ -199,15 +199,15 @@ class _Collector:
             text = self._texts.together(ids)
         return _shown(" ".join(map(str, ids)) if text is None else text)
 
-    def completions(self, total: int) -> Completions:
-        """All that was taken, out of `total`."""
+    def completions(self, total: int, scales: Mapping[str, float]) -> Completions:
+        """All that was taken, out of `total`; `scales` has each quantity's full colour."""
         texts = None
         if self._texts is not None:
             texts = [_shown(self._texts.text(id), LONGEST_LINE) for id in self._table.places]
         quantities = [
             {"name": name, "label": label, "centre": centre or 0.0, "signed": centre is not None,
-             "scale": _scale(np.concatenate(self._sizes[name]), centre or 0.0)}
-            for name, (label, centre) in QUANTITIES.items() if name in self._sizes
+             "scale": scales.get(name, 1.0)}
+            for name, (label, centre) in QUANTITIES.items() if name in self._quantities
         ]  # fmt: skip
         index = {
             **vars(self._rows), "groups": self._groups, "first": self._first,
@@ -234,17 +234,3 @@ def _shown(text: str | None, limit: int = LONGEST_TEXT) -> str | None:
     lines = text[:limit].split("\n")
     more = f"… ({len(text) - limit:,} more characters)" if len(text) > limit else ""
     return "\n".join(t if t.isprintable() else printable(t) for t in lines) + more
-
-
-def _thinned(values_N: Floats) -> Floats:
-    """Finite values of about a thousand tokens, evenly spaced."""
-    some = values_N[:: max(1, len(values_N) // 1000)]
-    return some[np.isfinite(some)]
-
-
-def _scale(values: Floats, centre: float) -> float:
-    """The distance from the centre at full colour: that of 99 % of the tokens, outliers aside."""
-    sizes = np.abs(values - centre)
-    if not sizes.any():
-        return 1.0
-    return float(f"{np.quantile(sizes, 0.99) or sizes.max():.2g}")

@@ -226,7 +226,7 @@ class _Loop:
             prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
             if round == most or not prompts.num_rows:
                 tried = f"{most} rounds" if round == most else "every prompt of the data"
-                log.warning("step %d: %d kept groups too few after %s", step, missing, tried)
+                log.warning("step %d: %d kept groups too few after %s", step + 1, missing, tried)
                 break
             taken = pa.concat_tables([taken, prompts])
         if most > 1:
@@ -284,11 +284,11 @@ class _Loop:
             log.warning(
                 "step %d: no completion of the last %d steps earned a reward; look at the "
                 "completions and the verifier, or take easier problems",
-                step, streak,
+                step + 1, streak,
             )  # fmt: skip
 
     def _warn_of_zero_gap(self, step: int, measures: Measures) -> None:
-        """Say once why a teacher has nothing to tell; at step 0 every teacher equals the policy."""
+        """Say once why a teacher has nothing to tell; in the first step every teacher equals the policy."""
         spread = measures.get("gap_rms")
         if self._warned_of_gap or step == 0 or not isinstance(spread, float) or spread > ZERO_GAP:
             return
@@ -301,7 +301,7 @@ class _Loop:
         log.warning(
             "step %d: the teacher's gap is zero (RMS %.1e nats): %s. Tokens keep their base "
             "advantage in such a step; method.teacher.kind=ema or initial keeps a gap alive",
-            step, spread, why,
+            step + 1, spread, why,
         )  # fmt: skip
 
 

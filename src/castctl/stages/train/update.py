@@ -129,8 +129,8 @@ def update(
             norm = optimizer.clip(recipe.optimizer.max_grad_norm)
             if not np.isfinite(total) or not np.isfinite(norm):
                 raise UserError(
-                    f"step {step}: loss {total:g}, gradient norm {norm:g}; stopped before the "
-                    "weights were touched. Lower optimizer.lr, or look at this step's shards"
+                    f"step {step + 1}: loss {total:g}, gradient norm {norm:g}; stopped before the "
+                    f"weights were touched. Lower optimizer.lr, or look at step-{step:05d}"
                 )
             stats.lr = optimizer.lr
             optimizer.step()
