@@ -113,7 +113,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_sums(str(folder / "sums.jsonl"), count=12, answers=2)
     recipe = on_sums(
         "dapo", "train.steps=2", "train.prompts_per_step=8", "eval.limit=null", "eval.every=1",
-        "sampling.n=2", "sampling.max_tokens=8", "method.zero_variance.rounds=2", file=str(folder / "sums.jsonl"),
+        "sampling.n=2", "sampling.max_tokens=32", "method.zero_variance.rounds=2",
+        file=str(folder / "sums.jsonl"),
     )  # fmt: skip
     return train_small(folder / "run", recipe)[0]
 
