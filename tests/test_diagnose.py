@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from castctl.diagnosis.catalog import DIAGNOSTICS
+from castctl.diagnosis.kept import lost_answers
 from castctl.runs.run import Run
 from castctl.shards.part import content_hash, read_metadata
 from castctl.shards.stage import StepFolder
@@ -207,6 +208,26 @@ def test_a_step_without_checkpoint_is_named_with_its_remedy(castctl: Cli, run: P
     shutil.rmtree(run / "checkpoints" / "step-00001")
     done = castctl("diagnose", "opsd-gaps", str(run), "--step", "1", code=2)
     assert "--model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_will_be_lost_is_told_before_anything_is_trained(castctl: Cli, trained: Run) -> None:
+    """The diagnoses named are those that a step of the loop does not hold the signals of."""
+    absent = [name for name, each in DIAGNOSTICS.items() if not each.need.parts_of(trained.step(1))]
+    recipe = small_recipe("cast", "train.keep=best_and_last")
+    said = lost_answers(recipe)
+    assert said is not None and said.endswith("whose weights stay; set train.keep=all for more")
+    assert [name for name in DIAGNOSTICS if name in said] == absent
+    assert absent == ["opsd-gaps", "credit", "confidence"]
+    assert lost_answers(small_recipe("cast")) is None  # keeps all
+    assert lost_answers(small_recipe("cast", "train.steps=1", "train.keep=best_and_last")) is None
+    rare = ["train.checkpoint_every=9", "eval.every=0"]
+    for keep, words in (("all", ""), ("best_and_last", "train.keep=all and ")):
+        said = str(lost_answers(small_recipe("cast", *rare, f"train.keep={keep}")))
+        assert f"set {words}train.checkpoint_every below 3" in said
+    page = " ".join(castctl("explain", "cast", "--set", "train.steps=2").stdout.split())
+    assert "opsd-gaps, credit and confidence will be answered for step 0" in page
+    begun = castctl("train", "--method", "cast", "--steps", "2", "--data", "none.jsonl", code=2)
+    assert begun.stderr.count("opsd-gaps, credit and confidence will be answered") == 1
 
 
 def test_without_a_name_they_are_explained(castctl: Cli) -> None:

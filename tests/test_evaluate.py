@@ -20,10 +20,11 @@ from castctl import __version__ as castctl_version
 from castctl.data.benchmarks import BENCHMARKS, task_source
 from castctl.errors import UserError
 from castctl.recipe.reader import read_recipe
-from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
+from castctl.recipe.recipe import DataSettings, EvalSettings, Recipe, VerifierSettings
 from castctl.report.evaluation import markdown
 from castctl.shards.part import read_json
 from castctl.stages.evaluate.results import task_name, variant
+from castctl.stages.evaluate.runner import Posed, require_room
 from castctl.stages.evaluate.statistics import majority, paired_difference, pass_at_k, problem_mean
 from castctl.stages.evaluate.summary import summarise
 from castctl.verify.pool import CheckPool
@@ -294,6 +295,39 @@ def test_a_result_for_a_paper_is_markdown_and_nothing_else() -> None:
     assert two == f"| m | a\\|b | 30 | 1 | {' | '.join(cells)} |  |  |"
 
 
+def test_the_model_limits_a_prompt_of_an_evaluation_and_training_does_not(
+    castctl: Cli, tmp_path: Path
+) -> None:
+    """The embedded recipe trains on prompts of at most 128 tokens; its model takes 4,096."""
+    rows = [{"problem": f"{n} + 1 = ? " + "7" * 300 * n, "answer": str(n + 1)} for n in range(3)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ("long.jsonl", "--model", "embedded", "-k", "1", "--json")
+    [made] = json.loads(castctl("eval", *few, "--max-tokens", "4").stdout)["results"]
+    assert made["problems"] == 3
+    refused = castctl("eval", *few, "--max-tokens", "3700", code=2).stderr.splitlines()[-1]
+    said = re.search(
+        r"long.jsonl: (\d) of 3 problems leave less than 3700 tokens in the model's 4096 positions "
+        r"\(the longest prompt has (\d+) tokens\).* lower eval.max_tokens to (\d+)", refused,
+    )  # fmt: skip
+    assert said and said[1] == "1" and int(said[2]) + int(said[3]) == 4096
+    recipe = Recipe(eval=EvalSettings(max_tokens=int(said[3])))
+    posed = Posed(DataSettings(), None, None, np.array([5, int(said[2])]), None)  # type: ignore[arg-type]
+    require_room(posed, recipe, 4096)
+    require_room(posed, recipe, None)
+    for context, words in ((4095, "lower eval.max_tokens"), (int(said[2]), "a longer context")):
+        with pytest.raises(UserError, match=words):
+            require_room(posed, recipe, context)
+
+
+def test_real_benchmarks_are_evaluated_by_the_embedded_default(
+    castctl: Cli, benchmarks: Path
+) -> None:
+    few = ("-k", "1", "--max-tokens", "4", "--json")
+    done = castctl("eval", "aime24", "--data", str(benchmarks / "aime24.jsonl"), *few)
+    [result] = json.loads(done.stdout)["results"]
+    assert result["problems"] == 30
+
+
 WRONG = [
     (("aime24", "math500", "--data", "problems/aime24.jsonl"),
      "--data problems/aime24.jsonl holds the problems of one task, not of aime24, math500"),
@@ -302,6 +336,8 @@ WRONG = [
     (("--data", "problems"), "--data problems is a folder; name the tasks whose files it holds"),
     (("aime24", "aime24"), "two tasks go by the name aime24"),
     (("a/x.jsonl", "b/x.csv"), "two tasks go by the name x"),
+    (("a/x.jsonl", "--data", "problems/aime24.jsonl"),
+     "a/x.jsonl is a file of problems itself, not what --data problems/aime24.jsonl holds"),
     (("aime27",), "no benchmark or file is called aime27; benchmarks are embedded, aime24,"),
     (("aime24", "aime27", "--data", "problems"), "--data problems holds none of aime27.parquet"),
     (("aime24", "--json", "--markdown"), "leave one out"),

@@ -48,8 +48,11 @@ def write_sums(name: str = "sums.jsonl", count: int = 24, answers: int = 1) -> P
     return Path(name)
 
 
+ON_SUMS = ("--data", "sums.jsonl", "--set", "eval.task=held-out")
+
+
 def on_sums(method: str = "grpo", *overrides: str, file: str = "sums.jsonl") -> Recipe:
-    return small_recipe(method, f"data.path={file}", *overrides)
+    return small_recipe(method, f"data.path={file}", "eval.task=null", *overrides)
 
 
 def prompts_of(run: Run) -> tuple[pa.Table, pa.Table]:
@@ -113,7 +116,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_sums(str(folder / "sums.jsonl"), count=12, answers=2)
     recipe = on_sums(
         "dapo", "train.steps=2", "train.prompts_per_step=8", "eval.limit=null", "eval.every=1",
-        "sampling.n=2", "sampling.max_tokens=8", "method.zero_variance.rounds=2", file=str(folder / "sums.jsonl"),
+        "sampling.n=2", "sampling.max_tokens=32", "method.zero_variance.max_rounds=2",
+        file=str(folder / "sums.jsonl"),
     )  # fmt: skip
     return train_small(folder / "run", recipe)[0]
 
@@ -188,7 +192,7 @@ def test_a_run_is_not_evaluated_on_what_it_trains_on() -> None:
 
 def test_too_few_problems_to_hold_one_out(castctl: Cli) -> None:
     write_sums(count=1)
-    said = castctl("train", "--data", "sums.jsonl", code=2).stderr.splitlines()[-1]
+    said = castctl("train", *ON_SUMS, code=2).stderr.splitlines()[-1]
     assert "sums.jsonl has 1 problems, too few" in said and "eval.task=FILE" in said
 
 
@@ -197,7 +201,7 @@ def test_too_few_problems_to_hold_one_out(castctl: Cli) -> None:
 
 def test_it_is_told_once_and_before_anything_starts(castctl: Cli) -> None:
     write_sums(count=120)
-    few = ("--data", "sums.jsonl", "--set", "train.prompts_per_step=2", "-n", "2",
+    few = (*ON_SUMS, "--set", "train.prompts_per_step=2", "-n", "2",
                 "--max-tokens", "8")  # fmt: skip
     told = castctl("rollout", *few, "--run", "r").stderr
     held = open_run("r").held_out_folder.table("prompts").num_rows
@@ -206,7 +210,7 @@ def test_it_is_told_once_and_before_anything_starts(castctl: Cli) -> None:
     assert line not in castctl("rollout", "--run", "r", "--overwrite").stderr
     quiet = castctl("rollout", *few, "--run", "q", "--quiet").stderr
     assert "held out" not in quiet
-    page = " ".join(castctl("explain", "--data", "sums.jsonl").stdout.split())
+    page = " ".join(castctl("explain", *ON_SUMS).stdout.split())
     assert "all problems of held-out, 128 problems of the data, chosen by hash" in page
     done = castctl("eval", "--run", "r", "-k", "2", "--max-tokens", "8", "--limit", "3", "--json")
     [result] = json.loads(done.stdout)["results"]
@@ -220,12 +224,20 @@ def test_it_is_told_once_and_before_anything_starts(castctl: Cli) -> None:
 def test_a_task_left_out_is_the_data_s_own() -> None:
     tiny = load_recipe(default_recipe_path())
     assert task_of(tiny) == task_of(Recipe()) == "embedded"
-    assert task_of(load_recipe(default_recipe_path(), data={"path": "a.jsonl"})) == "held-out"
-    own = {"model": {"path": "a/b"}, "data": {"path": "gsm8k"}}
-    assert task_of(load_recipe(**own)) == "held-out"
-    assert task_of(load_recipe(**own, eval={"task": "aime24"})) == "aime24"
+    own = load_recipe(default_recipe_path(), ["eval.task=null"], data={"path": "a.jsonl"})
+    assert task_of(own) == "held-out"
+    model, data = {"path": "a/b"}, {"path": "gsm8k"}
+    assert task_of(load_recipe(model=model, data=data)) == "held-out"
+    assert task_of(load_recipe(model=model, data=data, eval={"task": "aime24"})) == "aime24"
     assert task_of(load_recipe("cast-qwen3-1.7b", data={"path": "a.jsonl"})) == "aime24"
-    assert task_of(load_recipe(model={"path": "a/b"}, data={"path": "embedded"})) == "embedded"
+    assert task_of(load_recipe(model=model, data={"path": "embedded"})) == "embedded"
+
+
+def test_data_of_one_s_own_that_a_recipe_evaluates_on_arithmetic_is_a_warning() -> None:
+    assert not load_recipe(default_recipe_path()).check_training()
+    mixed = load_recipe(default_recipe_path(), data={"path": "a.jsonl"})
+    [warning] = mixed.check_training()
+    assert "evaluated on the embedded arithmetic, trained on a.jsonl: set eval.task=held" in warning
 
 
 def test_a_file_of_problems_is_not_read_under_another_s_name() -> None:

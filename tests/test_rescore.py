@@ -62,6 +62,13 @@ ROWS = [
 ]
 
 
+def test_a_name_that_is_taken_is_told_at_once(tmp_path: Path) -> None:
+    file = rows_file(Path("theirs.jsonl"), [{"problem": "1", "completion": "1", "answer": "1"}])
+    regrade(file, "mine")
+    with pytest.raises(UserError, match=r"mine is there already; name another with --run$"):
+        regrade(file, "mine")
+
+
 def test_rows_with_a_makers_verdict() -> None:
     found, part = regrade(rows_file(Path("mine.jsonl"), ROWS), "theirs")
     assert found.run == Path("runs/theirs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from castctl.inspection.listing import list_runs
-from castctl.runs.run import Run, adopt_run, runs_root
+from castctl.inspection.target import find_target
+from castctl.runs.kind import EVAL, TRAIN, WORKED, newest_run
+from castctl.runs.run import Run, adopt_run, open_run, runs_root
 from castctl.shards.part import write_json
 from castctl.stages.train.metrics import Metrics
 from conftest import Cli
@@ -31,8 +34,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_run(root: Path, name: str, minute: int, **facts: Any) -> Run:
     """A run begun at a minute, without any work done."""
     run = adopt_run(root / name, small_recipe())
-    run.record(created=f"2026-01-02T03:{minute:02d}:00+00:00", **facts)
+    run.record(**{"created": f"2026-01-02T03:{minute:02d}:00+00:00", **facts})
     return run
+
+
+def this_year() -> int:
+    return datetime.date.today().year
 
 
 def listed(castctl: Cli) -> dict[str, dict[str, Any]]:
@@ -64,11 +71,11 @@ def test_names_are_whole_on_80_columns(
     castctl: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "cast-20260102-030405"
-    make_run(root, name, 1, state="interrupted")
+    make_run(root, name, 1, state="interrupted", created=f"{this_year()}-01-02T13:14:00+00:00")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     [row] = [line for line in castctl("runs").stdout.splitlines() if name in line]
-    assert all(word in row for word in ("embedded", "0/3", "interrupted", "2026-01-02"))
+    assert all(word in row for word in ("embedded", "0/3", "interrupted", " 01-02 "))
 
 
 def test_runs_that_come_and_go_are_listed_or_not(root: Path) -> None:
@@ -108,6 +115,78 @@ def test_a_row_has_progress_best_accuracy_and_last_reward(castctl: Cli, root: Pa
     assert (row["best"], row["best_step"]) == (0.75, 1)  # of its own task, the earliest of equals
     shown = castctl("runs").stdout
     assert "2/3" in shown and "75.0 %" in shown and "finished" in shown
+
+
+def test_a_run_is_told_by_what_it_was_made_for(castctl: Cli, root: Path) -> None:
+    make_run(root, "trained", 1, state="finished")
+    (make_run(root, "by-hand", 2).path / "step-00000").mkdir()
+    make_run(root, "untouched", 3)
+    others = {"measured": {}, "regraded": {"rescored": "theirs.jsonl"}}
+    for minute, (name, facts) in enumerate(others.items(), 4):
+        run = make_run(root, name, minute, **facts)
+        result = run.eval_folder("theirs", 0).path / "results.json"
+        write_json(result, {"avg": {"mean": 0.25}})
+    rows = listed(castctl)
+    assert {name: row["kind"] for name, row in rows.items()} == {
+        "trained": "train", "by-hand": "stages", "untouched": "new", "measured": "eval",
+        "regraded": "rescored",
+    }  # fmt: skip
+    for name in others:
+        row = rows[name]
+        assert (row["method"], row["steps_of"], row["state"], row["best"]) == (
+            None, None, None, 0.25,
+        )  # fmt: skip
+    assert (rows["measured"]["model"], rows["regraded"]["model"]) == ("embedded", None)
+    words = {line.split()[0]: line.split() for line in castctl("runs").stdout.splitlines()[2:]}
+    assert "finished" in words["trained"] and "0/3" in words["by-hand"]
+    assert words["measured"][1:5] == ["embedded", "25.0", "%", "eval"]
+    assert words["regraded"][1:4] == ["25.0", "%", "rescored"]
+
+
+def test_the_time_of_day_is_told(castctl: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    for name, year in (("now", this_year()), ("old", 2020)):
+        make_run(root, name, 1, created=f"{year}-03-04T15:16:00+00:00")
+    shown = {line.split()[0]: line for line in castctl("runs").stdout.splitlines()[2:]}
+    assert shown["now"].rstrip().endswith(" 03-04 15:16")
+    assert shown["old"].rstrip().endswith(" 2020-03-04")
+
+
+def test_runs_inside_a_comparison_are_listed_and_open_by_that_name(
+    castctl: Cli, root: Path
+) -> None:
+    make_run(root, "alone", 1)
+    for folder in ("compared", "no-comparison"):
+        make_run(root / folder, "cast-seed-0", 2, state="finished")
+    write_json(root / "compared" / "comparison.json", {})
+    assert list(listed(castctl)) == ["compared/cast-seed-0", "alone"]
+    assert "compared/cast-seed-0" in castctl("runs").stdout
+    assert open_run("compared/cast-seed-0").path.resolve() == root / "compared/cast-seed-0"
+
+
+def test_the_newest_run_is_one_that_works(root: Path) -> None:
+    """Evaluations and regraded files made since are not what is gone on with."""
+    make_run(root, "trained", 1, state="interrupted")
+    (make_run(root, "by-hand", 2).path / "step-00000").mkdir()
+    make_run(root, "regraded", 3, rescored="theirs.jsonl")
+    measured = make_run(root, "measured", 4)
+    measured.eval_folder("aime24", 0).path.mkdir(parents=True)
+
+    def named(run: Run | None) -> str | None:
+        return run and run.name
+
+    assert named(newest_run(TRAIN)) == "trained"
+    assert named(newest_run(*WORKED)) == named(find_target(None).run) == "by-hand"
+    assert named(newest_run(EVAL)) == "measured"
+    for name in ("trained", "by-hand"):
+        shutil.rmtree(root / name)
+    assert newest_run(TRAIN) is None and named(find_target(None).run) == "measured"
+
+
+def test_a_regraded_file_is_not_resumed(castctl: Cli, root: Path) -> None:
+    make_run(root, "regraded", 3, rescored="theirs.jsonl")
+    make_run(root, "untouched", 4)
+    assert "no run to resume" in castctl("train", "--resume", code=2).stderr
 
 
 @pytest.fixture

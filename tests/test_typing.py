@@ -178,3 +178,9 @@ def test_init_writes_a_recipe_that_explain_reads(castctl: Cli) -> None:
     castctl("init", "--overwrite", "--model", "Qwen/Qwen3-4B", "--data", "a.jsonl", "--full")
     recipe = load_recipe("recipe.yaml")
     assert recipe == load_recipe(model={"path": "Qwen/Qwen3-4B"}, data={"path": "a.jsonl"})
+
+
+def test_a_recipe_that_stands_alone_is_told_its_option(castctl: Cli) -> None:
+    for command in ("rollout", "shape"):
+        said = castctl(command, "st.yaml", code=2).stderr.splitlines()[-1]
+        assert f"castctl {command} takes no st.yaml; name a recipe with --recipe" in said

@@ -16,7 +16,8 @@ from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import names_data
 from castctl.recipe.trust import FUNCTION, runs_code
 from castctl.report.console import say, tell
-from castctl.runs.run import Run, adopt_run, create_run, is_run, newest_run, open_run, split_step
+from castctl.runs.kind import WORKED, newest_run
+from castctl.runs.run import Run, adopt_run, create_run, is_run, open_run, split_step
 from castctl.shards.stage import Shard, StepFolder, parse_shard
 
 
@@ -130,7 +131,7 @@ def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
     A folder with step folders but without a manifest, parts made elsewhere, becomes a run.
     """
     if name is None:
-        run = newest_run()
+        run = newest_run(*WORKED)
         if run is None:
             raise UserError("there is no run here yet; start with `castctl rollout`")
         return asked.changed(run), None

@@ -113,10 +113,11 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     """What is to be diagnosed: what the name stands for, the newest run, or one made now."""
     from castctl.diagnosis.subject import Subject
     from castctl.inspection.target import find_target
-    from castctl.runs.run import Run, newest_run
+    from castctl.runs.kind import WORKED, newest_run
+    from castctl.runs.run import Run
     from castctl.stages.policies import chosen_policy
 
-    if name is None and newest_run() is None:
+    if name is None and newest_run(*WORKED) is None:
         made = _embedded_rollouts(asked)
         return Subject(made.path, [made.step(0)], made)
     target = find_target(name)

@@ -158,13 +158,16 @@ def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
     """The run to evaluate: the one named or the newest; a new one for a model or recipe named, or
     where there is none."""
     from castctl.cli.context import start_run
-    from castctl.runs.run import is_run, newest_run, open_run
+    from castctl.runs.kind import EVAL, WORKED, newest_run
+    from castctl.runs.run import is_run, open_run
 
     if name is not None and fresh and is_run(name) and open_run(name).checkpoints():
         raise UserError(
             f"run {open_run(name).path} has weights of its own; name another --run for other ones"
         )
-    newest = newest_run() if name is None and not fresh else None
+    newest = None
+    if name is None and not fresh:
+        newest = newest_run(*WORKED) or newest_run(EVAL)
     return start_run(asked, name, "eval") if newest is None else asked.changed(newest)
 
 

@@ -19,8 +19,19 @@ class SpelledCommand(TyperCommand):
     where only optimizer.lr can be meant is `--set optimizer.lr=X`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse with every option in castctl's spelling; `UserError` says that of one unknown."""
-        return super().parse_args(ctx, list(self._respelled(args)))
+        """Parse with every option in castctl's spelling; `UserError` says that of one unknown, and
+        where a recipe belongs that stands alone."""
+        try:
+            return super().parse_args(ctx, list(self._respelled(args)))
+        except Exception as error:
+            said = getattr(error, "format_message", str)()
+            extra = re.search(r"unexpected extra arguments? \((.+)\)", said)
+            if extra and any("--recipe" in each.opts for each in self.params):
+                raise UserError(
+                    f"castctl {self.name} takes no {extra[1]}; name a recipe with --recipe, a run "
+                    "with --run"
+                ) from None
+            raise
 
     def _respelled(self, args: list[str]) -> Iterator[str]:
         known = {name for each in self.params for name in each.opts if name.startswith("--")}

@@ -31,7 +31,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with --run, or the newest run, as it was begun; with --steps, for longer.",
+            help="Go on with --run, or the newest run that trains, as it was begun; with --steps, "
+            "for longer.",
         ),
     ] = False,
     from_: Annotated[
@@ -64,10 +65,12 @@ def train(
     """
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
+    from castctl.diagnosis.kept import lost_answers
     from castctl.recipe.reader import dump_recipe
     from castctl.recipe.trust import runs_code
     from castctl.runs.extend import extend
-    from castctl.runs.run import create_run, newest_run, open_run
+    from castctl.runs.kind import TRAIN, newest_run
+    from castctl.runs.run import create_run, open_run
 
     asked = Asked(
         recipe, set_, seed, method, tiny,
@@ -90,7 +93,7 @@ def train(
         _train_from(from_, asked, model, overwrite)
         return
     if resume:
-        target = open_run(run) if run is not None else newest_run()
+        target = open_run(run) if run is not None else newest_run(TRAIN)
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
         target = asked.changed(target)
@@ -105,6 +108,8 @@ def train(
         return
     for warning in settings.check_training():
         say(f"castctl: warning: {warning}")
+    if lost := lost_answers(settings):
+        say(f"castctl: {lost}")
     _train(create_run(settings, run, settings.method.name, origins))
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.errors import UserError
-from castctl.runs.run import Run, is_run, newest_run, open_run, runs_root, split_step
+from castctl.runs.kind import EVAL, RESCORED, WORKED, newest_run
+from castctl.runs.run import Run, is_run, open_run, runs_root, split_step
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
 
@@ -43,9 +44,10 @@ class Target:
 
 
 def find_target(name: str | None) -> Target:
-    """What `name` stands for; the newest run for None. `UserError` where there is nothing."""
+    """What `name` stands for; for None the newest run that samples or trains, or where there is
+    none the newest of all. `UserError` where there is nothing."""
     if name is None:
-        run = newest_run()
+        run = newest_run(*WORKED) or newest_run(EVAL, RESCORED)
         if run is None:
             raise UserError("there is no run here yet; start with castctl train --method cast")
         return Target(run.path, run)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.recipe.split import require_data
+from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
 
@@ -317,5 +317,10 @@ class Recipe(Section):
             warnings.append(
                 "the embedded model knows prompts of the bare problem alone; begin the recipe with "
                 "`extends: tiny`"
+            )
+        if asks_elsewhere(self):
+            warnings.append(
+                f"evaluated on the embedded arithmetic, trained on {self.data.path}: set "
+                "eval.task=held-out for problems of that data, or name others"
             )
         return warnings + method.warnings()

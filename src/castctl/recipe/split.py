@@ -29,6 +29,11 @@ def names_data(recipe: Recipe) -> bool:
     return recipe.model.path == "embedded" or "path" in recipe.data.model_fields_set
 
 
+def asks_elsewhere(recipe: Recipe) -> bool:
+    """Whether other data than the embedded arithmetic is evaluated on it."""
+    return task_of(recipe) == "embedded" != recipe.data.path
+
+
 def require_data(recipe: Recipe) -> None:
     """Raise `UserError` for a model of the user's without data to train it on."""
     if not names_data(recipe):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from castctl.diagnosis.kept import lost_answers
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
 from castctl.recipe.choices import ExplainedSetting
@@ -110,12 +111,14 @@ def _run(explanation: Explanation) -> dict[str, str]:
             "(of small data about a quarter)"
         )
     kept = "the best and the last" if recipe.train.keep == "best_and_last" else "all"
+    lost = lost_answers(recipe)
     return {
         "steps": f"{work.steps:,}: {work.total_completions:,} completions, at most "
         f"{work.total_tokens:,} tokens, {_count(work.total_optimizer_steps, 'optimizer step')}",
         "evaluations": f"{len(work.evaluations):,}, each {_count(work.eval_samples, 'sample')} of "
         f"{problems} of {task}: {_after(work.evaluations)}",
         "checkpoints": f"{len(work.checkpoints):,}: {_after(work.checkpoints)}; {kept} stay",
+        **({"diagnoses": lost} if lost else {}),
     }
 
 

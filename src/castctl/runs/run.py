@@ -179,14 +179,6 @@ def open_run(name: str) -> Run:
     return Run(path, load_recipe(path / "recipe.yaml"))
 
 
-def newest_run() -> Run | None:
-    """The run made last, by the time in its manifest."""
-    folders = run_folders()
-    if not folders:
-        return None
-    return open_run(str(max(folders, key=_created)))
-
-
 @contextlib.contextmanager
 def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
     """On an error, remove a run that this process made and that holds no part but prompts.
@@ -224,8 +216,11 @@ def split_step(name: str) -> tuple[str, int | None]:
 def _as_path(name: str) -> Path:
     if not name.strip():
         raise UserError("the run's name is empty; name it, or leave it out")
-    path = Path(name)
-    return path if len(path.parts) > 1 or os.path.isdir(path) else runs_root() / name
+    path, below = Path(name), runs_root() / name
+    if len(path.parts) == 1:
+        return path if os.path.isdir(path) else below
+    compared = not path.exists() and (below / "manifest.json").is_file()
+    return below if compared else path
 
 
 def run_folders() -> list[Path]:
@@ -233,12 +228,19 @@ def run_folders() -> list[Path]:
     return [path.parent for path in runs_root().glob("[!.]*/manifest.json")]
 
 
+def compared_folders() -> list[Path]:
+    """The folders of runs that a comparison in `runs_root()` holds."""
+    comparisons = (file.parent for file in runs_root().glob("[!.]*/comparison.json"))
+    return [path.parent for folder in comparisons for path in folder.glob("[!.]*/manifest.json")]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in a run's folder; `UserError` where it cannot be read."""
     return read_json(folder / "manifest.json")
 
 
-def _created(folder: Path) -> str:
+def created(folder: Path) -> str:
+    """When a run was made, in ISO format; nothing where that cannot be read."""
     try:
         return str(read_manifest(folder).get("created", ""))
     except UserError:

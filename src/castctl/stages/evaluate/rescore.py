@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe, VerifierSettings
-from castctl.runs.run import Run, create_run, discarded_if_empty
+from castctl.runs.run import Run, create_run, discarded_if_empty, is_run, open_run
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
 from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
@@ -152,6 +152,8 @@ def _step_folder(path: Path) -> StepFolder:
 def _foreign(
     source: Path, recipe: Recipe, pool: CheckPool, progress: Progress, name: str | None
 ) -> Rescored:
+    if name is not None and is_run(name):
+        raise UserError(f"run {open_run(name).path} is there already; name another with --run")
     read = _read_foreign(source, recipe)
     if recipe.verifier.function is None:
         read = [_answered(each) for each in read]

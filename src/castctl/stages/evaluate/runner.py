@@ -69,7 +69,7 @@ def pose(run: Run, tokenizer: Any, progress: Progress, file: str | None = None) 
     recipe = run.recipe
     if holds_out(recipe):
         prompts = prepare_held_out(run, tokenizer, progress).slice(0, recipe.eval.limit)
-        revision = run.manifest["data"]["revision"]
+        revision = (run.manifest.get("data") or {}).get("revision")
         data = recipe.data.model_copy(update={"limit": recipe.eval.limit})
         template = PromptTemplate(tokenizer, data)
     else:
