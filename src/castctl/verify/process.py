@@ -49,7 +49,7 @@ class WorkerProcess:
         arguments = (json.dumps(sys.path), theirs.fileno(), memory_bytes, settings.timeout)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, *map(str, arguments)],
+                [sys.executable, "-P", "-c", START, *map(str, arguments)],  # no module from here
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
