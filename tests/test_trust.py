@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -215,8 +216,10 @@ def test_a_model_without_code_needs_no_flag(castctl: Cli, stranger: Stranger) ->
     settings["model"]["path"] = "embedded"
     settings["verifier"]["function"] = None
     stranger.recipe.write_text(yaml.safe_dump(settings))
-    castctl("rollout", "--run", str(stranger.run / "step-00000"), "--overwrite")
+    rules = ("--set", f"verifier.function={stranger.run}/rules.py:check")
+    done = castctl("rollout", "--run", str(stranger.run / "step-00000"), "--overwrite", *rules)
     assert not stranger.ran
+    assert last_line(done.stderr).endswith("step-00000 --trust-verifier")  # what comes next
 
 
 def test_a_model_that_only_its_code_can_load_says_so(castctl: Cli, stranger: Stranger) -> None:
@@ -274,6 +277,41 @@ def test_the_name_of_an_installed_verifier_is_no_consent(tmp_path: Path) -> None
     with pytest.raises(castctl.UserError, match=r"the entry point installed .*--trust-verifier"):
         castctl.grade("1+1?", "2", "2", verifier=recipe.verifier)
     assert castctl.load_recipe(file, trust_remote_code=True).model.trusted
+
+
+# Where code is let in
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    """What a file calls, by the names as they are written."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_no_other_door_is_open() -> None:
+    """Every model that Transformers' own choice of class loads says whether its code may run, by
+    the answer of `runs_own_code`; verifiers are loaded in one place; recipes are read in one."""
+    loaded, places = 0, {"CustomVerifier": set[str](), "validated": set[str]()}
+    for file in Path(castctl.__file__).parent.rglob("*.py"):
+        for name, call in calls(file):
+            if name.startswith("Auto"):
+                given = {each.arg: ast.unparse(each.value) for each in call.keywords}
+                assert given.get("trust_remote_code") == "trust", (file, name)
+                loaded += 1
+            if name in places:
+                places[name].add(file.name)
+    assert loaded == 4
+    assert places == {"CustomVerifier": {"judge.py"}, "validated": {"reader.py"}}
+
+
+def test_a_module_in_this_folder_is_none_of_the_graders(castctl: Cli, stranger: Stranger) -> None:
+    for name in ("json", "sympy", "math_verify"):
+        Path(f"{name}.py").write_text(RAN.format(str(stranger.marks / name)))
+    row = {"problem": "1+1?", "completion": r"\boxed{2.0}", "answer": "4/2"}
+    Path("made.jsonl").write_text(json.dumps(row))
+    castctl("eval", "--rescore", "made.jsonl", "--run", "r")
+    assert not stranger.ran
 
 
 # What looking fetches or makes

@@ -14,7 +14,7 @@ from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import names_data
-from castctl.recipe.trust import FUNCTION, runs_code
+from castctl.recipe.trust import FLAGS, FUNCTION, runs_code, trusted_code
 from castctl.report.console import say, tell
 from castctl.runs.kind import WORKED, newest_run
 from castctl.runs.run import Run, adopt_run, create_run, is_run, open_run, split_step
@@ -199,6 +199,12 @@ def typed_again(method: str | None, overrides: Iterable[str] | None) -> str:
     for override in overrides or ():
         words += ["--set", override]
     return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def trusted_again(recipe: Recipe) -> str:
+    """The options that trust the recipe's code, which the next command must be told too."""
+    trusted = trusted_code(recipe)
+    return "".join(f" {flag}" for key, flag in FLAGS.items() if key in trusted)
 
 
 def next_command(command: str) -> None:

@@ -114,7 +114,7 @@ def train(
 
 
 def _train(run: "Run") -> None:
-    from castctl.cli.context import announce, next_command
+    from castctl.cli.context import announce, next_command, trusted_again
     from castctl.runs.run import discarded_if_empty
 
     announce(run)
@@ -128,7 +128,8 @@ def _train(run: "Run") -> None:
             trained = train_run(run, watcher, on_row)
     except KeyboardInterrupt:
         if run.path.exists():
-            say(f"stopped; go on with: castctl train --resume --run {run.path}")
+            flags = trusted_again(run.recipe)
+            say(f"stopped; go on with: castctl train --resume --run {run.path}{flags}")
         raise
     except UserError as error:
         if not run.checkpoints():

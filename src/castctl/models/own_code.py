@@ -7,6 +7,7 @@ from pathlib import Path
 
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.trust import FLAGS, REMOTE_CODE
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 """The files of a model's folder that can refer to code."""
@@ -52,5 +53,5 @@ def refused(folder: Path, error: Exception, otherwise: str) -> UserError:
 def _needs_trust(folder: Path, code: list[str]) -> str:
     return (
         f"{folder} comes with code of its own ({', '.join(code)}); read it, then add "
-        "--trust-remote-code"
+        f"{FLAGS[REMOTE_CODE]}"
     )

@@ -18,6 +18,9 @@ REMOTE_CODE = "model.trust_remote_code"
 FUNCTION = "verifier.function"
 """The two settings that run code; each one's section is a `CodeSection`."""
 
+FLAGS = {REMOTE_CODE: "--trust-remote-code", FUNCTION: "--trust-verifier"}
+"""The option by which each is trusted as a file has it."""
+
 
 class CodeSection(Section):
     """Settings of which one runs code.
@@ -70,7 +73,7 @@ def require_trust(settings: VerifierSettings) -> None:
     if settings.function and not settings.trusted:
         raise UserError(
             f"the recipe grades with code of its own, {_place(settings.function)} ({FUNCTION}); "
-            f"read it, then add --trust-verifier, or grade without it: --set {FUNCTION}=null"
+            f"read it, then add {FLAGS[FUNCTION]}, or grade without it: --set {FUNCTION}=null"
         )
 
 

@@ -219,7 +219,7 @@ def _as_path(name: str) -> Path:
     path, below = Path(name), runs_root() / name
     if len(path.parts) == 1:
         return path if os.path.isdir(path) else below
-    compared = not path.exists() and (below / "manifest.json").is_file()
+    compared = not os.path.exists(path) and os.path.isfile(below / "manifest.json")
     return below if compared else path
 
 

@@ -65,7 +65,7 @@ class WorkerProcess:
         arguments = (json.dumps(sys.path), *handles, memory_bytes, bounds.seconds)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, *map(str, arguments)],
+                [sys.executable, "-P", "-c", START, *map(str, arguments)],  # no module from here
                 stdin=subprocess.DEVNULL,
                 pass_fds=handles,
             )
