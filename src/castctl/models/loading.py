@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular_files
 from castctl.recipe.recipe import ModelSettings
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def fingerprint(folder: Path) -> str:
     Headers alone are equal for every fine-tune of one architecture, so blocks spread over
     each file are hashed with them.
     """
+    regular_files(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -125,6 +127,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        regular_files(folder)
         return AutoTokenizer.from_pretrained(
             folder, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
@@ -189,6 +192,7 @@ def load_weights(model: Any, folder: Path) -> None:
     import torch
 
     try:
+        regular_files(folder)
         twin, report = type(model).from_pretrained(
             folder,
             dtype=torch.float32,

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
+from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
 
 TEACHER_TEMPLATE = """\
 {{ prompt }}
@@ -166,7 +166,7 @@ class OptimizerSettings(Section):
 
 
 class TrainSettings(Section):
-    steps: Count = 300
+    steps: Steps = 300
     """Steps of the loop (paper: CAST's 300)."""
     prompts_per_step: Count = 64
     """Prompts of one step; each gets `sampling.n` completions (ours)."""
