@@ -17,8 +17,15 @@ def regular(path: Path) -> Path:
     Raises `OSError` where nothing can be found there, `UserError` where it is no regular file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is no regular file; write what it holds to one, and name that")
+        raise UserError(f"{path} is no regular file; put one in its place, or name another")
     return path
+
+
+def regular_files(folder: Path) -> None:
+    """Refuse a folder with anything in it but regular files and folders, as `regular` does."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            regular(path)
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:

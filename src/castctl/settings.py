@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1, le=10**7)]
 """Steps, tokens, prompts, rows: at least one."""
 Amount = Annotated[int, Field(ge=0, le=10**7)]
 """The same, where none is a choice."""
+Steps = Annotated[int, Field(ge=1, le=10**6)]
+"""Steps of a loop, which a plan lists one by one."""
 Samples = Annotated[int, Field(ge=1, le=10**5)]
 """Completions of one prompt."""
 Processes = Annotated[int, Field(ge=1, le=1024)]
@@ -41,6 +43,8 @@ class Section(BaseModel):
                     raise ValueError(
                         f"{key} holds half a surrogate pair, which is no text"
                     ) from None
+                except ValueError:  # Python writes no whole number of more than 4,300 digits
+                    raise ValueError(f"{key} holds a number that is far too large") from None
                 except TypeError as error:  # YAML takes dates and bytes for keys
                     raise ValueError(f"{key}: {error}; put the key into quotes") from None
         return values

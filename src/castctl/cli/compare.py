@@ -34,7 +34,7 @@ def compare(
         ),
     ],
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Seeds to train each recipe with.")
+        int, typer.Option("--seeds", min=1, max=1000, help="Seeds to train each recipe with.")
     ] = 1,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="The first seed; else the recipe's own.")

@@ -45,10 +45,10 @@ _DAPO_BEFORE = (
 _DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 _GSM8K_MARK = "####"
-_GSM8K_NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+")
+_GSM8K_NUMBER = re.compile(r"-?(?:[0-9]*\.)?[0-9]+")
 _THOUSANDS = re.compile(r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-_SUM_WORKED_OUT = re.compile(r"[0-9]\s*[-+*/]\s*[0-9][^=]*=")
+_SUM = re.compile(r"[0-9]\s*[-+*/]\s*[0-9]")
 
 # What the tokens of ChatML, Llama 3 and Gemma leave when they are skipped, as verl does.
 _TOKENS = re.compile(
@@ -65,6 +65,14 @@ _DEEPSEEK = re.compile(
     r"<\uff5cUser\uff5c>(?P<user>.*?)<\uff5cAssistant\uff5c>(?:<think>)?",
     re.DOTALL,
 )
+_RENDERED = (
+    (
+        _CONVERSATION,
+        re.compile(r"(?:\n(?:assistant|model)|assistant)(?:\s*<think>\s*(?:</think>)?)?\Z"),
+    ),
+    (_DEEPSEEK, re.compile(r"<\uff5cAssistant\uff5c>(?:<think>)?\Z")),
+)
+"""Each way to write a conversation, and how it ends."""
 _ANOTHER_TURN = re.compile(r"^(?:assistant|model)$|<\uff5cAssistant\uff5c>", re.MULTILINE)
 
 
@@ -201,7 +209,15 @@ def _conversation(value: Any, column: str, counts: Counter[str]) -> tuple[Any, E
 def _unrendered(text: str, column: str, counts: Counter[str]) -> tuple[str, Earlier]:
     """The messages, where the text is a conversation as a chat template writes it."""
     plain = _TOKENS.sub("", text).strip()
-    conversation = _CONVERSATION.fullmatch(plain) or _DEEPSEEK.fullmatch(plain)
+    # A pattern would try every place in a text that ends otherwise.
+    conversation = next(
+        (
+            found
+            for pattern, ending in _RENDERED
+            if ending.search(plain) and (found := pattern.fullmatch(plain))
+        ),
+        None,
+    )
     if conversation is None:
         return text, ()
     if _ANOTHER_TURN.search(conversation["user"]):
@@ -247,9 +263,10 @@ def _split_gsm8k(text: str | None) -> tuple[str | None, str | None] | None:
 
 def _is_answer(solution: str) -> bool:
     """Whether it is one line and neither a sentence nor a sum that is worked out."""
-    return not (
-        len(solution.splitlines()) > 1 or is_sentence(solution) or _SUM_WORKED_OUT.search(solution)
-    )
+    if len(solution.splitlines()) > 1 or is_sentence(solution):
+        return False
+    sum_ = _SUM.search(solution)
+    return sum_ is None or "=" not in solution[sum_.end() :]
 
 
 def _boxed(solution: str) -> str | None:

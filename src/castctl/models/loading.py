@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
+from castctl.files import regular_files
 from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.recipe import ModelSettings
 
@@ -94,6 +95,7 @@ def fingerprint(folder: Path) -> str:
     Headers alone are equal for every fine-tune of one architecture, so blocks spread over
     each file are hashed with them.
     """
+    regular_files(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -127,6 +129,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
 
     trust = runs_own_code(folder, settings, "tokenizer_config.json")
     try:
+        regular_files(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise refused(folder, error, f"{folder} holds no tokenizer that loads") from None
@@ -191,6 +194,7 @@ def load_weights(model: Any, folder: Path) -> None:
     import torch
 
     try:
+        regular_files(folder)
         twin, report = type(model).from_pretrained(
             folder,
             dtype=torch.float32,

@@ -17,7 +17,7 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
-from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
+from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
 
 TEACHER_TEMPLATE = """\
 {{ prompt }}
@@ -169,7 +169,7 @@ class OptimizerSettings(Section):
 
 
 class TrainSettings(Section):
-    steps: Count = 300
+    steps: Steps = 300
     """Steps of the loop (paper: CAST's 300)."""
     prompts_per_step: Count = 64
     """Prompts of one step; each gets `sampling.n` completions (ours)."""

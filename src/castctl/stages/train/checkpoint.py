@@ -78,7 +78,12 @@ def load_teacher(folder: Path, teacher: TeacherCopy) -> None:
     teacher.load(folder / "teacher")
     if (folder / STATE_FILE).is_file():
         facts = read_json(folder / STATE_FILE)
-        teacher.refreshed_at = facts["teacher_refreshed_at"]
+        refreshed = facts.get("teacher_refreshed_at")
+        if type(refreshed) is not int or refreshed < 0:
+            raise UserError(
+                f"{folder / STATE_FILE}: teacher_refreshed_at is no step; take another checkpoint"
+            )
+        teacher.refreshed_at = refreshed
 
 
 def prune_checkpoints(run: Run, keep: set[int]) -> None:
