@@ -64,9 +64,10 @@ def somebody(**facts: Any) -> Writer:
 
 
 def this_process(**facts: Any) -> Writer:
-    return somebody(
-        host=socket.gethostname(), pid=os.getpid(), born=psutil.Process().create_time(), **facts
-    )
+    own = {
+        "host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time(),
+    }  # fmt: skip
+    return somebody(**{**own, **facts})
 
 
 def take_over(run: Run, writer: Writer) -> None:
@@ -184,8 +185,9 @@ def test_without_locks_the_token_tells(
         with pytest.raises(Taken, match=f"process {os.getpid()} on"):
             begin().__enter__()
     take_over(run, this_process(alone=False))
-    with run.beside_others():
-        pass
+    with run.beside_others(), pytest.raises(Taken):
+        run.alone().__enter__()
+    (run.path / FILE).write_text("")
     with run.alone() as first:
         take_over(run, replace(this_process(), born=1.0))  # as if its process had ended
         with run.alone() as second:

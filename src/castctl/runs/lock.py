@@ -131,8 +131,7 @@ def writing(folder: Path, *, alone: bool) -> Iterator[Place]:
         try:
             yield Place(folder, me)
         finally:
-            if _read(handle)[:1] == [me] if alone else hold(handle):  # nobody else is at work
-                os.ftruncate(handle, 0)
+            _leave(handle, me)
     finally:
         os.close(handle)
 
@@ -186,16 +185,32 @@ def _this_process(alone: bool) -> Writer:
 
 def _write(handle: int, folder: Path, writer: Writer) -> None:
     """The only line of a writer alone, a further one of another."""
-    line = json.dumps(asdict(writer)).encode() + b"\n"
     try:
         if writer.alone:
-            os.pwrite(handle, line, 0)
-            os.ftruncate(handle, len(line))
+            _replace(handle, [writer])
         else:
             os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, line)
+            os.write(handle, _line(writer))
     except OSError as error:
         raise _cannot_write(folder, error) from None
+
+
+def _leave(handle: int, writer: Writer) -> None:
+    """Take the writer's line away, and what others left where nobody else is at work."""
+    named = _read(handle)
+    if writer in named:
+        quiet = not writer.alone and hold(handle)
+        _replace(handle, [] if quiet else [other for other in named if other != writer])
+
+
+def _replace(handle: int, writers: list[Writer]) -> None:
+    lines = b"".join(map(_line, writers))
+    os.pwrite(handle, lines, 0)
+    os.ftruncate(handle, len(lines))
+
+
+def _line(writer: Writer) -> bytes:
+    return json.dumps(asdict(writer)).encode() + b"\n"
 
 
 def _read(handle: int) -> list[Writer]:
