@@ -206,9 +206,24 @@ with CheckPool(VerifierSettings(timeout={timeout})) as pool:
 """
 
 
-def interrupt(script: Path, timeout: float, stop: Callable[[int], None]) -> tuple[str, float]:
+DYING = """
+import os, sys
+def end(number, frame):
+    print("ended", file=sys.stderr, flush=True)
+    os._exit(1)
+signal.signal(signal.SIGTERM, end)
+"""
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def interrupt(
+    script: Path, timeout: float, stop: Callable[[int], None], text: str = SCRIPT
+) -> tuple[str, float]:
     """Stop the script while its two workers are busy: its stderr, and how long they outlive it."""
-    script.write_text(SCRIPT.format(timeout=timeout))
+    script.write_text(text.format(timeout=timeout))
     with subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
@@ -236,10 +251,24 @@ def test_ctrl_c_ends_parent_and_workers(tmp_path: Path) -> None:
     assert seconds < 3
 
 
-@pytest.mark.slow
 def test_workers_of_a_killed_parent_end(tmp_path: Path) -> None:
-    _, seconds = interrupt(tmp_path / "script.py", 1, lambda pid: os.kill(pid, signal.SIGKILL))
-    assert seconds < 6
+    """One sleeps and one computes in C, where no Python of its own could end it."""
+    script = SCRIPT.replace("(time.sleep, (61,))", "(pow, (3, 10**9))")
+    _, seconds = interrupt(tmp_path / "script.py", 60, kill, script)
+    assert seconds < 2
+
+
+def test_a_call_is_not_failed_where_a_signal_ends_worker_and_parent(tmp_path: Path) -> None:
+    """The worker is told first; its call would be an error in a part that is whole."""
+    script = SCRIPT.replace("with CheckPool", DYING + "with CheckPool")
+
+    def stop(pid: int) -> None:
+        psutil.Process(pid).children()[0].terminate()
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGTERM)
+
+    errors, seconds = interrupt(tmp_path / "script.py", 60, stop, script)
+    assert errors.strip() == "ended" and seconds < 2
 
 
 def test_a_worker_that_cannot_start_is_the_users_to_mend() -> None:

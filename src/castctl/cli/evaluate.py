@@ -1,5 +1,6 @@
 """`castctl eval`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -230,7 +231,7 @@ def _rescore(
     from castctl.runs.run import is_run, open_run
     from castctl.stages.evaluate.rescore import rescore
 
-    if not source.exists() and is_run(str(source)):  # a run by its name
+    if not os.path.exists(source) and is_run(str(source)):  # a run by its name
         source = open_run(str(source)).path
     recipe, _ = asked.read(asked.recipe or _recipe_around(source))
     rescored = rescore(source, recipe, progress=progress(), name=name, overwrite=overwrite)
@@ -244,4 +245,4 @@ def _recipe_around(source: Path) -> Path | None:
     """The recipe of the run that holds an evaluation; None elsewhere. An evaluation of the run with
     other settings may have had another verifier."""
     folders = [source.absolute(), *source.absolute().parents]
-    return next((f / "recipe.yaml" for f in folders if (f / "manifest.json").is_file()), None)
+    return next((f / "recipe.yaml" for f in folders if os.path.isfile(f / "manifest.json")), None)

@@ -1,9 +1,9 @@
 """Who writes a run: a training loop alone, or stages run by hand beside one another.
 
 The kernel holds the lock (flock on `RUN/.lock`) and lets go of it however its process ends, kill -9
-included. The file's one line says who holds it. Not every file system has such locks, and not every
-one shows them to other machines; so the line has a token too, the last writer's own. A writer who
-does not find its token there has lost its place, and stops before it writes.
+included. The file says who holds it, a line each. Not every file system has such locks, and not
+every one shows them to other machines; so the first line, that of a writer alone, has a token too.
+Who does not find its own there has lost its place to another, and stops before it writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from castctl.shards.drafts import hold
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
-LINE_BYTES = 4096
+MOST_BYTES = 1 << 16
 SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A stranger's run may hold a link or a pipe where its lock should be."""
 
@@ -100,9 +100,9 @@ class Place:
         else:
             with os.fdopen(handle, "rb") as stream:
                 now = _read(stream.fileno())
-            if now is not None and now.token == self.writer.token:
+            if now[:1] == [self.writer]:
                 return
-            why = f"it is written by {now}" if now else f"its {FILE} does not name this process"
+            why = f"it is written by {now[0]}" if now else f"its {FILE} does not name this process"
         raise Taken(
             f"run {self.folder} was taken over: {why}. This one has stopped and writes no more"
         )
@@ -116,26 +116,22 @@ def writing(folder: Path, *, alone: bool) -> Iterator[Place]:
     """
     handle = _open(folder)
     try:
-        locked, before = hold(handle, shared=not alone), _read(handle)
-        _refuse_taken(folder, locked, before, alone)
+        locked, named = hold(handle, shared=not alone), _read(handle)
+        _refuse_taken(folder, locked, named, alone)
         if not _is_at(handle, folder / FILE):
             raise Taken(f"run {folder} was removed meanwhile, or its {FILE} was")
-        elsewhere = before is not None and before.alone and before.lives is None
-        if elsewhere:
+        if named and named[0].alone and named[0].lives is None:
             log.warning(
                 "%s was not seen to end: %s. If it still runs, %s",
-                folder, before,
+                folder, named[0],
                 "it stops before it writes again" if alone else "it may write the same parts",
             )  # fmt: skip
         me = _this_process(alone)
-        if alone or not elsewhere:  # who shares a place must not take it from who had it alone
-            os.pwrite(handle, line := _line(me), 0)
-            os.ftruncate(handle, len(line))
+        _write(handle, folder, me)
         try:
             yield Place(folder, me)
         finally:
-            if _read(handle) == me:
-                os.ftruncate(handle, 0)
+            _leave(handle, me)
     finally:
         os.close(handle)
 
@@ -146,20 +142,26 @@ def _open(folder: Path) -> int:
         if stat.S_ISREG(os.fstat(handle).st_mode):
             return handle
     except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror}; is the folder writable?"
-        ) from None
+        raise _cannot_write(folder, error) from None
     os.close(handle)
     raise UserError(f"{folder / FILE} is no file; delete it")
 
 
-def _refuse_taken(folder: Path, locked: bool | None, there: Writer | None, alone: bool) -> None:
-    """Raise `Taken` where somebody holds the place: by the lock or, without locks, by the line."""
-    if locked is None and there is not None and (alone or there.alone) and there.lives:
-        locked = False
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write in {folder}: {error.strerror}; is the folder writable?")
+
+
+def _refuse_taken(folder: Path, locked: bool | None, named: list[Writer], alone: bool) -> None:
+    """Raise `Taken` where somebody holds the place: by the lock or, without locks, by a line."""
+    living = [writer for writer in named if writer.lives]
     if locked is False:
-        who, advice = ("another castctl", "wait for it") if there is None else (there, there.advice)
-        raise Taken(f"run {folder} is written by {who}; {advice}")
+        who = [*(writer for writer in named if writer.lives is None), *living]
+    elif locked is None:
+        who = [writer for writer in living if alone or writer.alone]
+    if locked or (locked is None and not who):
+        return
+    holder, advice = (who[-1], who[-1].advice) if who else ("another castctl", "wait for it")
+    raise Taken(f"run {folder} is written by {holder}; {advice}")
 
 
 def _is_at(handle: int, file: Path) -> bool:
@@ -181,16 +183,49 @@ def _this_process(alone: bool) -> Writer:
     )
 
 
+def _write(handle: int, folder: Path, writer: Writer) -> None:
+    """The only line of a writer alone, a further one of another."""
+    try:
+        if writer.alone:
+            _replace(handle, [writer])
+        else:
+            os.lseek(handle, 0, os.SEEK_END)
+            os.write(handle, _line(writer))
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def _leave(handle: int, writer: Writer) -> None:
+    """Take the writer's line away, and what others left where nobody else is at work."""
+    named = _read(handle)
+    if writer in named:
+        quiet = not writer.alone and hold(handle)
+        _replace(handle, [] if quiet else [other for other in named if other != writer])
+
+
+def _replace(handle: int, writers: list[Writer]) -> None:
+    lines = b"".join(map(_line, writers))
+    os.pwrite(handle, lines, 0)
+    os.ftruncate(handle, len(lines))
+
+
 def _line(writer: Writer) -> bytes:
     return json.dumps(asdict(writer)).encode() + b"\n"
 
 
-def _read(handle: int) -> Writer | None:
-    """Who the file's first line says writes; None where it names nobody."""
+def _read(handle: int) -> list[Writer]:
+    """Who the file says writes, without the lines that name nobody."""
     try:
-        said = json.loads(os.pread(handle, LINE_BYTES, 0).split(b"\n")[0])
-        writer = Writer(**said)
-    except (OSError, ValueError, TypeError, RecursionError):
+        lines = os.pread(handle, MOST_BYTES, 0).splitlines()
+    except OSError:
+        return []
+    return [writer for line in lines if (writer := _parsed(line)) is not None]
+
+
+def _parsed(line: bytes) -> Writer | None:
+    try:
+        writer = Writer(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
     kinds = {"alone": bool, "pid": int, "born": float}
     fits = all(type(v) is kinds.get(k, str) for k, v in asdict(writer).items())

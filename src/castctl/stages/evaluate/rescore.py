@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ def rescore(
     Raises `UserError` where there is nothing to judge, where too many checks fail, and where
     `overwrite` would put another verifier's rewards in the place of a verifier's own.
     """
-    if not source.exists():
+    if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder; name a folder of an evaluation or a "
                         "file of completions")  # fmt: skip
     folders = _folders(source) if source.is_dir() else []

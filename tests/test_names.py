@@ -1,0 +1,78 @@
+"""What runs, comparisons and evaluations may be called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from castctl.errors import UserError
+from castctl.runs.run import create_run, open_run
+from conftest import Cli
+from runs import small_recipe
+
+ODD = ("x" * 300, ".hidden", "a/../../x", "a\tb", "a\nb", "\x1b[31mred", "..", "-x", " x", "x ",
+       "ok/" + "é" * 120, "a\u202eb", " ")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_name_is_refused_with_the_rule_and_leaves_nothing(
+    castctl: Cli, tmp_path: Path, name: str
+) -> None:
+    tiny = () if name.startswith("-") else ("--tiny",)  # an option's value all the same
+    for command in (
+        ("train", *tiny, f"--run={name}"),
+        ("rollout", *tiny, f"--run={name}"),
+        ("eval", *tiny, f"--run={name}"),
+        ("score", f"--run={name}"),
+        ("train", "--resume", f"--run={name}"),
+        ("compare", "grpo", "cast", *tiny, f"--name={name}"),
+    ):
+        said = castctl(*command, code=2).stderr.strip().splitlines()[-1]
+        assert "a name has at most 200 bytes" in said or "empty" in said or ".. only at" in said, (
+            command, said,
+        )  # fmt: skip
+        assert "\x1b" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["..", "x" * 300, ".hidden", "...jsonl", "a\tb.jsonl"])
+def test_an_evaluation_is_called_what_a_folder_may_be(
+    castctl: Cli, tmp_path: Path, task: str
+) -> None:
+    said = castctl("eval", task, "--tiny", "--run", "r", code=2).stderr
+    assert "an evaluation cannot be called" in said
+    said = castctl("train", "--tiny", "--run", "r", "--set", f"eval.task={task}", code=2).stderr
+    assert "an evaluation cannot be called" in said
+    assert not (tmp_path / "runs/r").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "with space", "größe-α.v2", "sub/folder/run", "../beside/run", "x" * 200, "(1)"],
+)
+def test_other_names_and_paths_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = create_run(small_recipe(), name, "test")
+    assert open_run(name).path == made.path and made.name == Path(name).name
+    absolute = create_run(small_recipe(), str(tmp_path / "there" / Path(name).name), "test")
+    assert open_run(str(absolute.path)).path == absolute.path
+
+
+def test_a_folder_that_is_there_opens_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(small_recipe(), str(tmp_path / "run"), "test")
+    odd = run.path.rename(tmp_path / ".set aside ")
+    assert open_run(str(odd)).path == odd
+    monkeypatch.chdir(odd)
+    assert open_run(".").recipe == run.recipe
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    create_run(small_recipe(), ".", "test")
+    with pytest.raises(UserError, match="empty"):
+        open_run("")
