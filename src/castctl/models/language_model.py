@@ -51,6 +51,16 @@ class LanguageModel:
                     "name the model that sampled (--model), or make the part again"
                 )
 
+    def refuse_long_rows(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> None:
+        """Raise `UserError` where a prompt and its completion pass the model's positions."""
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+        if (longest := max(lengths, default=0)) > self.context_tokens:
+            raise UserError(
+                f"row {lengths.index(longest)} has {longest} tokens with its prompt, but the model "
+                f"has {self.context_tokens} positions; name the model that sampled (--model), or "
+                "make the part again"
+            )
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where `dtype` asks for it."""
         if self.dtype == torch.bfloat16:
