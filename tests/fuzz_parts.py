@@ -88,7 +88,7 @@ class Failure:
 
 
 def make_base(folder: Path, trained: bool = True) -> None:
-    """Make a run `a` of one step in a folder, its shards alone unless `trained`, and `b`, a copy."""
+    """Make a run `a` of one step, its shards alone unless `trained`, and `b`, a copy."""
     from runs import small_recipe, train_small
 
     path, recipe = folder / "runs/a", small_recipe("cast", *SMALL)

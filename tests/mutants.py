@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from castctl.shards.metadata import METADATA_KEY
-
+METADATA_KEY = b"castctl"
 Rng = np.random.Generator
 Metadata = dict[str, Any]
 
