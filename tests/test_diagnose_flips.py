@@ -16,6 +16,7 @@ from castctl.diagnosis.diagnosis import Context
 from castctl.diagnosis.flips import TO_END, measure
 from castctl.diagnosis.spelled import AFTER, BEFORE
 from castctl.inspection.tokens import TokenTexts
+from castctl.stages.measures import Slots
 from random_steps import assert_told, plain_ratio, random_step
 
 CONTEXT = Context(TokenTexts(None))
@@ -179,8 +180,7 @@ def test_what_the_clamp_removed_is_a_share_by_number_correct(numbers: dict[str, 
 def test_without_entropies_flips_or_metadata(tmp_path: Path) -> None:
     quiet = {"name": "cast", "shaping": {"kind": "cast", "tau_nats": 1e6}}
     data = random_step(tmp_path / "step-00000", method=quiet)
-    made = {stage: {} for stage in data.made}
-    numbers = measure(iter([replace(data, entropies_N=None, made=made)]), CONTEXT)
+    numbers = measure(iter([replace(data, entropies_N=None, slots=Slots())]), CONTEXT)
     assert numbers["settings"] is None and numbers["clamp_removed"] == []
     assert numbers["down"]["by_entropy"] is None and numbers["entropy"] is None
     for way in ("down", "up"):

@@ -15,6 +15,7 @@ from castctl.ragged import row_of_value
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import StepFolder, check_aligned
+from castctl.stages.measures import Slots, slots_of
 from castctl.stages.shape import refuse_other_temperature, reward_groups
 from castctl.stages.signals import StepSignals, read_signals
 
@@ -40,7 +41,7 @@ class StepData:
 
     `offsets` (R + 1) cuts the tokens into completions; log-probs, gaps and entropies are in nats.
     A completion without a reward is `known_R` false. `made` is the metadata of each stage's first
-    part, without it where the part was made elsewhere.
+    part, without it where the part was made elsewhere; `slots` are those that shaped, by it.
     """
 
     step: int
@@ -55,6 +56,7 @@ class StepData:
     sampler_N: Floats | None
     shaped: ShapedTokens | None
     made: dict[str, Metadata]
+    slots: Slots | None
 
     @property
     def correct_R(self) -> Flags:
@@ -115,6 +117,7 @@ def read_step(
             sampler_N=nullable_floats(rollouts, "sampler_logprobs", offsets),
             shaped=_shaped(tables.get("advantages"), offsets),
             made={stage: read[0][stage].metadata or {} for stage in wanted},
+            slots=slots_of(folder) if "advantages" in wanted else None,
         )
     except ValueError as error:
         raise UserError(

@@ -99,8 +99,8 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
 
 def _settings(data: StepData) -> CastShaping | None:
     """The shaping that made the advantages, where their metadata say it was CAST's."""
-    made = data.made.get("advantages", {}).get("settings", {}).get("shaping", {})
-    return CastShaping.model_validate(made) if made.get("kind") == "cast" else None
+    shaping = None if data.slots is None else data.slots.shaping
+    return shaping if isinstance(shaping, CastShaping) else None
 
 
 def _flipped(data: StepData) -> dict[str, tuple[Flags, Flags]]:

@@ -134,6 +134,6 @@ def _life(data: StepData, shaping: CastShaping) -> dict[str, Any]:
 def _age(data: StepData) -> int | None:
     made = data.made.get("signals", {}).get("signals", {}).get("teacher_logprobs")
     teacher = made.get("teacher", {}) if isinstance(made, dict) else {}
-    if teacher.get("kind") == "snapshot":
-        return data.step % int(teacher["every"])
+    if teacher.get("kind") == "snapshot" and "every" in teacher:
+        return data.step % teacher["every"]
     return data.step if teacher.get("kind") == "initial" else None

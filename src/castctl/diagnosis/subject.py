@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from castctl.diagnosis.data import StepData, read_step
 from castctl.diagnosis.diagnosis import Diagnostic
 from castctl.diagnosis.missing import compute_missing
@@ -18,7 +16,7 @@ from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings
 from castctl.runs.run import Run
-from castctl.shards.part import read_metadata
+from castctl.shards.part import count_values, read_metadata
 from castctl.shards.stage import StepFolder
 from castctl.stages.policies import PolicySource
 from castctl.stages.train.loop import OF_SCORING
@@ -247,18 +245,8 @@ def _thinned(folders: list[StepFolder]) -> list[StepFolder]:
 
 def _tokens(folder: StepFolder) -> int:
     """Completion tokens of a step, by its files' headers."""
-    total = 0
-    for part in folder.parts("rollouts"):
-        metadata = pq.read_metadata(folder.part_path("rollouts", part))
-        for group in range(metadata.num_row_groups):
-            row_group = metadata.row_group(group)
-            columns = (row_group.column(n) for n in range(row_group.num_columns))
-            total += sum(
-                column.num_values
-                for column in columns
-                if column.path_in_schema.startswith("completion_token_ids.")
-            )
-    return total
+    paths = (folder.part_path("rollouts", part) for part in folder.parts("rollouts"))
+    return sum(count_values(path, "completion_token_ids") for path in paths)
 
 
 def read_chosen(steps: list[ChosenStep], need: Need, progress: Progress) -> Iterator[StepData]:

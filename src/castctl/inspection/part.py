@@ -43,8 +43,8 @@ class PartView:
 def view_part(path: Path, stage: str) -> PartView:
     """A part that keeps the contract; `UserError` naming what is wrong with one that does not."""
     part = read_part(path, stage)
-    file = pq.ParquetFile(path)
-    table, header = file.read(), file.metadata
+    with pq.ParquetFile(path) as file:
+        table, header = file.read(), file.metadata
     sizes: dict[str, int] = defaultdict(int)
     for group in range(header.num_row_groups):
         for index in range(header.num_columns):
@@ -52,8 +52,8 @@ def view_part(path: Path, stage: str) -> PartView:
             sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
     contract = SCHEMAS[stage].names
     columns = []
-    for field in table.schema:
-        values = table[field.name].combine_chunks()
+    for field, column in zip(table.schema, table.columns, strict=True):
+        values = column.combine_chunks()
         listed = len(values.flatten()) if hasattr(values, "value_lengths") else None
         columns.append(
             ColumnView(

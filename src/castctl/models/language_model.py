@@ -60,11 +60,16 @@ class LanguageModel:
                     "name the model that sampled (--model), or make the part again"
                 )
 
-    @property
-    def longest_row(self) -> int | None:
-        """The longest row that the model takes, in tokens; None where nothing limits it."""
-        config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+    def refuse_long_rows(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> None:
+        """Raise `UserError` where a prompt and its completion pass the model's context."""
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+        longest = max(lengths, default=0)
+        self.refuse_longer(
+            longest,
+            f"the {longest} tokens of row {lengths.index(longest) if lengths else 0}, prompt and "
+            "completion,",
+            "name the model that sampled (--model), or make the part again",
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where `dtype` asks for it."""

@@ -127,9 +127,9 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
+    regular_files(folder)
     trust = runs_own_code(folder, settings, "tokenizer_config.json")
     try:
-        regular_files(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise refused(folder, error, f"{folder} holds no tokenizer that loads") from None

@@ -21,7 +21,8 @@ def conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
     number, an answer's span that is none.
     """
     table = pa.table(
-        [_column(path, stage, table, field) for field in SCHEMAS[stage]], schema=SCHEMAS[stage]
+        [conform_column(path, stage, table, field.name) for field in SCHEMAS[stage]],
+        schema=SCHEMAS[stage],
     )
     keys = table.select(KEYS[stage])
     if keys.group_by(KEYS[stage]).aggregate([]).num_rows != keys.num_rows:
@@ -50,7 +51,11 @@ def token_counts(stage: str, table: pa.Table) -> NDArray[np.int64]:
     return counts_R
 
 
-def _column(path: Path, stage: str, table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+def conform_column(
+    path: Path, stage: str, table: pa.Table, name: str
+) -> pa.ChunkedArray | pa.Array:
+    """One column of `stage`, as `conform` brings it to its type."""
+    field = SCHEMAS[stage].field(name)
     there = table.column_names.count(field.name)
     if there > 1:
         raise UserError(f"{path} has column {field.name} {there} times; keep one of them")

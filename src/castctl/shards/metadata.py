@@ -35,13 +35,18 @@ class _Verifier(_Typed):
     function: str | None = None
 
 
+class _Teacher(_Typed):
+    kind: str = ""
+    every: Annotated[int, Field(ge=1)] = 1
+
+
 class _Signal(_Typed):
     """What made one signal."""
 
     model: str = ""
     temperature: Temperature = 1.0
     dtype: str = ""
-    teacher: dict[str, Any] = {}
+    teacher: _Teacher = _Teacher()
     context: str = ""
     template: str = ""
     settings: dict[str, Any] = {}

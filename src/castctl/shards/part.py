@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
 from castctl.files import read_text, regular
-from castctl.shards.contract import conform
+from castctl.shards.contract import conform, conform_column
 from castctl.shards.drafts import drafted_file
 from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
 from castctl.shards.schema import SCHEMAS, VERSION
@@ -152,6 +152,22 @@ def count_rows(path: Path) -> int:
     """Rows of a part by its header; `UserError` on a broken part."""
     with _reading(path):
         return pq.read_metadata(regular(path)).num_rows
+
+
+def count_values(path: Path, column: str) -> int:
+    """Values in a list column of a part, by its header; `UserError` on a broken part."""
+    with _reading(path):
+        header = pq.read_metadata(regular(path))
+        groups = (header.row_group(number) for number in range(header.num_row_groups))
+        columns = (group.column(n) for group in groups for n in range(group.num_columns))
+        return sum(c.num_values for c in columns if c.path_in_schema.startswith(f"{column}."))
+
+
+def read_column(path: Path, stage: str, name: str) -> pa.ChunkedArray | pa.Array:
+    """One column of a part alone; `UserError` where it breaks the contract."""
+    with _reading(path), pq.ParquetFile(regular(path), page_checksum_verification=True) as file:
+        table = file.read(columns=[name])
+    return conform_column(path, stage, table, name)
 
 
 def read_part(path: Path, stage: str) -> Part:

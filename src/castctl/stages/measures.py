@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from castctl.errors import UserError, one_line
 from castctl.methods.baselines import Baseline, GroupBaseline
@@ -156,7 +156,7 @@ def _measure(folder: StepFolder, tables: dict[str, pa.Table]) -> Measures:
     if "rewards" in tables:
         measures |= measure_rewards(tables["rewards"])
     signals = tables.get("signals")
-    made = _slots_of(folder) if "advantages" in tables else Slots()
+    made = slots_of(folder) if "advantages" in tables else Slots()
     if signals is not None:
         measures |= measure_signals(signals, tables.get("rollouts"), made.skip_tokens)
     if "advantages" in tables and "rewards" in tables:
@@ -181,12 +181,22 @@ def _tables(folder: StepFolder) -> dict[str, pa.Table]:
     return {stage: pa.concat_tables(p.table for p in made) for stage, made in parts.items()}
 
 
-def _slots_of(folder: StepFolder) -> Slots:
-    """The slots that made `advantages/`, by its metadata; the plainest for parts made elsewhere."""
+def slots_of(folder: StepFolder) -> Slots:
+    """The slots that made `advantages/`, by its metadata; the plainest for parts made elsewhere.
+
+    Raises `UserError` where the metadata has settings that are none.
+    """
     first = folder.part_path("advantages", folder.parts("advantages")[0])
     settings = (read_metadata(first, "advantages") or {}).get("settings", {})
     known = {name: settings[name] for name in Slots.model_fields if name in settings}
-    return Slots.model_validate(known)
+    try:
+        return Slots.model_validate(known)
+    except ValidationError as error:
+        keys = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
+        raise UserError(
+            f"{first}: its metadata has {one_line(keys, 60)} of a kind that this castctl does not "
+            "know; shape again with --overwrite"
+        ) from None
 
 
 def _mean(values: np.ndarray) -> float:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from castctl.errors import UserError, one_line
-from castctl.shards.part import count_rows
+from castctl.errors import UserError
+from castctl.shards.part import count_rows, count_values, read_column
 from castctl.shards.stage import StepFolder
 from castctl.stages.shape import group_numbers
 
@@ -50,8 +49,8 @@ def choose(steps: Iterable[StepFolder], limit: int, notes: list[str]) -> Choice:
     for folder, part, _ in sizes:
         try:
             number_R, tokens = _groups(folder, part)
-        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-            notes.append(f"{folder.part_path('rollouts', part)} is left out: {one_line(error)}")
+        except UserError as error:
+            notes.append(f"left out: {error}")
             continue
         counts_G = np.bincount(number_R)
         keep_G = np.zeros(len(counts_G), np.bool_)
@@ -89,14 +88,9 @@ def _parts(folder: StepFolder, notes: list[str]) -> list[tuple[int, int]]:
 
 def _groups(folder: StepFolder, part: int) -> tuple[NDArray[np.int64], int]:
     """For each row (R) the number of its group in the part, and the part's tokens."""
-    with pq.ParquetFile(folder.part_path("rollouts", part)) as file:
-        number_R = group_numbers(file.read(columns=["prompt_id"])["prompt_id"])
-        header = file.metadata
-        columns = (header.row_group(group).column(index) for group in range(header.num_row_groups)
-                   for index in range(header.num_columns))  # fmt: skip
-        tokens = sum(column.num_values for column in columns
-                     if column.path_in_schema.startswith("completion_token_ids"))  # fmt: skip
-    return number_R, tokens
+    path = folder.part_path("rollouts", part)
+    number_R = group_numbers(pa.chunked_array(read_column(path, "rollouts", "prompt_id")))
+    return number_R, count_values(path, "completion_token_ids")
 
 
 def cut_rows(lengths_R: Sequence[int], rows: int, tokens: int) -> list[slice]:

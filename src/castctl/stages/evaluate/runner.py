@@ -87,12 +87,12 @@ def pose(run: Run, tokenizer: Any, progress: Progress, file: str | None = None) 
     return Posed(data, template, prompts, lengths_P, revision)
 
 
-def require_room(posed: Posed, recipe: Recipe, context: int | None) -> None:
+def require_room(posed: Posed, recipe: Recipe, context: int) -> None:
     """Raise `UserError` where a prompt leaves less than the longest completion in a model's
-    `context` of so many tokens, None where it has no end: none is cut, none left out, and no
-    completion ends sooner than another."""
+    `context` of so many tokens: none is cut, none left out, and no completion ends sooner than
+    another."""
     asked = eval_sampling(recipe).max_tokens
-    if context is None or not (lacking := int((posed.lengths_P + asked > context).sum())):
+    if not (lacking := int((posed.lengths_P + asked > context).sum())):
         return
     longest = int(posed.lengths_P.max())
     room = context - longest

@@ -57,7 +57,7 @@ def evaluate_tasks(
     ]
     policy = source.load(run.recipe.model)
     for each, problems in zip(asked, posed, strict=True):
-        require_room(problems, each.recipe, policy.model.longest_row)
+        require_room(problems, each.recipe, policy.model.context_tokens)
     with (
         contextlib.closing(make_engine(run.recipe.engine, policy)) as engine,
         judging_pool(run.recipe.verifier) as pool,

@@ -80,6 +80,7 @@ class PartScorer:
             )
         scorers.policy.model.refuse_unknown_tokens("prompt", self._prompts)
         scorers.policy.model.refuse_unknown_tokens("completion", self._completions)
+        scorers.policy.model.refuse_long_rows(self._prompts, self._completions)
 
     def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
         """These signals, each as a column."""

@@ -267,7 +267,7 @@ class _Loop:
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
         posed = pose(self.run, self.tokenizer, self.progress)
-        require_room(posed, self.recipe, self.state.policy.model.longest_row)
+        require_room(posed, self.recipe, self.state.policy.model.context_tokens)
         result = evaluate(
             self.run.eval_folder(task_name(task_of(self.recipe)), step), self.recipe,
             self.engine, self.tokenizer, self.pool, posed,

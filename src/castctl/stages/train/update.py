@@ -116,6 +116,7 @@ def update(
     """
     for kind, ids in batch.token_ids.items():
         policy.refuse_unknown_tokens(kind, ids)
+    policy.refuse_long_rows(batch.prompts, batch.completions)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
