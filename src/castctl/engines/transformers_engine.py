@@ -7,6 +7,7 @@ row its own and drops them.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +27,8 @@ from castctl.progress import Advance
 from castctl.recipe.recipe import SamplingSettings
 from castctl.shards.part import Metadata
 
+log = logging.getLogger(__name__)
+
 COMPACT_BELOW = 0.85
 """Finished rows leave the cache once less than this share is live: dropping copies the cache."""
 
@@ -36,6 +39,11 @@ class TransformersEngine:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.stop_ids = stop_token_ids(model)
+        if not self.stop_ids:
+            log.warning(
+                "neither the model's generation_config.json nor its tokenizer names a token that "
+                "ends a text: completions end at max_tokens, or at a text of sampling.stop"
+            )
         self._cache_argument = cache_argument(model.model)
 
     @property

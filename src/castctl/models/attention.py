@@ -29,6 +29,8 @@ NAME = "castctl_packed"
 Sees = Callable[[Any, Any, Any, Any], Any]
 """(batch, head, query position, key position) -> whether the query sees the key."""
 
+CAUSAL: Sees = causal_mask_function
+
 _segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
 
 
@@ -52,8 +54,8 @@ def packing(segments: tuple[Segment, ...]) -> Iterator[None]:
 
 
 def packed_mask(
-    *sizes: Any,
-    mask_function: Sees = causal_mask_function,
+    *,
+    mask_function: Sees = CAUSAL,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     **options: Any,
@@ -65,7 +67,6 @@ def packed_mask(
     segments = _segments.get()
     if segments is None:
         return sdpa_mask(
-            *sizes,
             mask_function=mask_function,
             local_size=local_size,
             allow_is_causal_skip=allow_is_causal_skip,
@@ -101,7 +102,7 @@ def packed_attention(
             key, value = _repeated(query, key, value)
             mask = attention_mask
             if mask is None:
-                mask = _causal(query.shape[2], key.shape[2], query.device)
+                mask = _seen(CAUSAL, query.shape[2], key.shape[2], query.device)
             return _capped(query, key, value, mask, scaling, softcap).transpose(1, 2), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
@@ -117,17 +118,15 @@ def packed_attention(
         if segment.prefix:
             k = torch.cat([*_pieces(keys, segment.prefix), k], dim=2)
             v = torch.cat([*_pieces(values, segment.prefix), v], dim=2)
-        local = attention_mask.window is not None and k.shape[2] > attention_mask.window
-        sees = attention_mask.sees if local else None
+        sizes = q.shape[2], k.shape[2]
+        local = attention_mask.window is not None and sizes[1] > attention_mask.window
+        sees = attention_mask.sees if local else CAUSAL
         if softcap is not None:
-            mask = _causal(q.shape[2], k.shape[2], q.device, sees)
+            mask = _seen(sees, *sizes, q.device)
             outputs.append(_capped(q, k, v, mask, scaling, softcap))
-            continue
-        if sees is None:
-            mask = causal_lower_right(q.shape[2], k.shape[2])
         else:
-            mask = _causal(q.shape[2], k.shape[2], q.device, sees)
-        outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+            mask = _seen(sees, *sizes, q.device) if local else causal_lower_right(*sizes)
+            outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -145,13 +144,12 @@ def _pieces(states: Sequence[Tensor], prefix: Prefix) -> Iterator[Tensor]:
         yield whole if count == whole.shape[2] else whole[:, :, :count]
 
 
-def _causal(queries: int, keys: int, device: torch.device, sees: Sees | None = None) -> Tensor:
-    """Which keys (queries, keys, bool) each of the last `queries` tokens sees; all that came
-    before where nothing says less."""
+def _seen(sees: Sees, queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys (queries, keys, bool) each of the last `queries` tokens sees."""
     of_query = torch.arange(keys - queries, keys, device=device)[:, None]
     of_key = torch.arange(keys, device=device)[None]
     first = torch.zeros((), dtype=torch.long, device=device)
-    return (sees or causal_mask_function)(first, first, of_query, of_key)
+    return sees(first, first, of_query, of_key)
 
 
 def _capped(

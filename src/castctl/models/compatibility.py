@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from castctl.errors import UserError, one_line
+from castctl.models import attention
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import Ids
 from castctl.models.twin import WINDOW, twin_of
@@ -22,7 +23,7 @@ from castctl.models.twin import WINDOW, twin_of
 TOLERANCE = 2e-3
 """Nats between two right ways to a log-prob: float32 makes 1e-5 of them, in peaked models 1e-4."""
 LONG, SHORT = 40, WINDOW + 3
-"""Tokens of the check's rows: beyond every window and boundary of a twin, and just beyond one."""
+"""Tokens of the check's rows: beyond every boundary of a twin, and just beyond its window."""
 
 ATTENTION = frozenset({"full_attention", "sliding_attention"})
 
@@ -58,8 +59,10 @@ def check_architecture(kind: type, config: Any) -> None:
     try:
         ours, theirs = twin_of(kind, config)
     except Exception as error:  # an architecture that breaks here breaks in ways of its own
+        refuse_own_attention(name, error)
         raise UserError(
-            f"castctl cannot check {name} models, whose small copy does not run: {one_line(error)}"
+            f"castctl cannot check {name} models, whose small copy does not run: "
+            f"{one_line(error, 200, named=True)}"
         ) from None
     try:
         with torch.no_grad():
@@ -68,6 +71,14 @@ def check_architecture(kind: type, config: Any) -> None:
         raise UserError(f"castctl cannot pack {name} models: {wrong}") from None
     except Exception as error:
         raise UserError(f"castctl cannot pack {name} models: {one_line(error)}") from None
+
+
+def refuse_own_attention(name: str, error: Exception) -> None:
+    """Raise `UserError` where an error says that a model's attention cannot be replaced."""
+    if attention.NAME in str(error):
+        raise UserError(
+            f"castctl cannot pack {name} models: their attention is their own and is not replaced"
+        ) from None
 
 
 def check_weights(model: Any) -> None:
@@ -100,7 +111,7 @@ def _compare(ours: LanguageModel, theirs: Any) -> None:
     plain_long, plain_short = _plain(theirs, prompt, other), _plain(theirs, lone, short[2:])
     if not bool(torch.isfinite(plain_long).all()):
         raise _Wrong("its small copy gives no numbers")
-    cut = len(other) // 2
+    cut = min(SHORT, room) - len(prompt)  # within every boundary of the rotary embedding
     if not _fits(_plain(theirs, prompt, other[:cut]), plain_long[:cut]):
         raise _Wrong("its log-probs depend on what follows")
     own_head = _plain(ours.model, prompt, other)

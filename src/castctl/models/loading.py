@@ -146,7 +146,12 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     from transformers.utils import logging
 
     from castctl.models import attention
-    from castctl.models.compatibility import check_architecture, check_weights, refuse_unpackable
+    from castctl.models.compatibility import (
+        check_architecture,
+        check_weights,
+        refuse_own_attention,
+        refuse_unpackable,
+    )
     from castctl.models.language_model import LanguageModel
     from castctl.models.twin import still
 
@@ -164,6 +169,7 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
             local_files_only=True,
         )
     except Exception as error:  # transformers and safetensors raise many kinds
+        refuse_own_attention(f"{folder.name}'s kind of", error)
         raise refused(folder, error, f"cannot load the model in {folder}") from None
     refuse_unpackable(model.config)
     still(model)

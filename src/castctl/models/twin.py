@@ -18,6 +18,7 @@ LAYERS = 4
 WINDOW = 8
 ORIGINAL = 16
 CONTEXT = 64
+HEAD_SIZE = 32
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 MOST: tuple[tuple[str, int], ...] = (
@@ -32,6 +33,11 @@ MOST: tuple[tuple[str, int], ...] = (
     (r"topk_group|first_k_dense_replace|num_dense_layers|num_kv_shared_layers", 1),
 )
 """The largest value of a setting whose name is all of a pattern."""
+RANKS: tuple[tuple[str, int], ...] = (
+    (r"qk_head_dim|kv_lora_rank|q_lora_rank", 32),
+    (r"qk_(rope|nope)_head_dim|v_head_dim", 16),
+)
+"""The same of latent attention, for narrow twins."""
 
 HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -105,7 +111,7 @@ def shrunken(config: Any, narrow: bool = True) -> Any:
 
 def _shrunken(config: dict[str, Any], narrow: bool) -> dict[str, Any]:
     small = {
-        name: _shrunken(value, narrow) if isinstance(value, dict) else _capped(name, value)
+        name: _shrunken(value, narrow) if isinstance(value, dict) else _capped(name, value, MOST)
         for name, value in config.items()
     }
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -118,10 +124,12 @@ def _shrunken(config: dict[str, Any], narrow: bool) -> dict[str, Any]:
     return small
 
 
-def _capped(name: str, value: Any) -> Any:
+def _capped(name: str, value: Any, bounds: tuple[tuple[str, int], ...]) -> Any:
+    if isinstance(value, list):
+        return [_capped(name, each, bounds) for each in value]
     if not isinstance(value, int) or isinstance(value, bool):
         return value
-    return min([value, *(most for names, most in MOST if re.fullmatch(names, name))])
+    return min([value, *(most for names, most in bounds if re.fullmatch(names, name))])
 
 
 def _keep_layers(small: dict[str, Any]) -> None:
@@ -140,6 +148,10 @@ def _keep_layers(small: dict[str, Any]) -> None:
             small[name] = [value[layer] for layer in kept]
         elif isinstance(value, list) and _numbers_layers(value, count):
             small[name] = [place for place, layer in enumerate(kept) if layer in value]
+        elif isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
+            places = {layer: place for place, layer in enumerate(kept)}
+            of_layer = {int(key): each for key, each in value.items() if int(key) in places}
+            small[name] = {places[layer]: each for layer, each in of_layer.items()}
         elif name in LAYER_COUNTS and isinstance(value, int):
             small[name] = len(kept)
 
@@ -151,15 +163,26 @@ def _numbers_layers(value: list[Any], count: int) -> bool:
 
 
 def _narrow(small: dict[str, Any]) -> None:
-    """Fewer heads of the same size, and no more width than they take together."""
+    """Few heads, small ones where no list counts their halves, and the width they take together."""
+    latent = "qk_rope_head_dim" in small
+    small |= {name: _capped(name, value, RANKS) for name, value in small.items()}
     heads = next((name for name in HEADS if isinstance(small.get(name), int)), None)
     width = next((name for name in WIDTHS if isinstance(small.get(name), int)), None)
     if heads is None or width is None:
         return
     size = small.get("head_dim") or small[width] // small[heads]
+    if not _holds_list(small.get("rope_parameters")):
+        size = min(size, small["qk_rope_head_dim"] if latent else HEAD_SIZE)
+    if isinstance(small.get("head_dim"), int):
+        small["head_dim"] = size
     keys = small.get("num_key_value_heads")
     grouped = isinstance(keys, int) and 0 < keys < small[heads]
     small[heads] = min(small[heads], 4)
     if isinstance(keys, int):
         small["num_key_value_heads"] = min(keys, 2) if grouped else small[heads]
     small[width] = small[heads] * size
+
+
+def _holds_list(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else ()
+    return isinstance(value, list) or any(map(_holds_list, inner))

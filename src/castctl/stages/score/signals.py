@@ -21,6 +21,7 @@ from castctl.shards.stage import (
 )
 from castctl.stages.score.part import PASSES, Budget, PartScorer
 from castctl.stages.score.rewards import owned_parts
+from castctl.stages.score.sampler import check_sampler
 from castctl.stages.score.scorers import Scorers
 
 FOREIGN = "foreign"
@@ -111,6 +112,8 @@ def _score_part(
         temperature, budget, advance,
     )  # fmt: skip
     table, provenance = _merge(rollouts.table, there, scorer.columns(missing), made)
+    if "policy_logprobs" in missing:
+        check_sampler(rollouts, table, scorers.policy)
     metadata: Metadata = {
         "step": folder.step,
         "total_steps": folder.total_steps,
