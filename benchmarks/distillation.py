@@ -28,6 +28,7 @@ COPIES = 9
 FORMS = {
     "reverse_kl": Divergence(1.0),
     "jsd": Divergence(0.5),
+    "jsd_clipped": Divergence(0.5, clip=0.05),
     "jsd_top_100": Divergence(0.5, top_k=100),
 }
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from castctl.errors import UserError
 from castctl.shards.part import read_json, write_json
-from castctl.stages.evaluate.results import Result
+from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.results import Result, read_result
 from conftest import Cli
 
 PROBLEMS = [f"{n:016x}" for n in range(6)]
@@ -178,3 +180,19 @@ def test_hostile_names_are_shown_escaped(castctl: Cli, here: Path) -> None:
     assert not {"\x1b", "\u202e"} & set(done.stdout + done.stderr)
     assert "\\x1b[31m[bold]" in done.stdout
     assert read_json(here / "runs/c/comparison.json")["entries"][0]["name"] == hostile
+
+
+def test_a_run_whose_interval_does_not_hold_its_mean_is_refused(tmp_path: Path) -> None:
+    """As are numbers of another kind; what rounding did is mended."""
+    folder, file = StepFolder(tmp_path, 0), tmp_path / "results.json"
+    for avg, said in (
+        ({"mean": 0.0, "low": 0.1, "high": 0.2}, "does not hold its mean 0"),
+        ({"mean": "all", "low": 0.1, "high": 0.2}, "not as castctl eval writes it"),
+        ({"low": 0.1, "high": 0.2}, "not as castctl eval writes it"),
+        ([0.5], "not as castctl eval writes it"),
+    ):
+        write_json(file, {"avg": avg})
+        with pytest.raises(UserError, match=said):
+            read_result(folder)
+    write_json(file, {"avg": {"mean": 0.0, "low": 3.5e-18, "high": 0.04}, "maj": None})
+    assert read_result(folder) is not None

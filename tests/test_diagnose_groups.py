@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from castctl.diagnosis.clusters import PromptSums, trend
+from castctl.diagnosis.clusters import PromptSums, ratio_over_prompts, trend
 from castctl.diagnosis.data import StepData
 from castctl.diagnosis.diagnosis import Context
 from castctl.diagnosis.groups import measure
@@ -189,6 +191,54 @@ def test_trend_is_the_line_of_least_squares() -> None:
     half = stats.t.ppf(0.975, 3) * math.sqrt(left / 3 / spread)
     assert found["high"] - found["mean"] == pytest.approx(half)
     assert trend([0, 1, 2, 3, 4], [*told[:4], None]) is None
+
+
+def estimates(numbers: Any) -> Iterator[dict[str, Any]]:
+    """Every estimate anywhere in a diagnosis."""
+    if isinstance(numbers, dict):
+        if {"mean", "low", "high"} <= numbers.keys():
+            yield numbers
+        for value in numbers.values():
+            yield from estimates(value)
+    elif isinstance(numbers, list):
+        for value in numbers:
+            yield from estimates(value)
+
+
+def test_every_interval_holds_its_estimate_and_none_begins_at_dust(steps: list[StepData]) -> None:
+    """A kind of group that there is none of has an interval from 0, not from 3.5e-18."""
+    found = [each for each in estimates(measure(iter(steps), CONTEXT)) if each["low"] is not None]
+    assert len(found) > 30
+    for told in found:
+        assert told["high"] is None or told["low"] <= told["mean"] <= told["high"]
+        assert all(value is None or value == 0 or abs(value) > 1e-9 for value in told.values())
+    for prompts in range(2, 200):
+        none = ratio_over_prompts(np.zeros(prompts), np.ones(prompts), share=True)
+        assert none is not None and none["mean"] == none["low"] == 0 < none["high"]
+        every = ratio_over_prompts(np.ones(prompts), np.ones(prompts), share=True)
+        assert every is not None and every["mean"] == every["high"] == 1 > every["low"]
+
+
+def test_what_cancels_leaves_nothing() -> None:
+    above, below = np.array([0.1, 0.2, -0.3]), np.array([1.0, 2.0, 3.0])
+    assert above.sum() != 0  # 5.6e-17
+    found = ratio_over_prompts(above, below)
+    assert found is not None and found["mean"] == 0 and found["low"] < 0 < found["high"]
+    flat = [{"mean": m, "low": None, "high": None} for m in (0.3, 0.1 + 0.2, 0.3, 0.3, 0.3)]
+    assert trend(range(5), flat) == {"mean": 0.0, "low": None, "high": None}
+
+
+def test_a_mean_reward_of_right_and_wrong_stays_within_them(tmp_path: Path) -> None:
+    """28 of 30 prompts right: Student's interval would reach 1.03."""
+    sums = PromptSums()
+    prompt = sums.numbers([f"p{n}" for n in range(30)])
+    sums.add("known", prompt)
+    sums.add("reward", prompt, np.array([1.0] * 28 + [0.0] * 2))
+    assert sums.ratio("reward", "known")["high"] > 1.02
+    assert sums.share("reward", "known")["high"] < 1
+    data = random_step(tmp_path / "step-00000", 3)
+    told = measure(iter([data]), CONTEXT)
+    assert told["binary"] and told["reward"]["high"] <= 1
 
 
 def _with_groups(data: StepData, groups: Any) -> StepData:

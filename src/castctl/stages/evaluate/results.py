@@ -82,8 +82,8 @@ def read_result(folder: StepFolder) -> Result | None:
     try:
         estimates = [result.get("avg"), result.get("maj"), *(result.get("pass") or {}).values()]
         for told in filter(None, estimates):
-            Estimate(**told)
-    except (AttributeError, TypeError, ValueError) as error:
+            Estimate(told["mean"], told.get("low"), told.get("high"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is not as castctl eval writes it ({one_line(error, named=True)}); make it "
             "again with --overwrite"
