@@ -81,9 +81,14 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
     step, largest = ticks[1] - ticks[0], max(map(abs, ticks))
     if largest >= 1e6 or largest < 1e-3:
         zero = step / 1e6  # what is left of a difference of equal numbers
-        return [_minus("0" if abs(tick) < zero else f"{tick:.4g}") for tick in ticks]
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        digits = _exponent(largest) - _exponent(step)
+        return [_minus("0" if abs(tick) < zero else f"{tick:.{digits}e}") for tick in ticks]
+    digits = max(0, -_exponent(step))
     return [_minus(f"{round(tick, digits) + 0.0:,.{digits}f}") for tick in ticks]
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(value) + 1e-9)
 
 
 def _minus(text: str) -> str:

@@ -14,7 +14,7 @@ POSITIVE, NEGATIVE = BLUE, RED
 CORRECT, INCORRECT = GREEN, PINK
 """Of a completion's verdict."""
 
-GROUPS = {"mixed": BLUE, "all_correct": CORRECT, "all_wrong": INCORRECT, "single": GREY}
+GROUPS = {"mixed": SKY, "all_correct": CORRECT, "all_wrong": INCORRECT, "single": ORANGE}
 """Of a group's kind."""
 
 FULL = 0.62

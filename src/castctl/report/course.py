@@ -34,7 +34,7 @@ WIDEST, LABEL = 100, 8
 """Columns that the panel takes at most, and those of its labels."""
 
 KINDS = {
-    "mixed": ("M", f"white on {GROUPS['mixed']}", "mixed"),
+    "mixed": ("M", f"black on {GROUPS['mixed']}", "mixed"),
     "all_correct": ("C", f"black on {GROUPS['all_correct']}", "all correct"),
     "all_wrong": ("W", f"black on {GROUPS['all_wrong']}", "all wrong"),
     "single": ("S", f"black on {GROUPS['single']}", "single"),

@@ -288,7 +288,7 @@ class _Loop:
             )  # fmt: skip
 
     def _warn_of_zero_gap(self, step: int, measures: Measures) -> None:
-        """Say once why a teacher has nothing to tell; in the first step each equals the policy."""
+        """Say once why a teacher has nothing to tell; at first every teacher equals the policy."""
         spread = measures.get("gap_rms")
         if self._warned_of_gap or step == 0 or not isinstance(spread, float) or spread > ZERO_GAP:
             return
