@@ -139,7 +139,8 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
         f"{memory.parameters:,} float32 weights, passes in {memory.arithmetic}. Phases take turns; "
         "the largest counts. All is counted at its longest: prompts of "
         f"{recipe.data.max_prompt_tokens:,} tokens (data.max_prompt_tokens), completions of "
-        f"{recipe.sampling.max_tokens:,}. On a CPU, Python and its libraries add about 0.6 GiB."
+        f"{recipe.sampling.max_tokens:,}; a longer prompt of an evaluation is not. On a CPU, "
+        "Python and its libraries add about 0.6 GiB."
     )
     pages: list[RenderableType] = [title("Memory"), Text(note), Text(), table]
     if memory.peak_phase in LESS:
