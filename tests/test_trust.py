@@ -145,6 +145,7 @@ def test_working_on_a_strangers_run_runs_nothing_of_theirs(
     before = [(stranger.run / name).read_bytes() for name in ("manifest.json", "recipe.yaml")]
     for work, flag in (
         (("train", "--resume", "--run", run, "--steps", "3"), "--trust-verifier"),
+        (("train", "--resume", "--run", run, "--trust-verifier"), "--trust-remote-code"),
         (("train", "--from", step, "--overwrite"), "--trust-remote-code"),
         (("train", str(stranger.recipe)), "--trust-verifier"),
         (("rollout", "--run", step, "--overwrite"), "--trust-remote-code"),

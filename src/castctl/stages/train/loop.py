@@ -21,9 +21,9 @@ from castctl.errors import UserError
 from castctl.methods.baselines import ratio_margin
 from castctl.models.policy import Policy
 from castctl.progress import Progress
-from castctl.recipe.trust import require_trust
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
+from castctl.runs.trust import refuse_untrusted
 from castctl.shards.stage import WHOLE
 from castctl.stages.evaluate.results import Result, read_result, task_name
 from castctl.stages.evaluate.runner import evaluate
@@ -80,7 +80,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
     ends with the same weights and tables as if it had not been.
     """
     settings = run.recipe.train
-    require_trust(run.recipe.verifier)
+    refuse_untrusted(run)
     start = max(run.checkpoints(), default=0)
     run.record(state="running", pid=os.getpid())
     tracker = start_tracker(run)
