@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -145,6 +146,7 @@ def test_working_on_a_strangers_run_runs_nothing_of_theirs(
     before = [(stranger.run / name).read_bytes() for name in ("manifest.json", "recipe.yaml")]
     for work, flag in (
         (("train", "--resume", "--run", run, "--steps", "3"), "--trust-verifier"),
+        (("train", "--resume", "--run", run, "--trust-verifier"), "--trust-remote-code"),
         (("train", "--from", step, "--overwrite"), "--trust-remote-code"),
         (("train", str(stranger.recipe)), "--trust-verifier"),
         (("rollout", "--run", step, "--overwrite"), "--trust-remote-code"),
@@ -172,7 +174,7 @@ def test_what_is_trusted_by_a_flag_runs(castctl: Cli, stranger: Stranger) -> Non
     assert "rules.py:check" in json.loads(done.stdout)["parts"][0]["new_grader"]
     said = castctl("score", "--run", step, "--overwrite", remote, verifier).stderr
     assert stranger.ran == set(CODE)
-    assert f"its recipe runs code: verifier.function, {run}/rules.py:check" in said
+    assert f"its recipe names code, trusted: verifier.function, {run}/rules.py:check" in said
     for mark in stranger.marks.iterdir():
         mark.unlink()
     castctl("train", "--resume", "--run", run, "--steps", "3", remote, verifier)
@@ -230,6 +232,19 @@ def test_a_model_that_only_its_code_can_load_says_so(castctl: Cli, stranger: Str
         f"castctl: {stranger.model} comes with code of its own (configuration_own.py, "
         "modeling_own.py, tokenization_own.py); read it, then add --trust-remote-code"
     )
+    assert not stranger.ran
+
+
+@pytest.mark.parametrize("named", ["AutoConfig", "AutoModelForCausalLM", "pipeline"])
+def test_a_folder_that_has_the_terminal_asked_is_refused(
+    stranger: Stranger, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Any class of Transformers can be named as the tokenizer; some ask whether code may run."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    (stranger.model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
+    change_json(stranger.model / "config.json", model_type="own")
+    with pytest.raises(castctl.UserError, match=r"--trust-remote-code|no tokenizer that loads"):
+        load_tokenizer(stranger.model, ModelSettings())
     assert not stranger.ran
 
 

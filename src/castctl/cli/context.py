@@ -175,13 +175,15 @@ def shard_done(shard: Shard) -> None:
 
 
 def announce(run: Run, step: int | None = None) -> None:
-    """Say what is worked on, and what code runs that a file asked for."""
+    """Say what is worked on, and what code its recipe names."""
     where = "" if step is None else f", step {step}"
     recipe = run.recipe
     data = f", data {recipe.data.path}" if names_data(recipe) else ""
     say(f"run {run.path}{where}: {recipe.method.name}, model {recipe.model.path}{data}")
+    trusted = trusted_code(recipe)
     for setting, code in runs_code(recipe).items():
-        say(f"its recipe runs code: {setting}, {code}")
+        said = "trusted" if setting in trusted else "not trusted"
+        say(f"its recipe names code, {said}: {setting}, {code}")
 
 
 def show_step(folder: StepFolder) -> None:

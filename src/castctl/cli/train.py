@@ -7,7 +7,7 @@ import typer
 
 from castctl.cli import options as opt
 from castctl.errors import UserError
-from castctl.report.console import live_console, progress, say, tell
+from castctl.report.console import live_console, printable, progress, say, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +102,7 @@ def train(
     settings, origins = asked.new_recipe()
     if dry_run:
         for setting, code in runs_code(settings).items():
-            tell(f"# runs code: {setting}, {code}")
+            tell(f"# runs code: {setting}, {printable(code)}")
         tell(dump_recipe(settings))
         show_explanation(settings, origins)
         return

@@ -125,14 +125,19 @@ def resolve_device(name: str) -> torch.device:
 
 def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
     """The tokenizer of a model folder."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     regular_files(folder)
     trust = runs_own_code(folder, settings, "tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust, local_files_only=True
+        )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # any class may be named as one
+            raise TypeError(f"it names {type(tokenizer).__name__} as its tokenizer")
+    except Exception as error:  # transformers raises many kinds
         raise refused(folder, error, f"{folder} holds no tokenizer that loads") from None
+    return tokenizer
 
 
 def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:

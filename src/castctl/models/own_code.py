@@ -19,6 +19,10 @@ def runs_own_code(folder: Path, settings: ModelSettings, *files: str) -> bool:
     Raises `UserError` where the recipe has it run and only a file says so: without it another
     class might load in its place, and give other numbers without a word.
     """
+    from transformers import dynamic_module_utils
+
+    # A folder can lead Transformers to ask on the terminal, for 15 seconds; an answer is no flag.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     if not settings.trust_remote_code:
         return False
     if not settings.trusted and (code := own_code(folder, *files)):

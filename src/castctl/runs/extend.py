@@ -8,8 +8,8 @@ import shutil
 
 from castctl.errors import UserError
 from castctl.recipe.reader import dump_recipe
-from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run
+from castctl.runs.trust import refuse_untrusted
 from castctl.shards.part import write_text
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,9 @@ def extend(run: Run, steps: int) -> Run:
 
     Where a schedule reads the number of steps, what was made under the old one after the last
     checkpoint is deleted, to be made again, and a warning says that the course is another. Raises
-    `UserError` unless more steps are asked for than are done, and for a verifier that is not
-    trusted.
+    `UserError` unless more steps are asked for than are done, and for code that is not trusted.
     """
-    require_trust(run.recipe.verifier)  # before anything is written
+    refuse_untrusted(run)
     if steps == run.recipe.train.steps:
         return run
     with run.alone() as held:

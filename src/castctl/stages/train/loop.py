@@ -22,9 +22,9 @@ from castctl.methods.baselines import ratio_margin
 from castctl.models.policy import Policy
 from castctl.progress import Progress
 from castctl.recipe.split import task_of
-from castctl.recipe.trust import require_trust
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
+from castctl.runs.trust import refuse_untrusted
 from castctl.shards.stage import WHOLE
 from castctl.stages.evaluate.results import Result, read_result, require_folder, task_name
 from castctl.stages.evaluate.runner import evaluate, pose, require_room
@@ -89,7 +89,7 @@ def train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Traine
 
 def _train(run: Run, progress: Progress, on_row: Callable[[Row], None]) -> Trained:
     settings = run.recipe.train
-    require_trust(run.recipe.verifier)
+    refuse_untrusted(run)
     remove_unfinished(run)
     start = max(run.checkpoints(), default=0)
     run.record(state="running", pid=os.getpid())
