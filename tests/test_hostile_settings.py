@@ -24,7 +24,9 @@ from castctl.errors import UserError
 from castctl.recipe.names import sections_in
 from castctl.recipe.reader import dump_recipe, load_recipe
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
-from castctl.shards.part import read_json
+from castctl.shards.part import read_json, write_json
+from castctl.shards.stage import StepFolder
+from castctl.stages.evaluate.results import read_result
 from castctl.stages.train.metrics import Metrics
 from castctl.verify.judge import Row, judge
 from castctl.verify.pool import CheckPool
@@ -272,3 +274,26 @@ def test_a_completion_of_50_megabytes_is_an_error_and_not_read() -> None:
     assert [each.verdict for each in judged] == ["error", "correct"]
     assert "more than 10,000,000 characters" in (judged[0].message or "")
     assert judged[0].reward is None
+
+
+# Models and results
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_hidden_layers": 10**9}, {"text_config": {"num_experts": 10**9}}]
+)
+def test_a_model_that_would_be_made_without_end(castctl: Cli, config: dict[str, Any]) -> None:
+    Path("m").mkdir()
+    Path("m/config.json").write_text(json.dumps({"model_type": "qwen3", **config}))
+    Path("d.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    train = ("train", "--model", "m", "--data", "d.jsonl")
+    assert "=1e+09, and castctl loads models of at most" in refused(castctl(*train, code=2))
+    castctl(*train, "--dry-run", timeout=60)
+
+
+@pytest.mark.parametrize("value", [5, "x", None, [1], {"a": [1]}])
+def test_results_of_another_kind(value: object) -> None:
+    folder = StepFolder(Path("eval/a/step-00000"), 0)
+    write_json(folder.path / "results.json", {"task": "a", "k": 1, "avg": value, "pass": {}})
+    with pytest.raises(UserError, match=r"results.json is not as castctl eval writes it \(avg"):
+        read_result(folder)

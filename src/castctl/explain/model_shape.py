@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from castctl.errors import UserError, one_line
+from castctl.models.folder import check_model_folder
 from castctl.models.loading import CONFIG_FILES, locate_model, refuse_unpackable
 from castctl.recipe.recipe import ModelSettings
 
@@ -32,6 +33,7 @@ def model_shape(settings: ModelSettings) -> ModelShape:
 
     folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
     trust = settings.trust_remote_code
+    check_model_folder(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         with torch.device("meta"):

@@ -9,11 +9,20 @@ from typing import Any
 
 from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES, split_name
+from castctl.errors import UserError
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
 
 Result = dict[str, Any]
+
+
+KINDS: dict[str, Any] = {
+    "name": str, "task": str, "grader": str, "step": int, "k": int, "problems": int,
+    "avg": dict, "maj": dict, "pass": dict, "by_problem": dict,
+    "truncated_share": int | float | None, "length_mean": int | float | None,
+}  # fmt: skip
+"""What a result says, and of which kind it is."""
 
 
 def task_name(task: str) -> str:
@@ -68,4 +77,20 @@ def _digits(value: object) -> str:
 def read_result(folder: StepFolder) -> Result | None:
     """The result that `evaluate` wrote, None where it is not done; `UserError` if it is broken."""
     file = folder.path / "results.json"
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    result = read_json(file)
+    odd = [key for key in KINDS if key in result and not isinstance(result[key], KINDS[key])]
+    estimates = [result[key] for key in ("avg", "maj") if key in result]
+    if odd or not all(map(_is_estimate, [*estimates, *result.get("pass", {}).values()])):
+        raise UserError(
+            f"{file} is not as castctl eval writes it ({', '.join(odd) or 'avg, maj or pass'}); "
+            "make it again with --overwrite"
+        )
+    return result
+
+
+def _is_estimate(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int | float) for name in ("mean", "low", "high")
+    )
