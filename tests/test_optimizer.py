@@ -275,9 +275,26 @@ def other_steps(folder: Path) -> None:
     (folder / "optimizer.json").write_text("[3]")
 
 
+def steps_without_end(folder: Path) -> None:
+    (folder / "optimizer.json").write_text('{"steps": 100000000000}')
+
+
+def steps_of_no_number(folder: Path) -> None:
+    (folder / "optimizer.json").write_text('{"steps": 1e400}')
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_tensors, empty_tensors, remove_tensors, remove_steps, cut_steps, other_steps],
+    [
+        spoil_tensors,
+        empty_tensors,
+        remove_tensors,
+        remove_steps,
+        cut_steps,
+        other_steps,
+        steps_without_end,
+        steps_of_no_number,
+    ],
     ids=lambda function: function.__name__,
 )
 def test_a_broken_optimizer_state_is_refused_in_one_line(

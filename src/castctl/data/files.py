@@ -31,6 +31,9 @@ _COMPRESSED = (".gz", ".zst")
 SUFFIXES = (*_KINDS, *(kind + ending for ending in _COMPRESSED for kind in _KINDS[1:]))
 """What the name of a file of rows ends in."""
 
+LONGEST_LINE = 2**28
+"""Bytes of JSON in a line that are too many for one row."""
+
 _BATCH_ROWS = 16384
 
 
@@ -145,7 +148,9 @@ def _array(text: bytes, path: Path) -> list[Row]:
 
 def _lines(file: io.BufferedReader, path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+        if len(line) == LONGEST_LINE:  # packed, it may be a few kilobytes
+            raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE:,} bytes; cut it")
         text = line.removeprefix(BOM_UTF8)  # of any line, since files are joined
         if not text.strip():
             continue

@@ -16,7 +16,7 @@ from castctl.data.columns import find_columns, read_example
 from castctl.data.conversation import Earlier
 from castctl.data.lengths import row_too_long
 from castctl.data.sources import read_source
-from castctl.errors import UserError, one_line
+from castctl.errors import UserError
 from castctl.recipe.recipe import DataSettings
 from castctl.shards.schema import PROMPTS
 
@@ -87,8 +87,8 @@ def load_prompts(data: DataSettings) -> Prompts:
         try:
             example = read_example(row, columns, counts)
         except (UserError, RecursionError) as error:
-            why = f"{source.name}, row {number} counted from 0: {one_line(error)}"
-            raise UserError(why) from None
+            why = "nested too deep" if isinstance(error, RecursionError) else str(error)
+            raise UserError(f"{source.name}, row {number} counted from 0: {why}") from None
         key = example.problem, example.answer, example.earlier
         if data.system_prompt is not None:
             counts[REPLACED] += any(role == "system" for role, _ in example.earlier)

@@ -30,6 +30,10 @@ class Refused(Exception):
     """A template that does not render; the message says why, fit for the middle of a line."""
 
 
+class TooCostly(Refused):
+    """One that takes more time or memory than any prompt needs."""
+
+
 class _Renderer:
     """The process, which starts with the first call and is replaced when it had to be killed."""
 
@@ -43,7 +47,7 @@ class _Renderer:
             if outcome.kind == "timeout":  # once may be the machine's fault
                 outcome = self._outcome(function, args)
         if outcome.kind == "timeout":
-            raise Refused(f"it takes more than {SECONDS:g} s or {BOUNDS.memory}")
+            raise TooCostly(f"it takes more than {SECONDS:g} s or {BOUNDS.memory}")
         if outcome.kind == "error":
             raise Refused(outcome.message or "its process ended")
         value: T = outcome.value

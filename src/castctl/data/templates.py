@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from castctl.data.chat_template import MEND, PLAIN, chat_template, dated
 from castctl.data.conversation import Earlier, Message
 from castctl.data.jinja_chat import ChatTemplate, RenderChats, Talk
 from castctl.data.lengths import surely_longer
-from castctl.data.rendering import Refused, render
+from castctl.data.rendering import Refused, TooCostly, render
 from castctl.data.text_template import TextTemplate
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
@@ -25,11 +24,7 @@ if TYPE_CHECKING:
 PROBE = "castctl asks:\n1 < 2"
 """Stands for a message's text where only its frame is asked for; escaped it is another text."""
 
-MEND = "mend the template (chat_template.jinja in the model's folder), or {}"
-PLAIN = MEND.format("set data.chat=false")
 ALONE = "leave data.system_prompt and the data's messages before the problem out"
-
-_TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")
 
 Asked = tuple[str, Earlier]
 """What the user says, and what was said before."""
@@ -211,6 +206,8 @@ class ChatFormat:
             try:
                 return self._probed(roles, parts)
             except UserError as error:
+                if isinstance(error.__cause__, TooCostly):
+                    raise
                 refused.append(error)
         raise refused[0]  # of the two, plain text is what a template is known to take
 
@@ -268,7 +265,7 @@ class ChatFormat:
             raise UserError(
                 f"the tokenizer's chat template refuses the prompt ({one_line(error)}); mend "
                 "data.system_prompt and data.chat_template_options, or set data.chat=false"
-            ) from None
+            ) from error
 
     def _encode(self, text: str, add_special_tokens: bool = False, **how: Any) -> list[int]:
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, **how).input_ids
@@ -280,26 +277,6 @@ def _turns(messages: Iterable[Message], parts: bool) -> Turns:
         {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
         for role, text in messages
     ]
-
-
-def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template; UserError where it has none."""
-    try:
-        return cast(str, tokenizer.get_chat_template())
-    except ValueError:
-        raise UserError("the tokenizer has no chat template; set data.chat=false") from None
-
-
-def dated(template: str, day: datetime.date) -> str:
-    """A chat template that takes `day` for today's date; UserError where it asks for the date in
-    another way than by `strftime_now` with a format in quotes."""
-    fixed = _TODAY.sub(lambda asked: asked[1] + day.strftime(asked[2]) + asked[1], template)
-    if "strftime_now(" in fixed.replace(" ", ""):
-        raise UserError(
-            "the tokenizer's chat template asks for today's date with a format that is not in "
-            f"quotes, so that it cannot be data.date; {PLAIN}"
-        )
-    return fixed
 
 
 class PromptTemplate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from castctl.errors import UserError
+from castctl.models.folder import check_model_folder
 from castctl.models.loading import CONFIG_FILES, locate_model
 from castctl.models.own_code import refused, runs_own_code
 from castctl.models.positions import context_of
@@ -39,6 +40,7 @@ def model_shape(settings: ModelSettings) -> ModelShape:
     from castctl.models.compatibility import check_architecture, refuse_unpackable
 
     folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
+    check_model_folder(folder)
     trust = runs_own_code(folder, settings, "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
-from castctl.files import regular_files
+from castctl.models.folder import check_model_folder
 from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.recipe import ModelSettings
 
@@ -95,7 +95,7 @@ def fingerprint(folder: Path) -> str:
     Headers alone are equal for every fine-tune of one architecture, so blocks spread over
     each file are hashed with them.
     """
-    regular_files(folder)
+    check_model_folder(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -127,7 +127,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    regular_files(folder)
+    check_model_folder(folder)
     trust = runs_own_code(folder, settings, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -205,7 +205,7 @@ def load_weights(model: Any, folder: Path) -> None:
     import torch
 
     try:
-        regular_files(folder)
+        check_model_folder(folder)
         twin, report = type(model).from_pretrained(
             folder,
             dtype=torch.float32,

@@ -21,6 +21,9 @@ from castctl.verify.worker import Call, Outcome
 if TYPE_CHECKING:
     from castctl.recipe.recipe import VerifierSettings
 
+MOST_CHARACTERS = 10**7
+"""Longest completion that is judged, several times the longest context of a model."""
+
 Verdict = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "error"]
 
 
@@ -108,6 +111,9 @@ def judge(
     for index, (row, box) in enumerate(zip(rows, boxes, strict=True)):
         if row.finish_reason == "error":
             judgements[index] = Judgement(None, "error", message="the completion failed")
+        elif len(row.completion) > MOST_CHARACTERS:
+            why = f"the completion has more than {MOST_CHARACTERS:,} characters"
+            judgements[index] = Judgement(None, "error", message=why)
         elif custom:
             calls[index] = custom, (row.problem, row.completion, row.answer)
         elif row.answer is None:
@@ -144,6 +150,8 @@ def check_error_share(judgements: Sequence[Judgement], settings: VerifierSetting
 
 
 def _final_answer(row: Row) -> Boxed | None:
+    if len(row.completion) > MOST_CHARACTERS:
+        return None
     box = last_boxed(visible(row.completion, row.problem, row.thinking))
     return box if box and box.content.strip() else None
 

@@ -19,6 +19,14 @@ from castctl.stages.evaluate.statistics import Estimate
 Result = dict[str, Any]
 
 
+KINDS: dict[str, Any] = {
+    "name": str, "task": str, "grader": str, "step": int, "k": int, "problems": int,
+    "avg": dict, "maj": dict, "pass": dict, "by_problem": dict,
+    "truncated_share": int | float | None, "length_mean": int | float | None,
+}  # fmt: skip
+"""What a result says, and of which kind it is."""
+
+
 def task_name(task: str) -> str:
     """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
     name, suffix = split_name(Path(task))
@@ -80,6 +88,8 @@ def read_result(folder: StepFolder) -> Result | None:
         return None
     result: Result = read_json(file)
     try:
+        if odd := [k for k, kind in KINDS.items() if k in result and not isinstance(result[k], kind)]:
+            raise TypeError(", ".join(odd))
         estimates = [result.get("avg"), result.get("maj"), *(result.get("pass") or {}).values()]
         for told in filter(None, estimates):
             Estimate(told["mean"], told.get("low"), told.get("high"))
