@@ -29,9 +29,13 @@ def test_an_odd_name_is_refused_with_the_rule_and_leaves_nothing(
         ("compare", "grpo", "cast", *tiny, f"--name={name}"),
     ):
         said = castctl(*command, code=2).stderr.strip().splitlines()[-1]
-        assert "a name has at most 200 bytes" in said or "empty" in said or ".. only at" in said, (
-            command, said,
-        )  # fmt: skip
+        rules = (
+            "a name has at most 200 bytes",
+            "name is empty",
+            ".. only at its start",
+            "run at ..;",
+        )
+        assert any(rule in said for rule in rules), (command, said)
         assert "\x1b" not in said
     assert not list(tmp_path.iterdir())
 
@@ -49,7 +53,7 @@ def test_an_evaluation_is_called_what_a_folder_may_be(
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "with space", "größe-α.v2", "sub/folder/run", "../beside/run", "x" * 200, "(1)"],
+    ["plain", "with space", "größe-7.v2", "sub/folder/run", "../beside/run", "x" * 200, "(1)"],
 )
 def test_other_names_and_paths_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
