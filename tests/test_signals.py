@@ -18,8 +18,9 @@ from commands import Commands
 from runs import SMALL
 
 SLEEPY = """
-import time
+import os, pathlib, time
 def sleepy(problem, completion, answer):
+    pathlib.Path(f"asleep-{os.getpid()}").touch()
     time.sleep(100)
 """
 
@@ -37,12 +38,11 @@ def test_a_signal_ends_the_loop_in_order_and_its_workers_at_once(
                 "verifier.timeout=100", "verifier.workers=2")  # fmt: skip
     words = [word for line in settings for word in ("--set", line)]
     command = commands.start("train", "--run", "r", *words, cwd=tmp_path)
-    parent, workers = psutil.Process(command.pid), list[psutil.Process]()
     deadline = time.monotonic() + 120
-    while len(workers) < 2 or any(w.num_threads() and w.cpu_times().user < 0.1 for w in workers):
+    while len(asleep := list(tmp_path.glob("asleep-*"))) < 2:
         assert command.running() and time.monotonic() < deadline
-        workers = parent.children()
         time.sleep(0.02)
+    workers = [psutil.Process(int(file.name.removeprefix("asleep-"))) for file in asleep]
     run = open_run(str(tmp_path / "runs/r"))
     assert run.manifest["state"] == "running" and str(command.pid) in (run.path / FILE).read_text()
     command.send_signal(number)

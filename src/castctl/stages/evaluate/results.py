@@ -88,7 +88,8 @@ def read_result(folder: StepFolder) -> Result | None:
         return None
     result: Result = read_json(file)
     try:
-        if odd := [k for k, kind in KINDS.items() if k in result and not isinstance(result[k], kind)]:
+        said = result.keys() & KINDS.keys()
+        if odd := sorted(key for key in said if not isinstance(result[key], KINDS[key])):
             raise TypeError(", ".join(odd))
         estimates = [result.get("avg"), result.get("maj"), *(result.get("pass") or {}).values()]
         for told in filter(None, estimates):
