@@ -73,8 +73,6 @@ DRAWN = (
 )
 """Commands that draw, some seconds each."""
 
-EVERY = QUICK + MODELS + DRAWN
-
 SECONDS = 300
 """After which a command counts as hanging."""
 
@@ -182,8 +180,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--only", type=int, help="this mutant alone")
-    parser.add_argument("--commands", type=int, default=len(EVERY), help="of each mutant")
+    parser.add_argument("--commands", type=int, default=99, help="of each mutant, at most")
     parser.add_argument("--quick", action="store_true", help="only commands without a model")
+    parser.add_argument("--draw", action="store_true", help="commands that draw too, 5 s each")
     parser.add_argument("--base", type=Path, help="where a base run lies already, or is to")
     given = parser.parse_args()
     castctl.before_torch()
@@ -193,6 +192,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, hard))
     os.environ["CASTCTL_RUNS"] = "runs"
+    commands = QUICK + (() if given.quick else MODELS) + (DRAWN if given.draw else ())
     base = given.base or Path(tempfile.mkdtemp())
     if not (base / "runs/b").is_dir():
         make_base(base)
@@ -200,8 +200,7 @@ def main() -> None:
     kinds: collections.Counter[str] = collections.Counter()
     began = time.monotonic()
     for done, number in enumerate([given.only] if given.only is not None else numbers, 1):
-        for failure in one_mutant(base, number, given.seed, QUICK if given.quick else EVERY,
-                                  given.commands):  # fmt: skip
+        for failure in one_mutant(base, number, given.seed, commands, given.commands):
             kinds[failure.said.rstrip().splitlines()[-1][:160]] += 1
             print(f"mutant {number}, {failure.damage}\n  {' '.join(failure.command)}\n"
                   f"{failure.said}", flush=True)  # fmt: skip

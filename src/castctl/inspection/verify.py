@@ -16,9 +16,11 @@ from castctl.errors import UserError, one_line
 from castctl.inspection.target import Target, step_folders
 from castctl.progress import Progress
 from castctl.shards.metadata import Metadata
-from castctl.shards.part import Part, content_hash, read_table
+from castctl.shards.part import Part, content_hash, read_json, read_table
 from castctl.shards.schema import SCHEMAS
+from castctl.shards.seal import digests_of
 from castctl.shards.stage import StepFolder, check_aligned
+from castctl.stages.train.metrics import Metrics
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
 
@@ -40,7 +42,7 @@ def verify(target: Target, progress: Progress) -> Verification:
     Of each part: that its bytes and its values are those that were written, that it keeps the
     contract, has the rows of the others in their order, was made from the parts that are there, and
     says the step and number it is filed under. Of each step: that its stages have the same parts.
-    Of checkpoints: that the tensors are all there.
+    Of checkpoints: that the tensors are all there, and each file as it was saved.
     """
     found = Verification()
     steps, tensors, prompts = target.steps, list[Path](), None
@@ -50,8 +52,11 @@ def verify(target: Target, progress: Progress) -> Verification:
                        for step in step_folders(task)]  # fmt: skip
         steps = [StepFolder(run_folder), *steps, *evaluations]
         tensors = sorted((run_folder / "checkpoints").glob("step-*/**/*.safetensors"))
+        _check_metrics(run_folder / "metrics.parquet", found)
         for name in ("metrics", "dropped"):
             _check_table(run_folder / f"{name}.parquet", name, found)
+        for folder in sorted((run_folder / "checkpoints").glob("step-*")):
+            _check_checkpoint(folder, found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)
         _check_json(sorted(run_folder.glob("checkpoints/step-*/castctl.json")), found)
     if target.run is not None and target.run.prompts_folder.parts("prompts"):
@@ -184,6 +189,32 @@ def _check_tensors(file: Path, found: Verification) -> None:
         found.problems.append(f"{file} does not load ({one_line(error)})")
 
 
+def _check_metrics(file: Path, found: Verification) -> None:
+    if not file.exists():
+        return
+    try:
+        Metrics(file)
+    except UserError as error:
+        found.problems.append(str(error))
+
+
+def _check_checkpoint(folder: Path, found: Verification) -> None:
+    """The files of a checkpoint are those that were saved."""
+    try:
+        recorded = read_json(folder / "castctl.json").get("sha256")
+    except UserError:  # told where every JSON file is read
+        return
+    if not isinstance(recorded, dict):
+        found.unsealed.append(folder)
+        return
+    there = digests_of(folder)
+    for name, digest in recorded.items():
+        if name not in there:
+            found.problems.append(f"{folder / name} is gone")
+        elif there[name] != digest:
+            found.problems.append(f"{folder / name} is not as it was saved; take another step's")
+
+
 def _check_table(file: Path, kind: str, found: Verification) -> None:
     """A table beside the parts that is as it was written."""
     if not file.exists():
@@ -191,7 +222,8 @@ def _check_table(file: Path, kind: str, found: Verification) -> None:
     try:
         table, made = read_table(file, kind)
     except UserError as error:
-        found.problems.append(str(error))
+        if not any(problem.startswith(str(file)) for problem in found.problems):
+            found.problems.append(str(error))
     else:
         # Parquet has a name of its own for what is in a list, and hashes count it.
         named = {f.name: pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type
