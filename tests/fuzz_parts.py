@@ -5,6 +5,7 @@ a bug, printed with the number that makes it again.
 
     python tests/fuzz_parts.py --mutants 3000 --seed 1
     python tests/fuzz_parts.py --only 1234 --seed 1
+    python tests/fuzz_parts.py --flips 700
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ import numpy as np
 
 import castctl
 from castctl.errors import UserError
+from castctl.inspection.target import Target, find_target
+from castctl.inspection.verify import Verification, verify
+from castctl.progress import Silent
 from mutants import mutate
 
 STEP = "runs/a/step-00000"
@@ -72,8 +76,6 @@ DRAWN = (
     ("compare", "a", "b"),
 )
 """Commands that draw, some seconds each."""
-
-EVERY = QUICK + MODELS + DRAWN
 
 SECONDS = 300
 """After which a command counts as hanging."""
@@ -176,14 +178,53 @@ def _sample(folder: Path) -> str:
     return "a/0"
 
 
+def verified(folder: Path) -> Verification:
+    """What `inspect --verify` finds in a folder with one part, or with metrics alone."""
+    files = list(folder.rglob("part-*.parquet"))
+    return verify(find_target(str(files[0])) if files else Target(folder, None), Silent())
+
+
+def missed_flips(folder: Path, count: int, seed: int) -> list[int]:
+    """The bits of the one file in a folder, of `count` turned one at a time, that nobody missed."""
+    [file] = folder.rglob("*.parquet")
+    whole = file.read_bytes()
+    chosen = np.random.default_rng(seed).choice(8 * len(whole), count, replace=False)
+    missed = []
+    for bit in chosen.tolist():
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        if not verified(folder).problems:
+            missed.append(bit)
+    file.write_bytes(whole)
+    return missed
+
+
+def flip(base: Path, count: int, seed: int) -> int:
+    """Turn bits of a file of each kind; how many were missed."""
+    total = 0
+    for file in dict.fromkeys(sorted(files_of(base), key=lambda f: f.parent.name)):
+        with tempfile.TemporaryDirectory() as place:
+            part = file.name.startswith("part-")
+            copy = Path(place, "step-00000", file.parent.name) if part else Path(place)
+            copy.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy / file.name)
+            missed = missed_flips(Path(place), count, seed)
+        print(f"{file.relative_to(base)}: {len(missed)} of {count} bits missed {missed[:5]}")
+        total += len(missed)
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mutants", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--only", type=int, help="this mutant alone")
-    parser.add_argument("--commands", type=int, default=len(EVERY), help="of each mutant")
+    parser.add_argument("--commands", type=int, default=99, help="of each mutant, at most")
     parser.add_argument("--quick", action="store_true", help="only commands without a model")
+    parser.add_argument("--draw", action="store_true", help="commands that draw too, 5 s each")
+    parser.add_argument("--flips", type=int, help="turn so many bits of each file, and no more")
     parser.add_argument("--base", type=Path, help="where a base run lies already, or is to")
     given = parser.parse_args()
     castctl.before_torch()
@@ -193,15 +234,17 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, hard))
     os.environ["CASTCTL_RUNS"] = "runs"
+    commands = QUICK + (() if given.quick else MODELS) + (DRAWN if given.draw else ())
     base = given.base or Path(tempfile.mkdtemp())
     if not (base / "runs/b").is_dir():
         make_base(base)
+    if given.flips:
+        sys.exit(1 if flip(base, given.flips, given.seed) else 0)
     numbers = range(given.first, given.first + given.mutants)
     kinds: collections.Counter[str] = collections.Counter()
     began = time.monotonic()
     for done, number in enumerate([given.only] if given.only is not None else numbers, 1):
-        for failure in one_mutant(base, number, given.seed, QUICK if given.quick else EVERY,
-                                  given.commands):  # fmt: skip
+        for failure in one_mutant(base, number, given.seed, commands, given.commands):
             kinds[failure.said.rstrip().splitlines()[-1][:160]] += 1
             print(f"mutant {number}, {failure.damage}\n  {' '.join(failure.command)}\n"
                   f"{failure.said}", flush=True)  # fmt: skip

@@ -13,13 +13,11 @@ import pytest
 
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
-from castctl.inspection.target import Target, find_target
-from castctl.inspection.verify import Verification, verify
-from castctl.progress import Silent
 from castctl.report.run_page import verification_page
 from castctl.shards.part import METADATA_KEY, content_hash, read_metadata, read_part, write_part
 from castctl.shards.schema import SCHEMAS
 from castctl.stages.train.metrics import Metrics
+from fuzz_parts import missed_flips, verified
 from random_steps import write_step
 
 FLIPS = 100
@@ -58,23 +56,11 @@ def _write_dropped(path: Path) -> None:
                 "long"}], DROPPED), {})  # fmt: skip
 
 
-def _verified(folder: Path) -> Verification:
-    files = list(folder.rglob("part-*.parquet"))
-    return verify(find_target(str(files[0])) if files else Target(folder, None), Silent())
-
-
 @pytest.mark.parametrize("kind", FILES)
 def test_verify_misses_no_flipped_bit(written: Path, tmp_path: Path, kind: str) -> None:
     folder = Path(shutil.copytree(written / kind, tmp_path / kind))
-    assert _verified(folder).problems == [] and _verified(folder).unsealed == []
-    [file] = folder.rglob("*.parquet")
-    whole = file.read_bytes()
-    rng = np.random.default_rng(FILES.index(kind))
-    for bit in rng.choice(8 * len(whole), FLIPS, replace=False).tolist():
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(content)
-        assert _verified(folder).problems, bit
+    assert verified(folder).problems == [] and verified(folder).unsealed == []
+    assert missed_flips(folder, FLIPS, FILES.index(kind)) == []
 
 
 @pytest.mark.parametrize("place", [b'"seed": 1234', b"castctl.sha256", b"castctl", b"PAR1", b"zst"])
@@ -108,7 +94,7 @@ def test_values_changed_by_another_program_are_told(written: Path, tmp_path: Pat
     pq.write_table(better.replace_schema_metadata(only_ours), file)
     with pytest.raises(UserError, match="changed by another program"):
         read_part(file, "rewards")
-    assert len(_verified(folder).problems) == 1
+    assert len(verified(folder).problems) == 1
     pq.write_table(better.replace_schema_metadata(None), file)
     assert read_part(file, "rewards").metadata is None  # one made elsewhere, by its own account
 
@@ -124,7 +110,7 @@ def test_parts_of_an_older_castctl_are_read_and_said_to_carry_no_checksum(
     raw = {METADATA_KEY: json.dumps(old).encode()}
     pq.write_table(before.table.replace_schema_metadata(raw), file)
     assert content_hash(read_part(file, "rollouts").table) == content_hash(before.table)
-    found = _verified(folder)
+    found = verified(folder)
     assert found.problems == [] and found.unsealed == [file] and found.foreign == []
     shown = "".join(str(each) for each in verification_page(found).renderables)
     assert "1 of an older castctl, which wrote no checksums" in shown
@@ -135,5 +121,5 @@ def test_a_prompt_that_is_not_its_ids_is_found_without_any_checksum(tmp_path: Pa
     rows = [{"prompt_id": prompt_id("1 + 1 = ?", "2"), "problem": "1 + 1 = ?", "answer": "3"}]
     table = pa.Table.from_pylist(rows, SCHEMAS["prompts"])
     write_part(folder / "prompts/part-00000.parquet", "prompts", table, {})
-    [problem] = _verified(folder).problems
+    [problem] = verified(folder).problems
     assert "1 prompts are not those of their prompt_id" in problem

@@ -376,6 +376,13 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def _turn(path: Path) -> None:
+    """Turn a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
 def _reverse(folder: StepFolder) -> None:
     there = folder.read("rewards", 0)
     backwards = there.table.take(list(reversed(range(there.table.num_rows))))
@@ -423,6 +430,18 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "tensors cut short": (
         lambda run: _cut(run.checkpoint(2) / "teacher/model.safetensors"),
         "teacher/model.safetensors does not load",
+    ),
+    "a bit of a tensor turned": (
+        lambda run: _turn(run.checkpoint(2) / "optimizer.safetensors"),
+        "step-00002/optimizer.safetensors is not as it was saved",
+    ),
+    "a bit of the metrics turned": (
+        lambda run: _turn(run.path / "metrics.parquet"),
+        "metrics.parquet is cut short, damaged or changed by another program",
+    ),
+    "a tokenizer gone": (
+        lambda run: (run.checkpoint(1) / "tokenizer.json").unlink(),
+        "step-00001/tokenizer.json is gone",
     ),
     "an evaluation cut short": (
         lambda run: _cut(run.path / "eval/embedded/step-00002/rewards/part-00000.parquet"),

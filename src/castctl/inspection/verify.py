@@ -19,6 +19,7 @@ from castctl.runs.run import Run
 from castctl.shards.metadata import Metadata
 from castctl.shards.part import Part, content_hash, read_json, read_table
 from castctl.shards.schema import SCHEMAS
+from castctl.shards.seal import digests_of
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.train.metrics import Metrics, named_steps
 
@@ -42,7 +43,8 @@ def verify(target: Target, progress: Progress) -> Verification:
     Of each part: that its bytes and its values are those that were written, that it keeps the
     contract, has the rows of the others in their order, was made from the parts that are there, and
     says the step and number it is filed under. Of each step: that its stages have the same parts.
-    Of checkpoints: that the tensors are all there. Of the metrics: that no step lacks its row.
+    Of checkpoints: that the tensors are all there, and each file as it was saved. Of the metrics:
+    that no step lacks its row.
     """
     found = Verification()
     steps, tensors, prompts = target.steps, list[Path](), None
@@ -56,6 +58,8 @@ def verify(target: Target, progress: Progress) -> Verification:
         for name in ("metrics", "dropped"):
             _check_table(run_folder / f"{name}.parquet", name, found)
         _check_metrics(run_folder, target.run, found)
+        for folder in sorted((run_folder / "checkpoints").glob("step-*")):
+            _check_checkpoint(folder, found)
         _check_json(sorted(run_folder.glob("eval/*/step-*/results.json")), found)
         _check_json(sorted(run_folder.glob("checkpoints/step-*/castctl.json")), found)
     if target.run is not None and target.run.prompts_folder.parts("prompts"):
@@ -196,6 +200,9 @@ def _check_metrics(folder: Path, run: Run | None, found: Verification) -> None:
     file = folder / "metrics.parquet"
     try:
         metrics = Metrics(file)
+    except UserError:  # told where every table is read
+        return
+    try:
         state = None if run is None else run.manifest.get("state")
     except UserError as error:
         found.problems.append(str(error))
@@ -215,6 +222,23 @@ def _check_metrics(folder: Path, run: Run | None, found: Verification) -> None:
         found.problems.append(f"{file} lacks {named_steps(lost)} of the {done} that are done")
 
 
+def _check_checkpoint(folder: Path, found: Verification) -> None:
+    """The files of a checkpoint are those that were saved."""
+    try:
+        recorded = read_json(folder / "castctl.json").get("sha256")
+    except UserError:  # told where every JSON file is read
+        return
+    if not isinstance(recorded, dict):
+        found.unsealed.append(folder)
+        return
+    there = digests_of(folder)
+    for name, digest in recorded.items():
+        if name not in there:
+            found.problems.append(f"{folder / name} is gone")
+        elif there[name] != digest:
+            found.problems.append(f"{folder / name} is not as it was saved; take another step's")
+
+
 def _check_table(file: Path, kind: str, found: Verification) -> None:
     """A table beside the parts that is as it was written."""
     if not file.exists():
@@ -222,7 +246,8 @@ def _check_table(file: Path, kind: str, found: Verification) -> None:
     try:
         table, made = read_table(file, kind)
     except UserError as error:
-        found.problems.append(str(error))
+        if not any(problem.startswith(str(file)) for problem in found.problems):
+            found.problems.append(str(error))
     else:
         # Parquet has a name of its own for what is in a list, and hashes count it.
         named = {f.name: pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +42,20 @@ def is_whole(content: bytes | bytearray) -> bool | None:
     if place is None:
         return None
     return content[place : place + len(_BLANK)] == _digest(content, place)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by its path there; files are read side by side."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock
+        digests = list(pool.map(_file_digest, files))
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return dict(zip(names, digests, strict=True))
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _place(content: bytes | bytearray) -> int | None:

@@ -14,6 +14,7 @@ from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, read_json, sync_folder, sync_tree
+from castctl.shards.seal import digests_of
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.provenance import STATE_FILE
 
@@ -50,6 +51,7 @@ def save_checkpoint(
             "teacher": state.teacher.settings.kind,
             "teacher_refreshed_at": state.teacher.refreshed_at,
             "provenance": provenance,
+            "sha256": digests_of(temporary),
         }
         (temporary / STATE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         sync_tree(temporary)
