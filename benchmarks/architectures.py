@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from castctl.models.positions import context_of
 from castctl.models.twin import twin_of
 from castctl.recipe.recipe import SamplingSettings
 
-SECONDS = 60
+SECONDS = 20
 """Of the processor; an architecture that takes longer stays untested."""
 TOLERANCE = 2e-3
 """Nats, and the share of a gradient's norm."""
@@ -81,6 +81,7 @@ FILLED: dict[str, dict[str, Any]] = {
 """What a class leaves empty and every published configuration fills."""
 
 Verdict = tuple[str, str]
+UNTRIED: Verdict = ("untested", "not tried yet")
 
 
 def names() -> list[str]:
@@ -191,42 +192,55 @@ def apart(name: str) -> Verdict:
     return found, reason
 
 
-def table(verdicts: Iterable[tuple[str, Verdict]]) -> str:
+def table(verdicts: Mapping[str, Verdict]) -> str:
     """The table in Markdown."""
     lines = ["| architecture | castctl | why |", "| --- | --- | --- |"]
-    for name, (found, reason) in verdicts:
+    for name, (found, reason) in verdicts.items():
         reason = re.sub(r"\s+", " ", reason).replace("|", "/").replace("<", "&lt;")
         lines.append(f"| {name} | {found} | {reason} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 
-def read_table(text: str) -> dict[str, Verdict]:
-    """The verdicts of a table that `table` made, by architecture."""
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
-    return {row[0].strip(): (row[1].strip(), row[2].strip()) for row in rows[1:] if len(row) == 3}
+def read_table(page: str) -> dict[str, Verdict]:
+    """The verdicts of a page that this script wrote, by architecture."""
+    rows = [line.strip("|").split("|") for line in page.split(MARK)[1].splitlines()]
+    return {row[0].strip(): (row[1].strip(), row[2].strip()) for row in rows if len(row) == 3}
+
+
+def written(page: str, tried: Mapping[str, Verdict]) -> str:
+    """The page with what was tried now; other rows stay, and what has none is untested."""
+    known = {name: UNTRIED for name in names()} | read_table(page) | dict(tried)
+    verdicts = {name: known[name] for name in names()}
+    counts = Counter(found for found, _ in verdicts.values())
+    before, _, after = page.split(MARK)
+    return (
+        f"{before}{MARK}\n\nWith transformers {transformers.__version__}: {counts['right']} right, "
+        f"{counts['refused']} refused, {counts['untested']} untested.\n\n"
+        f"{table(verdicts)}\n\n{MARK}{after}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="only these architectures")
-    parser.add_argument("--write", type=Path, help="the page whose table is made anew")
+    parser.add_argument("--write", type=Path, help="the page whose table is brought up to date")
+    parser.add_argument("--untried", action="store_true", help="only what the page has not yet")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    verdicts = []
-    for name in options.names or names():
-        verdicts.append((name, apart(name)))
-        print(*verdicts[-1][1], name, file=sys.stderr, flush=True)
-    counts = Counter(found for _, (found, _) in verdicts)
-    made = (
-        f"With transformers {transformers.__version__}: {counts['right']} right, "
-        f"{counts['refused']} refused, {counts['untested']} untested.\n\n{table(verdicts)}"
-    )
+    wanted = options.names or names()
+    if options.untried:
+        there = read_table(options.write.read_text(encoding="utf-8"))
+        wanted = [name for name in wanted if there.get(name, UNTRIED) == UNTRIED]
+    tried = {}
+    for name in wanted:
+        tried[name] = apart(name)
+        print(*tried[name], name, file=sys.stderr, flush=True)
+        if options.write is not None:
+            page = options.write.read_text(encoding="utf-8")
+            options.write.write_text(written(page, {name: tried[name]}), encoding="utf-8")
     if options.write is None:
-        print(made)
-    else:
-        before, _, after = options.write.read_text().split(MARK)
-        options.write.write_text(f"{before}{MARK}\n\n{made}\n\n{MARK}{after}")
-    if any(found == "wrong" for _, (found, _) in verdicts):
+        print(table(tried))
+    if any(found == "wrong" for found, _ in tried.values()):
         sys.exit(1)
 
 

@@ -19,6 +19,8 @@ WINDOW = 8
 ORIGINAL = 16
 CONTEXT = 64
 HEAD_SIZE = 32
+LARGEST = 300_000_000
+"""Weights of a twin at most: 2.4 GB for the two of them."""
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 MOST: tuple[tuple[str, int], ...] = (
@@ -55,11 +57,10 @@ def twin_of(kind: type, config: Any, seed: int = 0) -> tuple[Any, Any]:
     for narrow in (True, False):
         try:
             small = shrunken(config, narrow)
+            _refuse_large(kind, small)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                ours = _built(kind, small, attention.NAME)
-                _peak(ours)
-            theirs = _built(kind, small, "eager")
+                ours, theirs = (_built(kind, small, way) for way in (attention.NAME, "eager"))
+            _peak(ours, torch.Generator().manual_seed(seed))
             theirs.load_state_dict(ours.state_dict())
             _run(theirs)
             return ours, theirs
@@ -67,6 +68,13 @@ def twin_of(kind: type, config: Any, seed: int = 0) -> tuple[Any, Any]:
             error = error or reason
     assert error is not None
     raise error
+
+
+def _refuse_large(kind: Any, config: Any) -> None:
+    with torch.device("meta"):
+        size = sum(p.numel() for p in kind._from_config(copy.deepcopy(config)).parameters())
+    if size > LARGEST:
+        raise ValueError(f"it has {size / 1e6:,.0f} million weights still")
 
 
 def _run(model: Any) -> None:
@@ -92,15 +100,15 @@ def still(model: Any) -> None:
 
 
 @torch.no_grad()
-def _peak(model: Any) -> None:
+def _peak(model: Any, generator: torch.Generator) -> None:
     """Weights under which tokens matter: usual ones give every token the same probability."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            parameter.normal_(0, 1.5 / min(parameter.shape[-2:]) ** 0.5)
+            parameter.normal_(0, 1.5 / min(parameter.shape[-2:]) ** 0.5, generator=generator)
         elif name.endswith(("bias", "sinks")):
-            parameter.normal_(0, 0.5)
+            parameter.normal_(0, 0.5, generator=generator)
         else:
-            parameter.uniform_(0.5, 1.5)
+            parameter.uniform_(0.5, 1.5, generator=generator)
 
 
 def shrunken(config: Any, narrow: bool = True) -> Any:
