@@ -126,7 +126,7 @@ def write_step(
         row |= {
             "verdict": "correct" if correct else "wrong", "reward": float(correct),
             "extracted": row["problem"][:60], "answer_start": 0, "answer_end": 1, "seconds": 0.0,
-            "group_kind": "mixed", "kept": True, "base": 1.0 if correct else -1.0,
+            "group_kind": "mixed", "kept": True, "base": 1 / 3**0.5 if correct else -1.0,
             "flipped": (values[0] > 1).tolist(),
         }  # fmt: skip
     size = -(-len(texts) // parts) * n

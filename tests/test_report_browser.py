@@ -139,6 +139,16 @@ def test_opens_with_the_first_completion_and_few_rows(browser: Any) -> None:
     assert outer, "the page is wider than the window"
 
 
+def test_what_is_read_at_a_glance_has_three_digits(browser: Any) -> None:
+    """The exact value of a token is told on hover; a fact of a completion is not seven digits."""
+    facts = browser.execute_script(
+        "return [...document.querySelectorAll('#detail .facts > div')].map((each) =>"
+        " [each.firstChild.textContent, each.lastChild.textContent])"
+    )
+    told = {name: said for name, said in facts if name in ("Reward", "Base advantage")}
+    assert told == {"Reward": "1", "Base advantage": "0.577"}
+
+
 def test_hostile_tokens_are_shown_as_text(browser: Any) -> None:
     shown = text(browser, "#tokens")
     for words in (HOSTILE["script"], HOSTILE["image"], HOSTILE["template"], "\\u202e", "\\x1b[31m"):
