@@ -98,7 +98,6 @@ LARGE = [
     (("train", "--set", "seed=0x" + "f" * 9999), "seed holds a number that is far too large"),
     (("train", "--set", f"train.part_size={10**12}"), "train.part_size: input should be less"),
     (("eval", "--max-tokens", str(10**12)), "max_tokens: input should be less than or equal"),
-    (("score", "--set", f"verifier.workers={10**9}"), "no run here yet"),
     (("train", "--set", f"verifier.workers={10**9}"), "verifier.workers: input should be less"),
     (("train", "--set", "verifier.timeout=1e300"), "verifier.timeout: input should be less"),
     (("train", "--set", "verifier.memory_gb=1e300"), "verifier.memory_gb: input should be less"),

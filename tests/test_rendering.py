@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from typing import Any
 
 import pytest
+from psutil import Process
 from transformers import PreTrainedTokenizerBase
 
 from castctl.data.conversation import Message
@@ -105,6 +107,19 @@ def test_a_text_of_far_too_many_characters_is_not_tokenised() -> None:
     prompt = asked("{{ problem * 4000 }}", byte_tokenizer())
     assert prompt.lengths([("a", ()), ("a" * 1000, ())], 64) == [4000 + len(FRAME), 65]
     assert len("a" * 1000 * 4000) > CHARACTERS_A_TOKEN * 64
+
+
+def test_ctrl_c_leaves_the_process_of_templates_alone() -> None:
+    prompt = asked("{{ problem }}!", byte_tokenizer())
+    assert "before!" in prompt.text("before")
+    workers = [
+        each for each in Process().children() if "castctl.verify" in " ".join(each.cmdline())
+    ]
+    assert workers
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+    assert "after!" in prompt.text("after")
+    assert all(worker.is_running() for worker in workers)
 
 
 def test_a_fork_renders_in_a_process_of_its_own() -> None:

@@ -6,6 +6,7 @@ Jinja's sandbox keeps them from the machine, but lets them loop for ever and fil
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -55,18 +56,28 @@ class _Renderer:
 
     def _outcome(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         try:
-            if self._worker is None or not self._worker.alive:
-                self._close()
-                self._worker = WorkerProcess(BOUNDS)
-            self._worker.start((function, args))
-            while (outcome := self._worker.outcome()) is None:
-                wait([self._worker.connection], max(0.0, self._worker.deadline - time.monotonic()))
-            if self._worker.worn:
+            worker = self._ready()
+            worker.start((function, args))
+            while (outcome := worker.outcome()) is None:
+                wait([worker.connection], max(0.0, worker.deadline - time.monotonic()))
+            if worker.worn:
                 self._close()
             return outcome
         except BaseException:  # Ctrl-C as well: this answer must not be taken for the next one
             self._close()
             raise
+
+    def _ready(self) -> WorkerProcess:
+        if self._worker is not None and self._worker.alive:
+            return self._worker
+        self._close()
+        # Born with Ctrl-C blocked, so that only the parent answers it.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            worker = self._worker = WorkerProcess(BOUNDS)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        return worker
 
     def _close(self) -> None:
         worker, self._worker = self._worker, None
