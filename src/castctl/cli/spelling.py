@@ -25,7 +25,7 @@ class SpelledCommand(TyperCommand):
             return super().parse_args(ctx, list(self._respelled(args)))
         except Exception as error:
             said = getattr(error, "format_message", str)()
-            extra = re.search(r"unexpected extra arguments? \((.+)\)", said)
+            extra = re.search(r"unexpected extra argument\S* \((.+)\)", said)
             if extra and any("--recipe" in each.opts for each in self.params):
                 raise UserError(
                     f"castctl {self.name} takes no {extra[1]}; name a recipe with --recipe, a run "
