@@ -46,7 +46,7 @@ def rewritten(
     raw = None
     if said is not None:
         made = json.loads(table.schema.metadata[METADATA_KEY])
-        del made["content"]  # as an older castctl wrote it, without a seal
+        made.pop("content", None)  # as an older castctl wrote it, without a seal
         raw = {METADATA_KEY: json.dumps(said(made)).encode()}
     pq.write_table(change(table).replace_schema_metadata(raw), path)
 
