@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import shutil
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pytest
 
 from castctl.errors import UserError
 from castctl.progress import Silent
-from castctl.runs.run import create_run
+from castctl.runs.run import Run, create_run
 from castctl.shards.part import Metadata, read_metadata, write_part
 from castctl.shards.stage import StepFolder
 from castctl.stages.one_step import rollout_stage, score_stage
@@ -39,13 +39,25 @@ def shifted(folder: StepFolder, by: float, token: slice, changed: Metadata | Non
 EVERY = slice(None)
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with the rollouts of a step."""
+    recipe = small_recipe("grpo", "model.device=cpu", "train.prompts_per_step=1")
+    run = create_run(recipe, str(tmp_path_factory.mktemp("gap") / "run"), "test")
+    rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
+    return run
+
+
 @pytest.fixture
-def step(tmp_path: Path) -> tuple[StepFolder, Callable[[], None]]:
-    """A sampled step, and what scores it."""
-    run = create_run(small_recipe("grpo", "model.device=cpu"), str(tmp_path / "run"), "test")
-    source = policy_at(run, 0)
-    rollout_stage(run, 0, source, progress=Silent())
-    return run.step(0), lambda: score_stage(run, 0, source, None, progress=Silent())
+def step(sampled: Run) -> Iterator[tuple[StepFolder, Callable[[], None]]]:
+    """The sampled step, and what scores it."""
+    folder, source = sampled.step(0), policy_at(sampled, 0)
+    path = folder.part_path("rollouts", 0)
+    original = path.read_bytes()
+    yield folder, lambda: score_stage(sampled, 0, source, None, progress=Silent())
+    path.write_bytes(original)
+    for stage in ("rewards", "signals"):
+        shutil.rmtree(folder.path / stage, ignore_errors=True)
 
 
 def test_a_sampler_of_another_policy_stops_the_score_stage(
@@ -56,7 +68,11 @@ def test_a_sampler_of_another_policy_stops_the_score_stage(
     with pytest.raises(UserError, match=r"part-00000.*0\.02 nats a token.*0\.01 is the most"):
         score()
     assert not folder.has("signals", 0)
-    shifted(folder, 0.02, EVERY)  # as it was, but for rounding
+
+
+def test_rounding_stops_nothing(step: tuple[StepFolder, Callable[[], None]]) -> None:
+    folder, score = step
+    shifted(folder, -0.001, EVERY)
     score()
     assert folder.has("signals", 0)
 
@@ -88,10 +104,10 @@ def test_one_token_that_is_nats_away_stops_even_bfloat16(
         score()
 
 
-def test_the_loop_stops_before_the_weights_move(tmp_path: Path) -> None:
-    run = create_run(small_recipe("grpo", "model.device=cpu"), str(tmp_path / "run"), "test")
-    rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
-    shifted(run.step(0), -0.5, EVERY)
+def test_the_loop_stops_before_the_weights_move(
+    sampled: Run, step: tuple[StepFolder, Callable[[], None]]
+) -> None:
+    shifted(step[0], -0.5, EVERY)
     with pytest.raises(UserError, match="under the sampler"):
-        train(run, Silent(), lambda row: None)
-    assert not run.checkpoints()
+        train(sampled, Silent(), lambda row: None)
+    assert not sampled.checkpoints()

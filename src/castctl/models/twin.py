@@ -180,7 +180,8 @@ def _narrow(small: dict[str, Any]) -> None:
         return
     size = small.get("head_dim") or small[width] // small[heads]
     if not _holds_list(small.get("rope_parameters")):
-        size = min(size, small["qk_rope_head_dim"] if latent else HEAD_SIZE)
+        least = small["qk_rope_head_dim"] if latent else small.get("rotary_dim") or 0
+        size = min(size, max(least, 0 if latent else HEAD_SIZE))
     if isinstance(small.get("head_dim"), int):
         small["head_dim"] = size
     keys = small.get("num_key_value_heads")
