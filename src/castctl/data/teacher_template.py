@@ -90,8 +90,11 @@ class TeacherTemplate:
 
         Raises UserError where the problem lacks what it tells.
         """
-        [(text, _)] = self._asked([(problem, answer, solution, earlier)])
-        return self._format.ids(text, earlier)
+        return self.render_all([(problem, answer, solution, earlier)])[0]
+
+    def render_all(self, told: Sequence[Told]) -> list[list[int]]:
+        """`render` of each problem."""
+        return self._format.all_ids(self._asked(told))
 
     def lengths(self, told: Sequence[Told]) -> list[int]:
         """How many token ids each prompt has; `max_prompt_tokens + 1` where it is surely longer."""

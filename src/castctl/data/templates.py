@@ -127,8 +127,11 @@ class ChatFormat:
         `<|im_end|>` does not end the message. Raises UserError where the chat template does not
         hold each message once and as it is, or does not end where an answer begins.
         """
-        [prompt] = self._rendered([(user, earlier)])
-        return self._ids(prompt)
+        return self.all_ids([(user, earlier)])[0]
+
+    def all_ids(self, asked: Sequence[Asked]) -> list[list[int]]:
+        """`ids` of each prompt; a process of templates is asked for many at once."""
+        return [self._ids(prompt) for prompt in self._rendered(asked)]
 
     def lengths(self, asked: Sequence[Asked], most: int | None = None) -> list[int]:
         """How many token ids each prompt has; `most + 1` where its text is surely longer than
@@ -305,14 +308,20 @@ class PromptTemplate:
 
     def render(self, problem: str, earlier: Earlier = ()) -> list[int]:
         """Token ids of the prompt, ready to be continued by the model's answer."""
-        return self.format.ids(self.user_text(problem), earlier)
+        return self.render_all([(problem, earlier)])[0]
+
+    def render_all(self, problems: Sequence[Asked]) -> list[list[int]]:
+        """`render` of each problem after what was said before."""
+        return self.format.all_ids(self._asked(problems))
 
     def lengths(self, problems: Sequence[Asked], most: int | None = None) -> list[int]:
         """How many token ids the prompt of each problem, after what was said before, has;
         `most + 1` where it is surely longer than `most`."""
+        return self.format.lengths(self._asked(problems), most)
+
+    def _asked(self, problems: Sequence[Asked]) -> list[Asked]:
         users = self.user_texts([problem for problem, _ in problems])
-        asked = [(user, earlier) for user, (_, earlier) in zip(users, problems, strict=True)]
-        return self.format.lengths(asked, most)
+        return [(user, earlier) for user, (_, earlier) in zip(users, problems, strict=True)]
 
     def text(self, problem: str, earlier: Earlier = ()) -> str:
         """The prompt for people: what `render` turns into token ids."""

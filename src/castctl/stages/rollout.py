@@ -98,10 +98,9 @@ def rollout_provenance(
 
 
 def _render(rows: pa.Table, template: PromptTemplate) -> list[np.ndarray]:
-    asked = zip(rows["problem"].to_pylist(), rows["earlier"].to_pylist(), strict=True)
-    return [
-        np.array(template.render(problem, earlier_in(cell)), np.int32) for problem, cell in asked
-    ]
+    columns = (rows[name].to_pylist() for name in ("problem", "earlier"))
+    asked = [(problem, earlier_in(cell)) for problem, cell in zip(*columns, strict=True)]
+    return [np.array(ids, np.int32) for ids in template.render_all(asked)]
 
 
 def _table(

@@ -152,14 +152,14 @@ class PartScorer:
         if template is None:
             return self._prompts
         names = ("prompt_id", "problem", "answer", "solution", "earlier")
-        rendered: dict[str, Ids] = {}
-        rows = []
-        columns = (self._rollouts[name].to_pylist() for name in names)
-        for id, problem, answer, solution, cell in zip(*columns, strict=True):
-            if id not in rendered:
-                ids = template.render(problem, answer, solution, earlier_in(cell))
-                rendered[id] = np.array(ids, np.int32)
-            rows.append(rendered[id])
+        columns = [self._rollouts[name].to_pylist() for name in names]
+        told = {
+            id: (problem, answer, solution, earlier_in(cell))
+            for id, problem, answer, solution, cell in zip(*columns, strict=True)
+        }
+        prompts = (np.array(ids, np.int32) for ids in template.render_all([*told.values()]))
+        rendered = dict(zip(told, prompts, strict=True))
+        rows: list[Ids] = [rendered[id] for id in columns[0]]
         longest = max(map(len, rows), default=0)
         room = self._scorers.policy.model.context_tokens
         if longest >= room:
