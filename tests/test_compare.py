@@ -418,7 +418,7 @@ def refused(castctl: Cli, *arguments: str) -> str:
 WRONG = [
     (["tinny"], "tinny is no recipe's file, no recipe's name and no run; did you mean tiny?"),
     (["nothing/there.yaml"], "recipes known by name: "),
-    (["x" * 300], "cannot be read: File name too long"),
+    (["x" * 300], "File name too long"),
     (["tiny", "--seeds", "0"], "Invalid value for '--seeds'"),
     (["runs/made"], "runs/made is a comparison; name one of the runs in it"),
     (["runs/made/cast-seed-0", "--seeds", "2"], "every entry is a finished run, taken as it is"),
