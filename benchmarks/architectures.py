@@ -205,8 +205,9 @@ def table(verdicts: Mapping[str, Verdict]) -> str:
 
 def read_table(page: str) -> dict[str, Verdict]:
     """The verdicts of a page that this script wrote, by architecture."""
-    rows = [line.strip("|").split("|") for line in page.split(MARK)[1].splitlines()]
-    return {row[0].strip(): (row[1].strip(), row[2].strip()) for row in rows if len(row) == 3}
+    lines = [line for line in page.split(MARK)[1].splitlines() if line.startswith("| ")]
+    rows = [line.strip("|").split("|") for line in lines]
+    return {row[0].strip(): (row[1].strip(), row[2].strip()) for row in rows[2:]}
 
 
 def written(page: str, tried: Mapping[str, Verdict]) -> str:

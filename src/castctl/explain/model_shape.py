@@ -52,9 +52,10 @@ def model_shape(settings: ModelSettings) -> ModelShape:
         what = f"{settings.path} has no configuration that loads"
         raise refused(folder, error, what) from None
     refuse_unpackable(config)
-    check_architecture(type(model), config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return shape_of(config.get_text_config(), parameters)
+    shape = shape_of(config.get_text_config(), parameters)
+    check_architecture(type(model), config)
+    return shape
 
 
 def shape_of(config: Any, parameters: int) -> ModelShape:
