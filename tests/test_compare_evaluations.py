@@ -194,5 +194,5 @@ def test_a_run_whose_interval_does_not_hold_its_mean_is_refused(tmp_path: Path) 
         write_json(file, {"avg": avg})
         with pytest.raises(UserError, match=said):
             read_result(folder)
-    write_json(file, {"avg": {"mean": 0.0, "low": 3.5e-18, "high": 0.04}, "maj": None})
+    write_json(file, {"avg": {"mean": 0.0, "low": 3.5e-18, "high": 0.04}})
     assert read_result(folder) is not None

@@ -289,6 +289,6 @@ def test_a_completion_longer_than_the_context_is_refused_by_score_and_train(
     write_step(run.step(0).path, np.random.default_rng(0), prompts=2, parts=1, longest=50_000,
                kinds=["mixed"], method=recipe.method.model_dump())  # fmt: skip
     for act in (castctl.update, lambda run: castctl.score(run, overwrite=True, quiet=True)):
-        with pytest.raises(UserError, match="but the model has 4096 positions") as caught:
+        with pytest.raises(UserError, match="pass the model's 4096 positions") as caught:
             act(run)
         told(caught.value)

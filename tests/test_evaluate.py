@@ -313,7 +313,6 @@ def test_the_model_limits_a_prompt_of_an_evaluation_and_training_does_not(
     recipe = Recipe(eval=EvalSettings(max_tokens=int(said[3])))
     posed = Posed(DataSettings(), None, None, np.array([5, int(said[2])]), None)  # type: ignore[arg-type]
     require_room(posed, recipe, 4096)
-    require_room(posed, recipe, None)
     for context, words in ((4095, "lower eval.max_tokens"), (int(said[2]), "a longer context")):
         with pytest.raises(UserError, match=words):
             require_room(posed, recipe, context)

@@ -294,5 +294,5 @@ def test_a_model_that_would_be_made_without_end(castctl: Cli, config: dict[str, 
 def test_results_of_another_kind(value: object) -> None:
     folder = StepFolder(Path("eval/a/step-00000"), 0)
     write_json(folder.path / "results.json", {"task": "a", "k": 1, "avg": value, "pass": {}})
-    with pytest.raises(UserError, match=r"results.json is not as castctl eval writes it \(avg"):
+    with pytest.raises(UserError, match="is not as castctl eval writes it"):
         read_result(folder)

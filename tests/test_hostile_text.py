@@ -84,7 +84,7 @@ def test_data_is_stored_as_it_was_and_printed_harmlessly(
 ) -> None:
     file = f"{NAME}.{write.__name__.removeprefix('write_')}"
     write(tmp_path / file)
-    run = f"run{NAME}"
+    run = "run[red][bold"
     for command in (("rollout", "--data", file, *SMALL), ("score",), ("shape",)):
         assert_harmless(castctl(*command, "--run", run))
     if write is write_jsonl:
@@ -94,8 +94,11 @@ def test_data_is_stored_as_it_was_and_printed_harmlessly(
             ("inspect", f"runs/{run}/step-00000"),
         ):
             assert_harmless(castctl(*command))
-        done = castctl("eval", "--data", file, "-k", "1", "--limit", "4", *SMALL[2:])
-        assert_harmless(done)
+        (tmp_path / file).rename(
+            tmp_path / "[red][bold.jsonl"
+        )  # an evaluation's folder is so named
+        few = ("-k", "1", "--limit", "4", *SMALL[2:])
+        assert_harmless(castctl("eval", "--data", "[red][bold.jsonl", *few))
     folder = tmp_path / "runs" / run
     prompts = pq.read_table(folder / "prompts/part-00000.parquet").to_pylist()
     texts = ("problem", "answer", "solution")

@@ -496,6 +496,8 @@ def test_a_checkpoint_is_a_model_folder_without_pickles(tmp_path: Path) -> None:
     assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".jinja"}
     facts = json.loads((folder / "castctl.json").read_text())
     assert facts.pop("provenance") is None
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert facts.pop("sha256").keys() == files - {"castctl.json"}
     assert facts == {"run": "a-run", "step": 1, "teacher": "ema", "teacher_refreshed_at": 0}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 

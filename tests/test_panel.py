@@ -244,7 +244,7 @@ def test_a_run_on_a_terminal_its_interruption_and_the_rest(
     plain = ESCAPES.sub("", text)
     assert plain.count("the teacher's gap is zero") == 1
     said = next(line for line in re.split(r"[\r\n]+", plain) if "gap is zero" in line)
-    assert said.startswith("castctl: warning: step 1")
+    assert said.startswith("castctl: warning: step 2")
 
     second = Terminal(commands, "train", "--resume", "--run", "watched", cwd=tmp_path)
     second.read_until("step [4-9]/40")

@@ -125,7 +125,8 @@ def write_step(
         row |= dict(zip(names, values.tolist(), strict=True))
         row |= {
             "verdict": "correct" if correct else "wrong", "reward": float(correct),
-            "extracted": row["problem"][:60], "answer_start": 0, "answer_end": 1, "seconds": 0.0,
+            "extracted": row["problem"][:60], "seconds": 0.0,
+            "answer_start": 0, "answer_end": min(1, len(row["completion_token_ids"])),
             "group_kind": "mixed", "kept": True, "base": 1 / 3**0.5 if correct else -1.0,
             "flipped": (values[0] > 1).tolist(),
         }  # fmt: skip
@@ -372,8 +373,8 @@ def test_lists_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     table = table.set_column(place, "entropies", pa.array([[0.5], [0.5]], pa.list_(pa.float32())))
     write_part(step.part_path("signals", 0), "signals", table, {})
     found = collected(tmp_path)
-    assert [each["name"] for each in found.index["quantities"]] == ["advantage", "gap", "weight"]
-    assert any("entropies does not have one value" in note for note in found.notes)
+    assert [each["name"] for each in found.index["quantities"]] == ["advantage", "weight"]
+    assert any("entropies has not one value" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("stages", [[], ["rewards"], ["signals"], ["advantages"]])

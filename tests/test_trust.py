@@ -20,6 +20,7 @@ from castctl.models.loading import load_tokenizer
 from castctl.recipe.recipe import DataSettings, ModelSettings, VerifierSettings
 from castctl.recipe.trust import runs_code
 from castctl.runs.run import Run
+from castctl.shards.seal import digests_of
 from conftest import Cli
 from runs import small_recipe, train_small
 
@@ -59,6 +60,9 @@ class Stranger:
         shutil.copytree(embedded.ensure().model, self.model)
         for each in (self.model, *self.run.glob("checkpoints/*")):
             self.bring_code(each)
+        for each in self.run.glob("checkpoints/*"):  # who changes a checkpoint changes its digests
+            digests = {n: d for n, d in digests_of(each).items() if n != "castctl.json"}
+            change_json(each / "castctl.json", sha256=digests)
         self.bring("rules", self.run)
         self.recipe = self.run / "recipe.yaml"
         settings = yaml.safe_load(self.recipe.read_text())
@@ -227,7 +231,7 @@ def test_a_model_without_code_needs_no_flag(castctl: Cli, stranger: Stranger) ->
 def test_a_model_that_only_its_code_can_load_says_so(castctl: Cli, stranger: Stranger) -> None:
     """Where no recipe asks for the code either, as with a model that was just fetched."""
     change_json(stranger.model / "config.json", model_type="own")
-    done = castctl("rollout", "--model", str(stranger.model), code=2)
+    done = castctl("rollout", "--model", str(stranger.model), "--data", "embedded", code=2)
     assert last_line(done.stderr).startswith(
         f"castctl: {stranger.model} comes with code of its own (configuration_own.py, "
         "modeling_own.py, tokenization_own.py); read it, then add --trust-remote-code"

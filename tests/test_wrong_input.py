@@ -229,7 +229,7 @@ def _other_weights(folder: Path, vocabulary: int) -> None:
 MODELS: list[tuple[Callable[[Path], object], str]] = [
     (shutil.rmtree, "no model folder at ./model"),
     (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-    (lambda folder: (folder / "config.json").write_text("{"), "no tokenizer that loads"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON object"),
     (lambda folder: (folder / "model.safetensors").unlink(), "cannot load the model"),
     (lambda folder: os.truncate(folder / "model.safetensors", 5000), "cannot load the model"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer that loads"),

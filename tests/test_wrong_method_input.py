@@ -545,7 +545,7 @@ def test_an_influence_without_end(step: Path, method: str, number: float) -> Non
 def test_an_influence_of_another_length(step: Path) -> None:
     spoil(step, "signals", "importance_grad", lambda row: [0.5], ALL)
     line = refusal(lambda: shaped(as_method(step, "oar-g")))
-    assert "importance_grad does not have one value a completion token" in line
+    assert "importance_grad has not one value a completion token" in line
 
 
 def test_a_reference_that_is_known_of_some(step: Path) -> None:

@@ -22,7 +22,7 @@ def check_model_folder(folder: Path) -> None:
     end."""
     regular_files(folder)
     file = folder / "config.json"
-    for key, value in _numbers(read_json(file)):
+    for key, value in _numbers(read_json(file, "take another copy of the model")):
         for ending, most in MOST.items():
             if re.search(ending, key) and value > most:
                 raise UserError(

@@ -150,7 +150,9 @@ def create_run(recipe: Recipe, name: str | None, kind: str, origins: Origins | N
             _write_run(draft, path.name, recipe, origins)
             draft.rename(path)  # with both files in it: whole or absent
     except OSError as error:
-        raise UserError(f"cannot make run {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot make run {path}: {error.strerror or error}; is the folder writable?"
+        ) from error
     return Run(path, recipe, new=True)
 
 

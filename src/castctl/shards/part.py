@@ -113,8 +113,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path | datetime.date) else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `UserError` where it is none."""
+def read_json(path: Path, remedy: str = "delete it and make it again") -> dict[str, Any]:
+    """A JSON object from a file; `UserError` with the `remedy` where it is none."""
     try:
         value = json.loads(read_text(path))
         if isinstance(value, dict):
@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
         error: Exception = TypeError(f"found {type(value).__name__}")
     except (OSError, ValueError, RecursionError) as found:
         error = found
-    raise UserError(f"{path} is no JSON object ({one_line(error)}); delete it and make it again")
+    raise UserError(f"{path} is no JSON object ({one_line(error)}); {remedy}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from castctl.data.files import SUFFIXES, split_name
 from castctl.engines import make_engine
 from castctl.errors import UserError
+from castctl.files import regular
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Progress
 from castctl.recipe.reader import load_recipe
@@ -96,6 +98,8 @@ def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
     have.
     """
     for task in tasks:
+        if os.path.exists(task):
+            regular(Path(task))
         require_folder(task_name(task))
     if twice := [task for task in tasks if [*map(task_name, tasks)].count(task_name(task)) > 1]:
         raise UserError(
