@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,19 @@ def test_looking_runs_nothing(castctl: Cli, stranger: Stranger, made: Path) -> N
     missing = ("diagnose", "groups", run, "--step", "1")
     assert "--trust-remote-code" in castctl(*missing, code=2).stderr
     assert not stranger.ran
+
+
+def test_no_folder_has_plots_set_by_latex(tmp_path: Path) -> None:
+    """Matplotlib reads the `matplotlibrc` of the current folder, and LaTeX is a program."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    draw = (
+        "from castctl.report.lettering import plain_text; from matplotlib.figure import Figure\n"
+        "with plain_text(): Figure().add_subplot().figure.savefig('plot.svg')"
+    )
+    done = subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    sources = Path(castctl.__file__).parent.rglob("*.py")
+    assert [file.stem for file in sources if "rc_context" in file.read_text()] == ["lettering"]
 
 
 def test_working_on_a_strangers_run_runs_nothing_of_theirs(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from castctl.errors import UserError, one_line
+from castctl.files import read_text
 from castctl.recipe.recipe import ModelSettings
 from castctl.recipe.trust import FLAGS, REMOTE_CODE
 
@@ -36,7 +37,7 @@ def own_code(folder: Path, *files: str) -> list[str]:
     found: set[str] = set()
     for file in files:
         try:
-            classes = json.loads((folder / file).read_text(encoding="utf-8"))["auto_map"]
+            classes = json.loads(read_text(folder / file))["auto_map"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             continue  # whoever loads it says what is wrong
         values = classes.values() if isinstance(classes, dict) else [classes]

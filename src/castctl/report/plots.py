@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from castctl.comparison.numbers import Comparison, EntryNumbers
 from castctl.report.axes import alone, settle, step_axis
 from castctl.report.colors import COLORS
 from castctl.report.comparison import short_name
+from castctl.report.lettering import plain_text
 from castctl.report.marks import line
 from castctl.shards.part import atomic_file
 
@@ -29,14 +29,10 @@ SMOOTHED = 25
 
 def draw_curves(comparison: Comparison, path: Path) -> None:
     """Reward and held-out accuracy by step as a PNG file; a colour and a dash an entry."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     entries = comparison.entries
-    # A name is text, not mathematics, whatever signs it has; some have no glyph.
-    plain = rc_context({"text.parse_math": False, "axes.grid": True, "grid.alpha": 0.25})
-    with plain, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with plain_text(axes_grid=True, grid_alpha=0.25):
         rows_of_legend = -(-len(entries) // LEGEND_COLUMNS)
         size = (10, 8.5 + 0.25 * rows_of_legend)
         figure = Figure(figsize=size, dpi=140, layout="constrained")

@@ -13,6 +13,7 @@ from castctl.errors import UserError, one_line
 from castctl.report.axes import drawn
 from castctl.report.diagnostics import confidence, credit, engine, flips, gaps, groups
 from castctl.report.document import Picture, Section
+from castctl.report.lettering import plain_text
 from castctl.shards.part import atomic_file
 
 log = logging.getLogger(__name__)
@@ -52,16 +53,12 @@ def diagnosis_sections(folder: Path) -> list[Section]:
 def write_pictures(section: Section, folder: Path) -> list[Path]:
     """Draw the section's plots as PNG files in a folder, in place of those that are there; their
     paths."""
-    from matplotlib import rc_context
-
     for old in folder.glob("*.png"):
         old.unlink()
     paths = []
     for picture in (block for block in section.blocks if isinstance(block, Picture)):
         path = folder / f"{picture.name}.png"
-        # A label is text, not mathematics, whatever signs it has; some have no glyph.
-        with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with plain_text():
             figure = drawn(picture)
             with atomic_file(path) as stream:
                 figure.savefig(stream, format="png")

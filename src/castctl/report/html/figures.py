@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 from castctl.report.axes import drawn
 from castctl.report.console import printable
 from castctl.report.document import Picture
+from castctl.report.lettering import plain_text
 from castctl.report.marks import block
 
 if TYPE_CHECKING:
@@ -47,14 +47,7 @@ def plot_of(picture: Picture) -> Plot:
 
     Styles become attributes, so that a page may forbid styles in its elements.
     """
-    from matplotlib import rc_context
-
-    # A name is text, not mathematics, whatever signs it has; some have no glyph.
-    plain = rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": picture.name, "text.parse_math": False}
-    )
-    with plain, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with plain_text(svg_fonttype="none", svg_hashsalt=picture.name):
         root = ElementTree.fromstring(_svg(drawn(picture)))
     for parent in root.iter():
         for child in list(parent):
