@@ -228,6 +228,16 @@ def test_what_cancels_leaves_nothing() -> None:
     assert trend(range(5), flat) == {"mean": 0.0, "low": None, "high": None}
 
 
+def test_an_interval_does_not_leave_what_its_ratio_can_be() -> None:
+    """The rank correlation of four completions had an interval from -4.95 to 5.33."""
+    sums = PromptSums()
+    sums.add("compared", prompt := sums.numbers(["a", "b", "c"]))
+    sums.add("rho", prompt, np.array([0.9, -0.8, 0.6]))
+    free, bound = sums.ratio("rho", "compared"), sums.ratio("rho", "compared", -1, 1)
+    assert free is not None and free["low"] < -1 and free["high"] > 1
+    assert bound == {"mean": free["mean"], "low": -1, "high": 1}
+
+
 def test_a_mean_reward_of_right_and_wrong_stays_within_them(tmp_path: Path) -> None:
     """28 of 30 prompts right: Student's interval would reach 1.03."""
     sums = PromptSums()

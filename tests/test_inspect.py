@@ -372,6 +372,14 @@ def test_a_whole_run_is_verified(castctl: Cli, run: Run) -> None:
     assert seen["files"] == parquet + len(list(run.path.rglob("*.safetensors")))
 
 
+def _double(file: Path) -> None:
+    """Write a table of another program's with its first column twice."""
+    table = pq.read_table(file)
+    pq.write_table(
+        table.append_column(table.column_names[0], table[0]).replace_schema_metadata(), file
+    )
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -438,6 +446,14 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "a bit of the metrics turned": (
         lambda run: _turn(run.path / "metrics.parquet"),
         "metrics.parquet is cut short, damaged or changed by another program",
+    ),
+    "a column of the metrics twice": (
+        lambda run: _double(run.path / "metrics.parquet"),
+        "metrics.parquet has column step 2 times",
+    ),
+    "a column of what was dropped twice": (
+        lambda run: _double(run.path / "dropped.parquet"),
+        "dropped.parquet has column row 2 times",
     ),
     "a tokenizer gone": (
         lambda run: (run.checkpoint(1) / "tokenizer.json").unlink(),

@@ -8,7 +8,10 @@ import typer
 
 from castctl.cli import options as opt
 from castctl.errors import UserError
-from castctl.report.console import progress, tell
+from castctl.report.console import progress, say, tell
+
+NOTES = 5
+"""Parts left out of the page that are named on the terminal."""
 
 
 def register(app: typer.Typer) -> None:
@@ -61,4 +64,8 @@ def report(
     tokenizer = run_tokenizer(target.run, trust_remote_code)
     shown = collect_completions(steps, tokenizer, completions, progress=progress())
     write_run_page(path, target, shown, diagnosis_sections(target.path))
+    for note in shown.notes[:NOTES]:
+        say(f"castctl: warning: {note}")
+    if (more := len(shown.notes) - NOTES) > 0:
+        say(f"castctl: warning: {more} more such lines are in the page")
     tell(f"report: {path} ({size(path.stat().st_size)})")

@@ -138,7 +138,8 @@ def _train(run: "Run") -> None:
         if str(whole) in str(error):  # it is the trouble
             raise
         raise UserError(f"{error}. The last checkpoint is whole: {whole}") from error
-    show(eval_table([("before", trained.before), (f"after {steps} steps", trained.after)]))
+    after = f"after {steps} step{'s' if steps > 1 else ''}"
+    show(eval_table([("before", trained.before), (after, trained.after)]))
     print(f"difference: {gain(trained.before, trained.after)} points, paired over problems")
     tell(f"run: {run.path} (best checkpoint: step {trained.best_step})")
     next_command(f"castctl report {run.path}")

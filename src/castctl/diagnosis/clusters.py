@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -87,23 +88,27 @@ class PromptSums:
         """`ratio_over_prompts` of two names, of which the first counts part of the second."""
         return self.shares(above, below)[0]
 
-    def ratio(self, above: str, below: str) -> Told | None:
+    def ratio(
+        self, above: str, below: str, least: float = -math.inf, most: float = math.inf
+    ) -> Told | None:
         """`ratio_over_prompts` of two names."""
-        return self.ratios(above, below)[0]
+        return self.ratios(above, below, least, most)[0]
 
     def shares(self, above: str, below: str) -> list[Told | None]:
         """`share`, bin by bin (K)."""
         return self._bins(above, below, share=True)
 
-    def ratios(self, above: str, below: str) -> list[Told | None]:
+    def ratios(
+        self, above: str, below: str, least: float = -math.inf, most: float = math.inf
+    ) -> list[Told | None]:
         """`ratio`, bin by bin (K)."""
-        return self._bins(above, below, share=False)
+        return self._bins(above, below, least=least, most=most)
 
-    def _bins(self, above: str, below: str, share: bool) -> list[Told | None]:
+    def _bins(self, above: str, below: str, **bounds: Any) -> list[Told | None]:
         bins = max(self.of(above).shape[1], self.of(below).shape[1])
         rows = self.prompts
         tops, bottoms = (self._padded(self.of(name), rows, bins) for name in (above, below))
-        return [ratio_over_prompts(tops[:, k], bottoms[:, k], share=share) for k in range(bins)]
+        return [ratio_over_prompts(tops[:, k], bottoms[:, k], **bounds) for k in range(bins)]
 
     @staticmethod
     def _padded(sums_PK: Floats, rows: int, bins: int) -> Floats:
@@ -111,11 +116,15 @@ class PromptSums:
         return np.pad(sums_PK, padding)
 
 
-def ratio_over_prompts(above_P: Floats, below_P: Floats, *, share: bool = False) -> Told | None:
+def ratio_over_prompts(
+    above_P: Floats, below_P: Floats, *, share: bool = False,
+    least: float = -math.inf, most: float = math.inf,
+) -> Told | None:  # fmt: skip
     """Sum of `above_P` over sum of `below_P`, with a 95 % interval over prompts (P).
 
     The interval is that of the mean over prompts of the linearised ratio (Cochran, Sampling
-    Techniques, 1977, chapter 6): R + (a_p - R b_p) / mean(b). `share` keeps it within 0 and 1.
+    Techniques, 1977, chapter 6): R + (a_p - R b_p) / mean(b), within `least` and `most`, what such
+    a ratio can be; of a `share` 0 and 1.
     Without a difference between prompts there is no interval, but for a share of which each prompt
     counts alike: there it is Wilson's. None where nothing is below.
     """
@@ -137,7 +146,7 @@ def ratio_over_prompts(above_P: Floats, below_P: Floats, *, share: bool = False)
         return asdict(Estimate(ratio, None, None))
     found = problem_mean(linear_P)  # its mean is the ratio, but for rounding
     found = Estimate(ratio, found.low, found.high)
-    return asdict(found.within(0, 1) if share else found)
+    return asdict(found.within(0, 1) if share else found.within(least, most))
 
 
 def trend(steps: Sequence[int], told: Sequence[Told | None]) -> Told | None:

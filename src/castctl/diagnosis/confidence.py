@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.diagnosis.bootstrap import auc_interval, estimate, interval_of_sums
-from castctl.diagnosis.clusters import PromptSums, histogram_of, quantiles_of, trend
+from castctl.diagnosis.clusters import ROUNDING, PromptSums, histogram_of, quantiles_of, trend
 from castctl.diagnosis.data import Flags, Floats, StepData
 from castctl.diagnosis.diagnosis import Context, Numbers
 from castctl.diagnosis.ranks import order_within, ranks_within
@@ -74,7 +74,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
                 "covariance": own.ratio("sum_covariance", "mixed"),
                 "auc_within": own.share("sum_wins", "pairs"),
                 "clipped": own.share("clipped", "mixed"),
-                "risk": own.ratio("risk_rcc", "risk_mean"),
+                "risk": own.ratio("risk_rcc", "risk_mean", least=0),
             }
         )
         total.merge(own)
@@ -196,7 +196,8 @@ def _add_groups(own: PromptSums, heard: _Heard, prompt_R: NDArray[np.int64]) -> 
         },
     }
     for name, values in told.items():
-        own.add(name, prompt, values)
+        # A weight of exp(-60) is nothing beside rewards of about 1.
+        own.add(name, prompt, np.where(np.abs(values) > ROUNDING, values, 0))
     _add_moments(own, heard, prompt_R)
     return kept | {"shift": told["shift"]}
 
@@ -279,14 +280,14 @@ def _baseline(total: PromptSums, shift: Floats, seed: int) -> dict[str, Any]:
                   for name, *each in zip(ratios, *bounds, strict=True)}  # fmt: skip
     return {
         "shift": total.ratio("shift", "mixed"),
-        "shift_size": total.ratio("shift_size", "mixed"),
+        "shift_size": total.ratio("shift_size", "mixed", least=0),
         "shift_quantiles": quantiles_of(shift, LEVELS),
         "clipped": total.share("clipped", "mixed"),
         **ratios,
-        "risk": total.ratio("risk_rcc", "risk_mean"),
-        "risk_attainable": total.ratio("risk_exact", "risk_mean"),
-        "error_mean": total.ratio("error_mean", "mixed"),
-        "error_rcc": total.ratio("error_rcc", "mixed"),
+        "risk": total.ratio("risk_rcc", "risk_mean", least=0),
+        "risk_attainable": total.ratio("risk_exact", "risk_mean", least=0),
+        "error_mean": total.ratio("error_mean", "mixed", least=0),
+        "error_rcc": total.ratio("error_rcc", "mixed", least=0),
     }
 
 

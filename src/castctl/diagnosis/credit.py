@@ -70,7 +70,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         by_step.append(
             {
                 "step": data.step,
-                "rho": own.ratio("rho", "compared"),
+                "rho": own.ratio("rho", "compared", -1, 1),
                 "overlap": own.share("overlap", "compared"),
                 "scored": own.share("scored", "completions"),
             }
@@ -85,13 +85,13 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         "flat": int(total.total("flat")),
         "scored": total.share("scored", "completions"),
         "tokens_scored": {name: total.share(f"{name}_scored", "tokens") for name in WAYS},
-        "rho": total.ratio("rho", "compared"),
+        "rho": total.ratio("rho", "compared", -1, 1),
         "rho_quantiles": quantiles_of(rho, LEVELS),
         "rho_histogram": histogram_of(rho, -1, 1, 20),
-        "rho_by_verdict": {v: total.ratio(f"rho_{v}", f"compared_{v}") for v in VERDICTS},
+        "rho_by_verdict": {v: total.ratio(f"rho_{v}", f"compared_{v}", -1, 1) for v in VERDICTS},
         "overlap": total.share("overlap", "compared"),
         "overlap_chance": total.share("chance", "compared"),
-        "overlap_excess": total.ratio("excess", "compared"),
+        "overlap_excess": total.ratio("excess", "compared", -1, 1),
         **{name: _weights(total, name, tallies[name], context) for name in WAYS},
         **_costs(context, [step["step"] for step in by_step]),
         "by_step": by_step,
@@ -174,7 +174,7 @@ def _weights(total: PromptSums, name: str, tally: TokenTally, context: Context) 
     shaping = WAYS[name]
     return {
         "settings": {key: getattr(shaping, key) for key in ("threshold", "gain", "floor")},
-        "by_position": total.ratios(f"{name}_weight", f"{name}_at"),
+        "by_position": total.ratios(f"{name}_weight", f"{name}_at", least=0),
         "top_share": total.share(f"{name}_top", f"{name}_told"),
         "gini": total.share(f"{name}_gini", f"{name}_told"),
         "raw_top_share": total.share(f"{name}_raw_top", f"{name}_raw_told"),

@@ -84,14 +84,14 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         "tokens": len(diff),
         "left_out": left_out,
         "mean": total.ratio("diff", "tokens"),
-        "size": total.ratio("size", "tokens"),
+        "size": total.ratio("size", "tokens", least=0),
         "std": _std(total),
         "largest": float(np.abs(diff).max()) if len(diff) else None,
         "quantiles": quantiles_of(diff, LEVELS),
         "beyond": {f"{tail:g}": total.share(f"beyond_{tail:g}", "tokens") for tail in TAILS},
         "tail": {"sizes": list(SIZES), "shares": _tail(within)},
         "k1": total.ratio("k1", "tokens"),
-        "k3": total.ratio("k3", "tokens"),
+        "k3": total.ratio("k3", "tokens", least=0),
         "cap": CAP,
         "token_weights": _weights(diff) | _told_weights(total, "token"),
         "completion_weights": _weights(log_R)
@@ -169,9 +169,9 @@ def _step(own: PromptSums, step: int, diff: Floats, log_R: Floats) -> dict[str, 
     return {
         "step": step,
         "mean": own.ratio("diff", "tokens"),
-        "size": own.ratio("size", "tokens"),
+        "size": own.ratio("size", "tokens", least=0),
         "largest": float(np.abs(diff).max()) if len(diff) else None,
-        "k3": own.ratio("k3", "tokens"),
+        "k3": own.ratio("k3", "tokens", least=0),
         "above": own.share("token_above", "tokens"),
         "below": own.share("token_below", "tokens"),
         "effective": _effective(log_R),
@@ -200,7 +200,7 @@ def _weights(log: NDArray) -> dict[str, Any]:
 def _told_weights(total: PromptSums, of: str) -> dict[str, Any]:
     below = f"{of}s"
     return {
-        "mean": total.ratio(f"{of}_weight", below),
+        "mean": total.ratio(f"{of}_weight", below, least=0),
         "above": total.share(f"{of}_above", below),
         "below": total.share(f"{of}_below", below),
     }
@@ -218,6 +218,6 @@ def _binned(total: PromptSums, by: str) -> dict[str, Any]:
     tokens = total.of(f"tokens_{by}").sum(0)
     return {
         "mean": total.ratios(f"diff_{by}", f"tokens_{by}"),
-        "size": total.ratios(f"size_{by}", f"tokens_{by}"),
+        "size": total.ratios(f"size_{by}", f"tokens_{by}", least=0),
         "share": (tokens / max(tokens.sum(), 1)).tolist(),
     }

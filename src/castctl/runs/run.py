@@ -28,6 +28,8 @@ from castctl.shards.part import read_json, read_table, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.versions import library_versions
 
+METRICS_REMEDY = "move it away to go on without the steps before"
+
 
 @dataclass(frozen=True, repr=False)
 class Run:
@@ -80,7 +82,7 @@ class Run:
         file = self.path / "metrics.parquet"
         if not file.exists():
             raise UserError(f"{self.path} has no metrics yet; they come with castctl train")
-        return read_table(file, "metrics")[0]
+        return read_table(file, "metrics", METRICS_REMEDY)[0]
 
     def changed(
         self, overrides: Iterable[str] = (), *, trusted: Collection[str] = (), **sections: Any

@@ -51,15 +51,19 @@ def token_counts(stage: str, table: pa.Table) -> NDArray[np.int64]:
     return counts_R
 
 
+def refuse_repeated(path: Path, names: list[str], name: str) -> None:
+    """Raise `UserError` where more than one of a file's columns has this name."""
+    if (there := names.count(name)) > 1:
+        raise UserError(f"{path} has column {one_line(name, 40)} {there} times; keep one of them")
+
+
 def conform_column(
     path: Path, stage: str, table: pa.Table, name: str
 ) -> pa.ChunkedArray | pa.Array:
     """One column of `stage`, as `conform` brings it to its type."""
     field = SCHEMAS[stage].field(name)
-    there = table.column_names.count(field.name)
-    if there > 1:
-        raise UserError(f"{path} has column {field.name} {there} times; keep one of them")
-    if not there:
+    refuse_repeated(path, table.column_names, name)
+    if name not in table.column_names:
         if not field.nullable:
             raise UserError(
                 f"{path} lacks column {field.name} ({field.type}), which {stage} must have; "

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from castctl.errors import UserError, one_line
 from castctl.files import read_text, regular
-from castctl.shards.contract import conform, conform_column
+from castctl.shards.contract import conform, conform_column, refuse_repeated
 from castctl.shards.drafts import drafted_file
 from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
 from castctl.shards.schema import SCHEMAS, VERSION
@@ -189,7 +189,9 @@ def read_table(
     that is broken or not what it says, with the `remedy`.
     """
     with _reading(path, remedy):
-        content = regular(path).read_bytes()
+        # Arrow's own memory: its threads may let go of it when Python has none left to be told.
+        with pa.OSFile(str(regular(path))) as stream:
+            content = stream.read_buffer()
         whole = is_whole(content)
         if whole is False:
             raise _changed(path, remedy)
@@ -197,6 +199,8 @@ def read_table(
             schema = file.schema_arrow
             table = file.read()
         table.validate(full=True)
+        for name in table.column_names if kind not in SCHEMAS else ():  # parts have a contract
+            refuse_repeated(path, table.column_names, name)
     metadata = _metadata_in(path, kind, schema)
     if whole is None and "content" in (metadata or {}):  # it was written with a seal
         raise _changed(path, remedy)

@@ -15,6 +15,9 @@ KEY = b"castctl.sha256"
 """The file's key-value entry with 64 hex digits: SHA-256 of the file with zeros in their place."""
 
 _BLANK = b"0" * 64
+_FOOTER = 2**22
+"""The digest stands among the last bytes of a file: its metadata, of at most 2**20 bytes, is there
+twice, once in base64."""
 _MARK = KEY + b"\x18\x40"
 """As Thrift's compact protocol writes the entry: a field of text follows, 64 bytes long."""
 
@@ -36,12 +39,15 @@ def sealed(table: pa.Table, dictionaries: Sequence[str]) -> bytearray:
     return content
 
 
-def is_whole(content: bytes | bytearray) -> bool | None:
+def is_whole(content: pa.Buffer) -> bool | None:
     """Whether the bytes of a file are those that `sealed` made; None where they carry no digest."""
-    place = _place(content)
+    view = memoryview(content)
+    start = max(0, len(view) - _FOOTER)
+    place = _place(view[start:].tobytes())
     if place is None:
         return None
-    return content[place : place + len(_BLANK)] == _digest(content, place)
+    place += start
+    return view[place : place + len(_BLANK)].tobytes() == _digest(view, place)
 
 
 def digests_of(folder: Path) -> dict[str, str]:
@@ -64,7 +70,7 @@ def _place(content: bytes | bytearray) -> int | None:
     return None if mark < 0 else mark + len(_MARK)
 
 
-def _digest(content: bytes | bytearray, place: int) -> bytes:
+def _digest(content: bytearray | memoryview, place: int) -> bytes:
     view = memoryview(content)
     digest = hashlib.sha256(view[:place])
     digest.update(_BLANK)

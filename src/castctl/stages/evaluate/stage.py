@@ -98,7 +98,7 @@ def sources(tasks: Sequence[str], data: str | None) -> dict[str, str | None]:
     have.
     """
     for task in tasks:
-        if os.path.exists(task):
+        if os.path.exists(task) and not os.path.isdir(task):
             regular(Path(task))
         require_folder(task_name(task))
     if twice := [task for task in tasks if [*map(task_name, tasks)].count(task_name(task)) > 1]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from castctl.runs.run import Run
+from castctl.runs.run import METRICS_REMEDY, Run
 from castctl.shards.part import read_table, write_table
 from castctl.stages.train.provenance import provenance_of
 
@@ -18,7 +18,6 @@ Row = dict[str, Any]
 
 
 KIND = "metrics"
-REMEDY = "move it away to go on without the steps before"
 
 
 def named_steps(steps: list[int]) -> str:
@@ -37,7 +36,7 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = (
-            read_table(path, KIND, REMEDY)[0].to_pylist() if path.exists() else []
+            read_table(path, KIND, METRICS_REMEDY)[0].to_pylist() if path.exists() else []
         )
 
     def rewind(self, step: int) -> None:
