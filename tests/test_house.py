@@ -10,7 +10,7 @@ import castctl
 PACKAGE = Path(castctl.__file__).parent
 
 FLOORS = [
-    {"errors", "files", "ragged", "progress", "settings", "versions"},
+    {"errors", "files", "lifeline", "ragged", "progress", "settings", "versions"},
     {"methods", "shards"},
     {"recipe"},
     {"embedded", "verify"},

@@ -1,33 +1,23 @@
 """The parent's side of one worker process.
 
-Each has a pipe of its own and shares no lock, so that killing one holds up no other. A worker is a
-new interpreter that imports the check alone: unlike a process of `multiprocessing`, which imports
-the caller's main module, it starts from a notebook and from a script without a main guard too.
+Each has a pipe of its own and shares no lock, so that killing one holds up no other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from multiprocessing.connection import Pipe
 from typing import NamedTuple
 
+from castctl import lifeline
 from castctl.errors import UserError
 from castctl.verify.worker import Call, Done, Outcome, Ready
 
 OUT_OF_BOUNDS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 """How C code ends that runs out of memory or stack; another signal came from outside."""
-
-START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from castctl.verify.worker import main; main(*sys.argv[2:])"
-)
-"""What the interpreter of a worker runs: it finds modules where its parent does."""
 
 GRACE_SECONDS = 0.5
 """How long after a worker's end by a signal the same signal may come to this process, where a
@@ -60,21 +50,10 @@ class WorkerProcess:
         self._bounds = bounds
         self.connection, theirs = Pipe()
         memory_bytes = int(bounds.memory_gb * 2**30)
-        life, self._life = os.pipe()  # this end closes with this process, however that ends
-        handles = (theirs.fileno(), life)
-        arguments = (json.dumps(sys.path), *handles, memory_bytes, bounds.seconds)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START, *map(str, arguments)],  # no module from here
-                stdin=subprocess.DEVNULL,
-                pass_fds=handles,
+        with theirs:
+            self._process, self._life = lifeline.start(
+                "castctl.verify.worker:main", theirs.fileno(), memory_bytes, bounds.seconds
             )
-        except BaseException:
-            os.close(self._life)
-            raise
-        finally:
-            theirs.close()
-            os.close(life)
         self._unsent: Call | None = None
         self._listens = False
         self.worn = False
@@ -129,7 +108,7 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
         self.connection.close()
-        os.close(self._life)
+        self._life.close()
 
     def _after_death(self) -> Outcome:
         self.worn = True

@@ -7,12 +7,8 @@ loaded, which starts its clock in the parent, and `Done` when it has ended. POSI
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import resource
-import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -45,21 +41,9 @@ class Done(NamedTuple):
     worn: bool
 
 
-def main(handle: str, life: str, memory_bytes: str, timeout: str) -> None:
-    """The whole life of a worker; `handle` and `life` are its open ends of two pipes."""
-    _end_with_parent(int(life))
+def main(handle: str, memory_bytes: str, timeout: str) -> None:
+    """The whole life of a worker; `handle` is its open end of a pipe."""
     serve(Connection(int(handle)), int(memory_bytes), float(timeout))
-
-
-def _end_with_parent(life: int) -> None:
-    """Let the kernel end this process, whatever it computes, when the parent's `life` closes.
-
-    Linux's signal at the parent's death would do so too when only a thread of it ends.
-    """
-    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)  # SIGIO, which ends a process on Linux
-    if select.select([life], [], [], 0)[0]:
-        sys.exit()
 
 
 def serve(connection: Connection, memory_bytes: int, timeout: float) -> None:
