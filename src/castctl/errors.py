@@ -1,5 +1,9 @@
 """The one class for mistakes a user can mend, and other errors made fit for its one line."""
 
+from __future__ import annotations
+
+import unicodedata
+
 
 class UserError(Exception):
     """Something the user asked for cannot be done.
@@ -18,3 +22,13 @@ def one_line(error: BaseException | str, limit: int = 300, *, named: bool = Fals
     said = " ".join(str(error).split()).rstrip(".")[:limit]
     kind = type(error).__name__
     return f"{kind}: {said}" if named and said else said or kind
+
+
+def printable(text: str) -> str:
+    """Untrusted text as one line, with what is no visible character or space escaped."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else char
+        for char in text
+    )

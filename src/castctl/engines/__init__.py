@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a child process of an engine starts without them
+    import numpy as np
+    from numpy.typing import NDArray
 
-from castctl.progress import Advance
-from castctl.recipe.recipe import EngineSettings, SamplingSettings
-from castctl.shards.part import Metadata
-
-if TYPE_CHECKING:
     from castctl.models.policy import Policy
+    from castctl.progress import Advance
+    from castctl.recipe.recipe import EngineSettings, SamplingSettings
+    from castctl.shards.part import Metadata
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,17 @@ import contextlib
 import logging
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
+from castctl.errors import printable
 from castctl.progress import Advance, Progress, Silent
 
 LINE_EVERY = 15.0
 """Seconds between lines of progress where there is no terminal."""
-
-
-def printable(text: str) -> str:
-    """Untrusted text as one line, with what is no visible character or space escaped."""
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        else char
-        for char in text
-    )
 
 
 def tell(text: str) -> None:
