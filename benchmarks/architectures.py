@@ -134,7 +134,7 @@ def held_against_its_own(kind: type, config: Any) -> Verdict:
     prompts = [rng.integers(1, 60, length).astype(np.int32) for length in sorted(lengths)]
     sampling = SamplingSettings(temperature=1.0, max_tokens=tokens)
     asked = [Request(prompt, row_key(0, 0, "x", i)) for i, prompt in enumerate(prompts)]
-    sampled = TransformersEngine(model).generate(asked, sampling, lambda count: None)
+    ((_, sampled),) = TransformersEngine(model).generate({0: asked}, sampling, lambda count: None)
     rows = [completion.token_ids for completion in sampled]
     expected = [plain(theirs, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
     found = torch.from_numpy(np.concatenate([c.logprobs for c in sampled]))

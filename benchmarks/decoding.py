@@ -98,7 +98,7 @@ def own_loop(
 
     def run() -> float:
         began = time.perf_counter()
-        completions = engine.generate(requests, sampling, lambda count: None)
+        ((_, completions),) = engine.generate({0: requests}, sampling, lambda count: None)
         return (time.perf_counter() - began) / sum(len(c.token_ids) for c in completions)
 
     return run

@@ -97,7 +97,7 @@ def watch_the_loop() -> measure.Clock:
     clock = measure.Clock()
     clock.wrap(loop._Loop, "__init__", "start", opaque=True)
     clock.wrap(loop._Loop, "evaluate", "evaluation", opaque=True)
-    clock.wrap(TransformersEngine, "generate", "generate")
+    clock.wrap(TransformersEngine, "_decode", "generate")
     clock.wrap(LanguageModel, "score", "score")
     clock.wrap(loop, "update", "update")
     clock.wrap(castctl.stages.score.rewards, "judge", "verify")

@@ -128,7 +128,7 @@ def packed_logprobs(model: LanguageModel, prompts: Rows, completions: Rows) -> t
 def sampled(model: LanguageModel, prompts: Rows, tokens: int) -> tuple[Rows, np.ndarray]:
     asked = [Request(prompt, key) for key, prompt in enumerate(prompts)]
     sampling = SamplingSettings(max_tokens=tokens)
-    done = TransformersEngine(model).generate(asked, sampling, lambda count: None)
+    ((_, done),) = TransformersEngine(model).generate({0: asked}, sampling, lambda count: None)
     return [c.token_ids for c in done], np.concatenate([c.logprobs for c in done])
 
 
@@ -341,7 +341,7 @@ def test_a_model_without_an_end_of_text_is_named_once(
     with caplog.at_level(logging.WARNING):
         engine = TransformersEngine(endless)
         for _ in range(2):
-            engine.generate([], SamplingSettings(max_tokens=2), lambda count: None)
+            next(engine.generate({0: []}, SamplingSettings(max_tokens=2), lambda count: None))
     [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("castctl")]
     assert "a token that ends a text" in warning
     caplog.clear()

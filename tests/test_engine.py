@@ -15,7 +15,8 @@ from scipy import stats
 
 from castctl.engines import Completion, Request
 from castctl.engines.sampling import BLOCK, RowUniforms, draw, next_token_scores, row_key
-from castctl.engines.transformers_engine import TransformersEngine, stop_token_ids
+from castctl.engines.stops import stop_token_ids
+from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models.language_model import LanguageModel
 from castctl.recipe.recipe import SamplingSettings
 from models import (
@@ -246,7 +247,7 @@ def generate(
     model: LanguageModel, asked: list[Request], settings: SamplingSettings
 ) -> list[Completion]:
     finished: list[int] = []
-    completions = TransformersEngine(model).generate(asked, settings, finished.append)
+    ((_, completions),) = TransformersEngine(model).generate({0: asked}, settings, finished.append)
     assert sum(finished) == len(asked) and min(finished, default=0) >= 0
     assert len(completions) == len(asked)
     return completions

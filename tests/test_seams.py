@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import castctl
-from castctl.engines import make_engine
+from castctl.engines import Measures, Place, make_engine
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
 from castctl.inspection.target import find_target
@@ -26,7 +26,7 @@ from castctl.stages.train import loop
 from runs import small_recipe
 
 PACKAGE = Path(castctl.__file__).parent
-KINDS = {"TransformersEngine", "FullWeights", "FullCopy"}
+KINDS = {"TransformersEngine", "VllmEngine", "FullWeights", "FullCopy"}
 
 
 def test_only_the_makers_name_a_kind() -> None:
@@ -50,17 +50,22 @@ def test_the_loop_syncs_after_every_update_and_closes(
             calls.append("generate")
             return super().generate(*arguments)
 
-        def sync(self) -> None:
+        def rest(self) -> None:
+            calls.append("rest")
+
+        def sync(self) -> Measures:
             calls.append("sync")
+            return {"sync_gap_max": 0.5}
 
         def close(self) -> None:
             calls.append("close")
 
-    monkeypatch.setattr(loop, "make_engine", lambda settings, policy: Watched(policy.model))
+    monkeypatch.setattr(loop, "make_engine", lambda recipe, policy, at: Watched(policy.model))
     run = create_run(small_recipe("grpo", "train.steps=2"), str(tmp_path / "run"), "test")
     loop.train(run, Silent(), lambda row: None)
-    before, step, after = ["generate"], ["generate", "generate", "sync"], ["generate", "close"]
-    assert calls == [*before, *step, *step, *after]
+    sampled = ["generate", "rest"]
+    assert calls == [*sampled, *2 * [*sampled, "sync"], *sampled, "close"]
+    assert run.metrics()["sync_gap_max"].to_pylist() == [0.5, 0.5]
 
     calls.clear()
     again = create_run(small_recipe("grpo"), str(tmp_path / "again"), "test")
@@ -86,8 +91,9 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_rollouts_say_what_drew_them(rolled: Run) -> None:
     policy = policy_at(rolled, 0).load(rolled.recipe.model)
-    identity = make_engine(rolled.recipe.engine, policy).identity
-    assert identity.keys() == {"kind", "version", "dtype"}
+    at = Place(policy_at(rolled, 0).folder, rolled.path)
+    identity = make_engine(rolled.recipe, policy, at).identity
+    assert identity.keys() == {"kind", "version", "dtype", "seeds"}
     for part in rolled.step(0).parts("rollouts"):
         assert rolled.step(0).read("rollouts", part).metadata["engine"] == identity
 
@@ -98,6 +104,7 @@ def test_rollouts_say_what_drew_them(rolled: Run) -> None:
         ("engine", {"kind": "other"}, "engine.kind"),
         ("engine", {"version": "0.1"}, "engine.version"),
         ("engine", {"dtype": "bfloat16"}, "engine.dtype"),
+        ("engine", {"seeds": "others"}, "engine.seeds"),
         ("model", None, "'another'"),
     ],
 )

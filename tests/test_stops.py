@@ -191,7 +191,7 @@ def model() -> Any:
 def generate(asked: list[Request], **wanted: Any) -> list[Completion]:
     sampling = SamplingSettings(temperature=1.3, max_tokens=40, **wanted)
     finished: list[int] = []
-    made = TransformersEngine(model()).generate(asked, sampling, finished.append)
+    ((_, made),) = TransformersEngine(model()).generate({0: asked}, sampling, finished.append)
     assert sum(finished) == len(asked)
     return made
 

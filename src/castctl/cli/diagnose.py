@@ -54,6 +54,7 @@ def diagnose(
     recipe: opt.RecipeOption = None,
     tiny: opt.TinyOption = False,
     set_: opt.SetOption = None,
+    engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
@@ -84,6 +85,7 @@ def diagnose(
 
     asked = Asked(
         recipe, set_, tiny=tiny, model={"path": model, "device": device, "dtype": dtype},
+        engine={"kind": engine},
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
     )  # fmt: skip
     found = _subject(subject, asked, model is not None)

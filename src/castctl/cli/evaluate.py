@@ -62,6 +62,7 @@ def evaluate(
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = None,
     set_: opt.SetOption = None,
+    engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
@@ -112,6 +113,7 @@ def evaluate(
         recipe, set_, seed, tiny=tiny,
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
         model={"path": model, "device": device, "dtype": dtype},
+        engine={"kind": engine},
         eval={
             "task": _first_task(tasks, data), "k": k, "temperature": temperature,
             "max_tokens": max_tokens, "limit": limit,

@@ -68,6 +68,10 @@ SetOption = Annotated[
         help="Override one setting; may be repeated. A setting's own name does too: --lr 1e-5.",
     ),
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="What samples: transformers (the default) or vllm."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
 TrustRemoteCodeOption = Annotated[

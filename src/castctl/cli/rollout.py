@@ -23,6 +23,7 @@ def rollout(
     method: opt.MethodOption = None,
     seed: opt.SeedOption = None,
     set_: opt.SetOption = None,
+    engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
@@ -44,6 +45,7 @@ def rollout(
     asked = context.Asked(
         recipe, set_, seed, method, tiny, trust_remote_code=trust_remote_code,
         model={"path": model, "device": device, "dtype": dtype},
+        engine={"kind": engine},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
     )  # fmt: skip

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # a child process of an engine starts without them
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
+from castctl.progress import Advance
+from castctl.recipe.recipe import Recipe, SamplingSettings
+from castctl.shards.part import Metadata
+
+if TYPE_CHECKING:
     from castctl.models.policy import Policy
-    from castctl.progress import Advance
-    from castctl.recipe.recipe import EngineSettings, SamplingSettings
-    from castctl.shards.part import Metadata
 
 
 @dataclass(frozen=True)
@@ -36,33 +38,60 @@ class Completion:
     finish_reason: str
 
 
+Measures = Mapping[str, float]
+
+Batches = Mapping[int, Sequence[Request]]
+"""Requests by the number of the part that they fill."""
+
+
 class Engine(Protocol):
     """What loop, stages and evaluation ask of an engine."""
 
     @property
     def identity(self) -> Metadata:
         """What decides a draw beside the weights, the request and the sampling settings: `kind`,
-        `version` and `dtype`."""
+        `version`, `dtype`, and `seeds`, how a request's key seeds its randomness."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance
-    ) -> list[Completion]:
-        """One completion a request, in order; `advance` is told of finished completions.
+        self, batches: Batches, sampling: SamplingSettings, advance: Advance
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Each batch's number and completions, one a request in order, as soon as it is whole, in
+        whatever order; `advance` is told of finished completions.
 
         Each ends with the first token that is a stop token, or after which its own text holds one
         of `sampling.stop`; `finish_reason` is then `stop`, and `length` where there is none.
         """
 
-    def sync(self) -> None:
-        """Take over the policy's weights, which have changed; nothing may be sampled before."""
+    def rest(self) -> None:
+        """Give back the memory that others may need, until more is asked."""
+
+    def sync(self) -> Measures:
+        """Take over the policy's weights, which have changed; nothing may be sampled before. What
+        there is to say of it, for the step's metrics."""
 
     def close(self) -> None:
         """Give back what the engine holds; nothing is sampled after."""
 
 
-def make_engine(settings: EngineSettings, policy: Policy) -> Engine:
-    """The engine of a recipe, sampling from a policy's weights as they are."""
-    from castctl.engines.transformers_engine import TransformersEngine
+@dataclass(frozen=True)
+class Place:
+    """Where an engine's policy comes from and where its log may go: the folder with the weights as
+    they are, and the run's."""
 
-    makers = {"transformers": TransformersEngine}
-    return makers[settings.kind](policy.model)
+    weights: Path
+    run: Path
+
+
+def make_engine(recipe: Recipe, policy: Policy, place: Place) -> Engine:
+    """The engine of a recipe, sampling from a policy's weights as they are.
+
+    Raises `UserError` where what it needs is not there.
+    """
+    from castctl.engines.transformers_engine import TransformersEngine
+    from castctl.engines.vllm_engine import VllmEngine
+
+    makers: dict[str, Callable[[], Engine]] = {
+        "transformers": lambda: TransformersEngine(policy.model),
+        "vllm": lambda: VllmEngine(recipe, policy, place),
+    }
+    return makers[recipe.engine.kind]()

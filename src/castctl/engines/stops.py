@@ -1,7 +1,9 @@
-"""Stop strings: where a completion's text first holds one, whatever tokens spell it."""
+"""What ends a completion: tokens, and texts, whatever tokens spell them."""
 
 from __future__ import annotations
 
+import bisect
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,30 @@ from castctl.errors import UserError
 
 if TYPE_CHECKING:
     from castctl.engines import Completion
+    from castctl.models.language_model import LanguageModel
+
+log = logging.getLogger(__name__)
 
 BROKEN = "\ufffd"
 """What decoding writes for bytes that are no character, or not yet."""
 
 MOST_WINDOWS = 8
 """A window this many times its usual length is halved, whatever its text."""
+
+
+def stop_token_ids(model: LanguageModel) -> list[int]:
+    """Tokens that end a completion: the generation config's and the tokenizer's."""
+    config = model.model.generation_config
+    wanted = getattr(config, "eos_token_id", None)
+    ids = set(wanted if isinstance(wanted, list) else [wanted])
+    ids.add(getattr(model.tokenizer, "eos_token_id", None))
+    found = sorted(i for i in ids if i is not None)
+    if not found:
+        log.warning(
+            "neither the model's generation_config.json nor its tokenizer names a token that "
+            "ends a text: completions end at max_tokens, or at a text of sampling.stop"
+        )
+    return found
 
 
 class StopSearch:
@@ -49,6 +69,18 @@ class StopSearch:
             if same or len(ids) - start > MOST_WINDOWS * self._window:
                 self._starts[row] = middle
         return False
+
+
+def first_stop(tokenizer: Any, ids: NDArray[np.int32], stops: Sequence[str]) -> int | None:
+    """How many tokens first spell a stop; None where they spell none."""
+
+    def spells(count: int) -> bool:
+        text = spelled(tokenizer, ids[:count])
+        return any(stop in text for stop in stops)
+
+    if not stops or not spells(len(ids)):
+        return None
+    return 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=spells)
 
 
 def check_stops(completions: Iterable[Completion], stops: Sequence[str], tokenizer: Any) -> None:

@@ -7,8 +7,7 @@ row its own and drops them.
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -18,16 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from castctl.engines import Completion, Request
+from castctl.engines import Batches, Completion, Measures, Request
 from castctl.engines.sampling import RowUniforms, draw, next_token_scores
-from castctl.engines.stops import StopSearch
+from castctl.engines.stops import StopSearch, stop_token_ids
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.progress import Advance
 from castctl.recipe.recipe import SamplingSettings
 from castctl.shards.part import Metadata
-
-log = logging.getLogger(__name__)
 
 COMPACT_BELOW = 0.85
 """Finished rows leave the cache once less than this share is live: dropping copies the cache."""
@@ -39,11 +36,6 @@ class TransformersEngine:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.stop_ids = stop_token_ids(model)
-        if not self.stop_ids:
-            log.warning(
-                "neither the model's generation_config.json nor its tokenizer names a token that "
-                "ends a text: completions end at max_tokens, or at a text of sampling.stop"
-            )
         self._cache_argument = cache_argument(model.model)
 
     @property
@@ -53,25 +45,32 @@ class TransformersEngine:
             "kind": "transformers",
             "version": version("transformers"),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "seeds": "philox-128",
         }
 
-    def sync(self) -> None:
+    def rest(self) -> None:
+        """Nothing to give back between two calls."""
+
+    def sync(self) -> Measures:
         """Nothing to do: the weights are the policy's own."""
+        return {}
 
     def close(self) -> None:
         """Nothing to give back: the model is the policy's."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: SamplingSettings, advance: Advance
-    ) -> list[Completion]:
-        """One completion a request, at most `sampling.max_rows` decoded side by side."""
-        self._check_lengths(requests, sampling.max_tokens)
-        done: list[Completion] = []
-        with torch.no_grad(), self.model.autocast():
-            for start in range(0, len(requests), sampling.max_rows):
-                batch = requests[start : start + sampling.max_rows]
-                done += self._decode(batch, sampling, advance)
-        return done
+        self, batches: Batches, sampling: SamplingSettings, advance: Advance
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Batch by batch, at most `sampling.max_rows` completions decoded side by side."""
+        for requests in batches.values():
+            self._check_lengths(requests, sampling.max_tokens)
+        for number, requests in batches.items():
+            done: list[Completion] = []
+            with torch.no_grad(), self.model.autocast():
+                for start in range(0, len(requests), sampling.max_rows):
+                    rows = requests[start : start + sampling.max_rows]
+                    done += self._decode(rows, sampling, advance)
+            yield number, done
 
     def _check_lengths(self, requests: Sequence[Request], max_tokens: int) -> None:
         longest = max((len(request.prompt) for request in requests), default=0)
@@ -181,12 +180,3 @@ def cache_argument(model: Any) -> str:
     """What a model's forward calls its cache: `past_key_values` before transformers 5.24, and in
     code that came with a model."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-def stop_token_ids(model: LanguageModel) -> list[int]:
-    """Tokens that end a completion: the generation config's and the tokenizer's."""
-    config = model.model.generation_config
-    wanted = getattr(config, "eos_token_id", None)
-    ids = set(wanted if isinstance(wanted, list) else [wanted])
-    ids.add(getattr(model.tokenizer, "eos_token_id", None))
-    return sorted(i for i in ids if i is not None)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model, load_weights
@@ -55,6 +57,10 @@ class Policy(Protocol):
     def save(self, folder: Path) -> None:
         """Write what `load_policy` reads into a folder that is there, the tokenizer beside it."""
 
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write what an engine with weights of its own takes over, in its `dtype`, into a folder
+        that is there."""
+
 
 class FullWeights:
     """A policy of which every weight trains; copies and the reference are models of their own."""
@@ -76,6 +82,26 @@ class FullWeights:
     def save(self, folder: Path) -> None:
         self.model.model.save_pretrained(folder)
         self.model.tokenizer.save_pretrained(folder)
+
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        """One file of safetensors under the names of a checkpoint, the output head among them.
+
+        A head that is tied to the embeddings is no weight of its own in a checkpoint. An engine
+        that replaces weights in place would keep its old one.
+        """
+        model = self.model.model
+        copies = {}
+        for name, tensor in model.state_dict().items():
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            copies[name] = tensor.detach().to("cpu", wanted, copy=True)
+        model.save_pretrained(folder, state_dict=copies, max_shard_size="1000TB")
+        (file,) = folder.glob("*.safetensors")
+        head = model.get_output_embeddings()
+        (name,) = (f"{name}.weight" for name, module in model.named_modules() if module is head)
+        with safe_open(file, "pt") as written:
+            there = name in written.keys()  # noqa: SIM118, no mapping
+        if not there:
+            save_file({name: copies[name]}, folder / "output_head.safetensors")
 
 
 class FullCopy:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.recipe.engine import EngineSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
@@ -107,7 +108,7 @@ class SamplingSettings(Section):
     allow_truncated: bool = False
     """Accept top_p, top_k or min_p in training, where ratios then divide by the wrong policy."""
     max_rows: Count = 256
-    """Completions decoded side by side."""
+    """Completions that the engine `transformers` decodes side by side."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -129,11 +130,6 @@ class SamplingSettings(Section):
     def truncated(self) -> bool:
         """Whether the sampling distribution is not the policy's own."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
-
-class EngineSettings(Section):
-    kind: Literal["transformers"] = "transformers"
-    """What samples, in rollout, evaluation and the loop: `transformers` decodes in this process."""
 
 
 class VerifierSettings(CodeSection):

@@ -190,6 +190,7 @@ FOLLOWED_MEASURES = {
     "  down": ("flipped_down_share", _share_of("praised")),
     "  up": ("flipped_up_share", _share_of("blamed")),
     "gradient": ("grad_norm", _plain(".3f")),
+    "sampled": ("sampled_tokens_per_second", _plain(",.0f", " tokens/s")),
 }
 """The measures that the panel follows, by label. Praised and blamed are the tokens with a base
 advantage above and below 0."""

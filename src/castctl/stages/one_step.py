@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines import make_engine
+from castctl.engines import Place, make_engine
 from castctl.errors import UserError
 from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
@@ -24,6 +24,7 @@ from castctl.stages.names import called, model_names
 from castctl.stages.policies import (
     PolicySource,
     budget_of,
+    load_sampled,
     make_scorers,
     make_teacher,
     reference_of,
@@ -73,13 +74,14 @@ def rollout_stage(
 ) -> None:
     """Write `rollouts/` of a step."""
     recipe = run.recipe
-    policy = source.load(recipe.model)
+    policy = load_sampled(run, source)
     tokenizer = policy.model.tokenizer
     template = PromptTemplate(tokenizer, recipe.data)
     prompts = prompts_of_step(prepare_prompts(run, tokenizer, progress), run, step)
     folder = run.step(step)
     folder.keep_first(part_count(prompts, recipe.train.part_size), shard, overwrite)
-    with contextlib.closing(make_engine(recipe.engine, policy)) as engine:
+    place = Place(source.folder, run.path)
+    with contextlib.closing(make_engine(recipe, policy, place)) as engine:
         rollout_step(
             folder, prompts, engine, template, tokenizer, recipe.sampling,
             seed=recipe.seed, part_size=recipe.train.part_size,

@@ -92,6 +92,17 @@ def reference_of(run: Run, policy: Policy) -> Scorer:
     return Scorer(reference, source.fingerprint)
 
 
+def load_sampled(run: Run, source: PolicySource) -> Policy:
+    """The policy of a stage that samples and does no more.
+
+    An engine with weights of its own needs it to be proved by alone, so it stays off the GPU.
+    """
+    settings = run.recipe.model
+    if run.recipe.engine.brings_weights:
+        settings = settings.model_copy(update={"device": "cpu"})
+    return source.load(settings)
+
+
 def budget_of(recipe: Recipe) -> Budget:
     """How a recipe's passes are cut up."""
     return Budget(recipe.train.microbatch_tokens, recipe.train.head_chunk_tokens)

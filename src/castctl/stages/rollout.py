@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,14 @@ from castctl.shards.part import Metadata
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 
 
+class Rolled(NamedTuple):
+    """What a rollout came to: the number of the part after the last, and how many tokens were
+    sampled now, those of parts that were there already left out."""
+
+    next_part: int
+    tokens: int
+
+
 def rollout_step(
     folder: StepFolder,
     prompts: pa.Table,
@@ -35,9 +43,8 @@ def rollout_step(
     first_part: int = 0,
     shard: Shard = WHOLE,
     overwrite: bool = False,
-) -> int:
-    """Sample `sampling.n` completions of each prompt into `rollouts/`, part by part; the number of
-    the part after the last.
+) -> Rolled:
+    """Sample `sampling.n` completions of each prompt into `rollouts/`, part by part.
 
     `prompts` has the schema of the `prompts` stage; a prompt's part is its position divided
     by `part_size`, counted from `first_part`. Each completion's randomness comes from (seed, step,
@@ -48,29 +55,44 @@ def rollout_step(
     if not overwrite:
         folder.refuse_mixed("rollouts", provenance)
     count = part_count(prompts, part_size)
-    parts = [p for p in range(count) if shard.owns(first_part + p)]
-    total = sum(len(prompts.slice(p * part_size, part_size)) for p in parts) * sampling.n
+    rows_of = {
+        first_part + part: prompts.slice(part * part_size, part_size)
+        for part in range(count)
+        if shard.owns(first_part + part)
+    }
+    lacking = {
+        number: rows
+        for number, rows in rows_of.items()
+        if folder.lacks("rollouts", number, {"prompts": rows}, provenance, overwrite)
+    }
+    batches = {
+        number: [
+            Request(ids, row_key(seed, folder.step, prompt_id, sample))
+            for prompt_id, ids in zip(
+                rows["prompt_id"].to_pylist(), _render(rows, template), strict=True
+            )
+            for sample in range(sampling.n)
+        ]
+        for number, rows in lacking.items()
+    }
+    total, tokens = sum(map(len, rows_of.values())) * sampling.n, 0
     with progress.task("rollout", total, "completions") as advance:
-        for part in parts:
-            rows = prompts.slice(part * part_size, part_size)
-            requests = [
-                Request(ids, row_key(seed, folder.step, prompt_id, sample))
-                for prompt_id, ids in zip(
-                    rows["prompt_id"].to_pylist(), _render(rows, template), strict=True
-                )
-                for sample in range(sampling.n)
-            ]
+        advance(total - sum(map(len, batches.values())))
+        for number, completions in engine.generate(batches, sampling, advance):
+            check_stops(completions, sampling.stop, tokenizer)
+            rows = lacking.pop(number)
+            tokens += sum(len(completion.token_ids) for completion in completions)
 
-            def work(rows: pa.Table = rows, requests: list[Request] = requests) -> pa.Table:
-                completions = engine.generate(requests, sampling, advance)
-                check_stops(completions, sampling.stop, tokenizer)
+            def table(
+                rows: pa.Table = rows,
+                requests: list[Request] = batches[number],
+                completions: list[Completion] = completions,
+            ) -> pa.Table:
                 return _table(rows, requests, completions, sampling.n, tokenizer)
 
-            number = first_part + part
-            made = folder.make("rollouts", number, {"prompts": rows}, provenance, work, overwrite)
-            if not made:
-                advance(len(requests))
-    return first_part + count
+            folder.make("rollouts", number, {"prompts": rows}, provenance, table, overwrite)
+    assert not lacking, f"the engine left out parts {sorted(lacking)}"
+    return Rolled(first_part + count, tokens)
 
 
 def part_count(prompts: pa.Table, part_size: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from castctl.data.files import SUFFIXES, split_name
-from castctl.engines import make_engine
+from castctl.engines import Place, make_engine
 from castctl.errors import UserError
 from castctl.files import regular
 from castctl.models.loading import load_tokenizer
@@ -23,7 +23,7 @@ from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, require_folder, task_name, variant
 from castctl.stages.evaluate.runner import Posed, evaluate, pose, require_room
-from castctl.stages.policies import policy_at
+from castctl.stages.policies import load_sampled, policy_at
 from castctl.verify.judge import judging_pool
 
 
@@ -57,11 +57,12 @@ def evaluate_tasks(
         _posed(each, file, tokenizer, progress)
         for each, file in zip(asked, tasks.values(), strict=True)
     ]
-    policy = source.load(run.recipe.model)
+    policy = load_sampled(run, source)
     for each, problems in zip(asked, posed, strict=True):
         require_room(problems, each.recipe, policy.model.context_tokens)
+    place = Place(source.folder, run.path)
     with (
-        contextlib.closing(make_engine(run.recipe.engine, policy)) as engine,
+        contextlib.closing(make_engine(run.recipe, policy, place)) as engine,
         judging_pool(run.recipe.verifier) as pool,
     ):
         for each, problems in zip(asked, posed, strict=True):

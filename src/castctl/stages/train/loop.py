@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines import make_engine
+from castctl.engines import Place, make_engine
 from castctl.errors import UserError
 from castctl.methods.baselines import ratio_margin
 from castctl.models.policy import Policy
@@ -177,11 +177,12 @@ class _Loop:
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = prepare_prompts(run, self.tokenizer, progress)
-        self.engine = make_engine(recipe.engine, policy)
+        self.engine = make_engine(recipe, policy, Place(source.folder, run.path))
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         tell_of_missing(self.metrics, run, start)
         self._warned_of_gap = False
+        self._sampled_tokens = 0  # of the step that is on
 
     def close(self) -> None:
         self.engine.close()
@@ -193,19 +194,23 @@ class _Loop:
         model, teacher = self.state.policy.model, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
         teacher.refresh(step)
+        self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
         with _timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method)
             stats = update(model, teacher.model, self.state.optimizer, batch, self.recipe, step)
             teacher.follow()
         with _timed(seconds, "sync"):
-            self.engine.sync()
+            synced = self.engine.sync()
         self.name = policy_name(self.run, step + 1)
         with _timed(seconds, "measure"):
             measures = measure_step(folder)
             rewards = folder.table("rewards")
             measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
             measures["rounds"] = rounds
+            speed = self._sampled_tokens / seconds["seconds_rollout"]
+            measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None
+            measures |= synced
         self._warn_of_zero_gap(step, measures)
         self._warn_of_zero_rewards(step, measures)
         return _row(step, measures, stats, seconds, model.device)
@@ -240,11 +245,13 @@ class _Loop:
         folder = self.run.step(step)
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
         with _timed(seconds, "rollout"):
-            next_part = rollout_step(
+            rolled = rollout_step(
                 folder, prompts, self.engine, self.template, self.tokenizer, sampling,
                 seed=self.recipe.seed, part_size=settings.part_size, first_part=first_part,
                 model_fingerprint=self.name, progress=self.progress,
             )  # fmt: skip
+            self.engine.rest()
+        self._sampled_tokens += rolled.tokens
         with _timed(seconds, "verify"):
             score_rewards(
                 folder, self.recipe.verifier, self.pool, self.tokenizer, progress=self.progress
@@ -262,7 +269,7 @@ class _Loop:
             seconds[f"{OF_SCORING}{pass_name}"] += spent
         with _timed(seconds, "shape"):
             shape_step(folder, method, longest=sampling.max_tokens, progress=self.progress)
-        return next_part
+        return rolled.next_part
 
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
@@ -273,6 +280,7 @@ class _Loop:
             self.engine, self.tokenizer, self.pool, posed,
             model_fingerprint=self.name, progress=self.progress,
         )  # fmt: skip
+        self.engine.rest()
         assert result is not None, "one process owns every part"
         return result
 

@@ -1,0 +1,49 @@
+"""A policy's weights on their way to an engine that holds a copy: through a folder in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from castctl.models.policy import Policy
+from castctl.shards.drafts import drafted_folder
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory."""
+
+SPARE = 2
+"""It is used where it has room for so many times the weights."""
+
+
+@contextlib.contextmanager
+def exported(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
+    """A folder with the weights in `dtype`, in memory if they fit and else in the folder `beside`.
+
+    It is new each time, so that nothing that was read from it before is taken for it; it goes
+    afterwards, and with the next one where this process is killed.
+    """
+    size = sum(p.numel() for p in policy.model.model.parameters()) * dtype.itemsize
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > SPARE * size
+    with drafted_folder((MEMORY if roomy else beside) / "weights") as folder:
+        folder.chmod(0o700)  # others on this machine have no business in it
+        policy.export(folder, dtype)
+        yield folder
+
+
+def weight_sums(policy: Policy, dtype: torch.dtype) -> list[int]:
+    """For each trained parameter, the sum of its bits in `dtype`, by which one tells whether an
+    engine's copy has to change at all."""
+    whole = {4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    return [
+        int(parameter.detach().to(dtype).view(whole).sum(dtype=torch.int64))
+        for _, parameter in policy.trained()
+    ]
+
+
+def age(policy: Policy) -> int:
+    """A number that grows whenever a trained parameter is written to."""
+    return sum(parameter._version for _, parameter in policy.trained())

@@ -1,0 +1,64 @@
+"""On which device an engine of its own samples, and what its process is told of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from castctl.errors import UserError
+from castctl.models.loading import resolve_device
+from castctl.recipe.engine import EngineSettings
+from castctl.recipe.recipe import ModelSettings
+
+ALONE, SHARED = 0.9, 0.3
+"""Share of a GPU's memory that the engine takes where nothing else is on it, and beside training
+(TRL's default)."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The GPUs of each replica, by torch's numbers; none of them on the CPU."""
+
+    gpus: tuple[tuple[int, ...], ...]
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.gpus[0])
+
+    def shares(self, device: torch.device) -> bool:
+        """Whether the policy's device is one of them."""
+        return device.type == "cuda" and any((device.index or 0) in gpus for gpus in self.gpus)
+
+    def environment(self, replica: int) -> dict[str, str]:
+        """Variables that show a replica its GPUs and nothing else."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = [name.strip() for name in visible.split(",")] if visible else None
+        mine = [str(gpu) if names is None else names[gpu] for gpu in self.gpus[replica]]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+
+
+def place(engine: EngineSettings, model: ModelSettings) -> Placement:
+    """Where the replicas go: from the first GPU on, `tensor_parallel_size` each.
+
+    Raises `UserError` where there are not as many.
+    """
+    first = resolve_device(engine.device or model.device)
+    size = engine.tensor_parallel_size
+    if first.type != "cuda":
+        if size > 1:
+            raise UserError(
+                f"engine.tensor_parallel_size={size} needs as many GPUs, and the engine is on the "
+                f"{first.type.upper()}; set it to 1"
+            )
+        return Placement(((),) * engine.replicas)
+    start = first.index or 0
+    last = start + engine.replicas * size
+    if last > torch.cuda.device_count():
+        raise UserError(
+            f"engine.replicas={engine.replicas} of engine.tensor_parallel_size={size} GPUs from "
+            f"cuda:{start} on need {last} GPUs, and there are {torch.cuda.device_count()}; lower "
+            "one of them"
+        )
+    return Placement(tuple(tuple(range(gpu, gpu + size)) for gpu in range(start, last, size)))

