@@ -89,13 +89,14 @@ class Child:
         with self._within(seconds, f"read nothing for {seconds:g} s"):
             wire.send(self.connection, message)
 
-    def receive(self, seconds: float) -> Message:
-        """The next message; the child is killed where none comes in `seconds`.
+    def receive(self, seconds: float, silent: float = 0) -> Message:
+        """The next message; the child is killed where none comes in `seconds`, of which it has been
+        silent for some already.
 
         Raises:
             ChildFailed: the child is gone, and so is whatever it started.
         """
-        with self._within(seconds, f"gave no sign of life for {seconds:g} s"):
+        with self._within(max(seconds - silent, 0), f"gave no sign of life for {seconds:g} s"):
             message = wire.receive(self.connection)
         return message
 
