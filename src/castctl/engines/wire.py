@@ -67,7 +67,7 @@ def send(connection: Connection, message: Message) -> None:
         )
     connection.send_bytes(header)
     for array in message.arrays.values():
-        plain = np.asarray(array, DTYPES[array.dtype.name])
+        plain = np.asarray(array, DTYPES[array.dtype.name], order="C")
         content = plain.reshape(-1).view(np.uint8).data
         for start in range(0, len(content), PIECE_BYTES):
             connection.send_bytes(content[start : start + PIECE_BYTES])
