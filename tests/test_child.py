@@ -304,13 +304,11 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import psutil
 from castctl.engines.child import Child
-from castctl.engines.wire import Message
 from castctl.verify.process import Bounds, WorkerProcess
 
 first = Child("child_entries:start_others", Path("first.log"))
 worker = WorkerProcess(Bounds("verifier", 100, 4, "4 GB"))
-second = Child("child_entries:echo", Path("second.log"))
-second.send(Message("ready"))
+second = Child("child_entries:refuse", Path("second.log"))
 told = first.receive(60).facts["pids"]
 second.receive(60)
 worker.connection.recv()
