@@ -135,6 +135,16 @@ def print_much(connection: Connection) -> None:
     time.sleep(LONG)
 
 
+def let_escape(connection: Connection) -> None:
+    """A fork in a session of its own, which keeps the pipe open and is not in the group."""
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+    else:
+        _say(connection, "pid", {"pid": pid})
+    time.sleep(LONG)
+
+
 def start_others(connection: Connection) -> None:
     """One of each kind that there is; their numbers are told."""
     program = subprocess.Popen(["sleep", str(LONG)], close_fds=False)
