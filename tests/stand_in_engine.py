@@ -23,20 +23,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from castctl.engines import vllm_child
-from castctl.engines.wire import receive
 
 FAULTS = "STAND_IN_FAULTS"
 ENTRY = "stand_in_engine:serve"
 
 
 def serve(connection: Connection) -> None:
-    served = StandIn(connection)
-    while True:
-        try:
-            message = receive(connection)
-        except EOFError:
-            return
-        getattr(served, message.kind)(message.facts, message.arrays)
+    vllm_child.serve(connection, StandIn)
 
 
 def fault(name: str) -> bool:

@@ -235,7 +235,11 @@ def test_what_an_engine_must_not_do_is_refused(
 @pytest.mark.parametrize(
     "settings, sampling, words",
     [
-        ((), SamplingSettings(n=1, max_tokens=12, temperature=0.005), "set it to 0, or to 0.01 or more"),
+        (
+            (),
+            SamplingSettings(n=1, max_tokens=12, temperature=0.005),
+            "set it to 0, or to 0.01 or more",
+        ),
         (("engine.max_model_len=20",), SAMPLING, "set engine.max_model_len=21"),
         ((), SamplingSettings(n=1, max_tokens=10**6), "pass the model's"),
     ],
