@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 LONG = 100.0
@@ -142,6 +143,13 @@ def let_escape(connection: Connection) -> None:
         os.setsid()
     else:
         _say(connection, "pid", {"pid": pid})
+    time.sleep(LONG)
+
+
+def share(connection: Connection) -> None:
+    """Memory that a killed process cannot remove."""
+    memory = SharedMemory(create=True, size=1000)
+    _say(connection, "memory", {"name": memory.name})
     time.sleep(LONG)
 
 

@@ -270,6 +270,22 @@ def test_whatever_a_child_started_ends_with_it(start: Start, ending: str) -> Non
     assert not any(map(lives, pids))
 
 
+@pytest.mark.parametrize("ending", ["kill", "close", "death", "silence"])
+def test_shared_memory_of_a_killed_child_is_removed(start: Start, ending: str) -> None:
+    child = start("share")
+    memory = Path("/dev/shm", child.receive(PATIENCE).facts["name"])
+    assert memory.exists()
+    if ending == "kill":
+        child.kill()
+    elif ending == "close":
+        child.close(0)
+    else:
+        if ending == "death":
+            os.kill(child.pid, signal.SIGKILL)
+        failure(child, 0.5)
+    assert not memory.exists()
+
+
 def test_a_process_that_inherits_orphans_is_left_with_none(tmp_path: Path) -> None:
     """As a container's first process does."""
     script = f"""
