@@ -111,15 +111,12 @@ class Child:
         if self.connection.closed:
             return
         self._gone = self._gone or "was ended"
-        for process in _members(self.pid):
-            if not _tidies(process):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+        _wait(lambda: _kill_workers(self.pid), KILL_SECONDS)
         _wait(lambda: not _members(self.pid), lifeline.TIDY_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         # The leader is reaped last: until then no other group can get its number.
-        _wait(lambda: not _members(self.pid), KILL_SECONDS)
+        _wait(lambda: not _members(self.pid), lifeline.TIDY_SECONDS)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         with contextlib.suppress(ChildProcessError):
@@ -231,6 +228,15 @@ def _living(pid: int) -> psutil.Process | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:
         return None
+
+
+def _kill_workers(group: int) -> bool:
+    """Kill a group but for who tidies up after it; whether all those are gone."""
+    workers = [process for process in _members(group) if not _tidies(process)]
+    for process in workers:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return not workers
 
 
 def _tidies(process: psutil.Process) -> bool:
