@@ -172,14 +172,16 @@ class Child:
         if how is None and not self._ends(GRACE_SECONDS):
             how = "closed its pipe"
         self.kill()
-        if how is None:
-            code = self._process.returncode
-            how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
         error = self._last_error()
-        self._gone = (
-            f"{how}; {f'last error in {self.log}: {error}' if error else f'log: {self.log}'}"
-        )
+        where = f"last error in {self.log}: {error}" if error else f"log: {self.log}"
+        self._gone = f"{how or self._fate()}; {where}"
         return ChildFailed(self._gone)
+
+    def _fate(self) -> str:
+        code = self._process.returncode
+        if code is None:  # some of its threads wait for a broken device
+            return "died"
+        return f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def _last_error(self) -> str | None:
         """The last line of this child's log that looks like an error, fit for a line."""
