@@ -175,7 +175,7 @@ def test_a_wedged_child_is_killed_at_the_deadline(start: Start, entry: str) -> N
     assert child.receive(PATIENCE).kind == "ready"
     began = time.monotonic()
     assert failure(child, 0.3).startswith("gave no sign of life for 0.3 s; log: ")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
 
 
 def test_a_process_that_escapes_the_group_holds_up_nothing(start: Start) -> None:
@@ -184,7 +184,7 @@ def test_a_process_that_escapes_the_group_holds_up_nothing(start: Start) -> None
     try:
         began = time.monotonic()
         assert failure(child, 0.3).startswith("gave no sign of life for 0.3 s; log: ")
-        assert time.monotonic() - began < 4 and lives(escaped)
+        assert time.monotonic() - began < 10 and lives(escaped)
     finally:
         os.kill(escaped, signal.SIGKILL)
 
@@ -194,7 +194,7 @@ def test_a_message_that_nobody_reads_is_given_up(start: Start) -> None:
     began = time.monotonic()
     with pytest.raises(ChildFailed, match="read nothing for 0 s; log: "):
         child.send(Message("large", arrays={"a": np.zeros(10**7)}), 0)
-    assert time.monotonic() - began < 4 and not members(child.pid)
+    assert time.monotonic() - began < 10 and not members(child.pid)
 
 
 def test_a_message_to_a_dead_child(start: Start) -> None:
@@ -268,6 +268,22 @@ def test_whatever_a_child_started_ends_with_it(start: Start, ending: str) -> Non
         os.kill(child.pid, signal.SIGKILL)
         failure(child, 1)
     assert not any(map(lives, pids))
+
+
+@pytest.mark.parametrize("ending", ["kill", "close", "death", "silence"])
+def test_shared_memory_of_a_killed_child_is_removed(start: Start, ending: str) -> None:
+    child = start("share")
+    memory = Path("/dev/shm", child.receive(PATIENCE).facts["name"])
+    assert memory.exists()
+    if ending == "kill":
+        child.kill()
+    elif ending == "close":
+        child.close(0)
+    else:
+        if ending == "death":
+            os.kill(child.pid, signal.SIGKILL)
+        failure(child, 0.5)
+    assert not memory.exists()
 
 
 def test_a_process_that_inherits_orphans_is_left_with_none(tmp_path: Path) -> None:
