@@ -51,6 +51,12 @@ LINES = {
          "flipped_down_share": ("of praised", POSITIVE),
          "flipped_up_share": ("of blamed", NEGATIVE)},
     ),
+    "sampler": ("KL(sampler || scorer)", "nats a token", {"sampler_kl": ("k3", BLUE)}),
+    "correction": (
+        "Importance correction", "of all tokens, %",
+        {"correction_masked_share": ("masked", NEGATIVE),
+         "correction_capped_share": ("capped", ORANGE)},
+    ),
     "grad": ("Norm of the gradient", "", {"grad_norm": ("norm", BLUE)}),
 }  # fmt: skip
 """Plots of lines: title, axis, and the measures with their labels."""
@@ -95,7 +101,9 @@ def measures_sheet(rows: Rows) -> Sheet:
     """The numbers behind the curves, a row a step."""
     wanted = ["reward_mean", "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
               "flipped_share", "flipped_down_share", "flipped_up_share", "loss", "grad_norm",
-              "clip_share", "kl_old_new", "eval_mean", "seconds"]  # fmt: skip
+              "clip_share", "kl_old_new", "sampler_kl", "correction_masked_share",
+              "correction_capped_share", "correction_effective_share", "eval_mean",
+              "seconds"]  # fmt: skip
     there = [name for name in wanted if _known(rows, name)]
     return Sheet(
         title="Measures of every step",
