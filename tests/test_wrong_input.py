@@ -99,6 +99,7 @@ def test_a_setting(castctl: Cli, setting: str, words: str) -> None:
 
 RECIPES = [
     ("methd: {name: cast}", "r.yaml: unknown key methd; the nearest one is method"),
+    ("method: {importance_cap: 2}", "r.yaml: unknown key method.importance_cap; write method.corr"),
     ("sampling: {n: lots}", "r.yaml: sampling.n: input should be a valid integer"),
     ("optimizer: {lr: -1}", "r.yaml: optimizer.lr: input should be greater than 0, got -1"),
     ("method: {name: nonsense}", "no method 'nonsense'; there are grpo,"),

@@ -198,7 +198,12 @@ def _loss_weights(
             "train on",
         )
         sampler_N = sampler_logprobs(inputs["rollouts"], offsets)
-        if sampler_N is not None:
+        if sampler_N is None:
+            log.warning(
+                "%s has no sampler_logprobs: method.correction has nothing to read, and every "
+                "token weighs 1", inputs["rollouts"].path.parent,
+            )  # fmt: skip
+        else:
             corrected = method.correction.corrected(read.policy_N, sampler_N, offsets)
     if corrected is None:
         return masks_N if (masks_R != 1).any() else None
