@@ -37,6 +37,8 @@ STAGES = {
     "rollout": BLUE, "verify": GREY, "score": GREEN, "shape": PINK, "train": ORANGE,
     "measure": SKY, "eval": WINE,
 }  # fmt: skip
+ROUNDING = 1e-9
+"""Below, a measure is what float32 leaves of nothing."""
 SIZE = (4.6, 2.7)
 """Inches of a plot."""
 
@@ -128,8 +130,8 @@ def _known(rows: Rows, name: str) -> bool:
 
 
 def _varies(rows: Rows, name: str) -> bool:
-    """Known and not zero throughout, which no plot is needed to say."""
-    return bool(np.nan_to_num(_values(rows, name)).any())
+    """Known and not zero throughout, but for rounding, which no plot is needed to say."""
+    return bool((np.abs(np.nan_to_num(_values(rows, name))) > ROUNDING).any())
 
 
 def _course(what: str, rows: Rows, name: str) -> str:
