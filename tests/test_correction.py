@@ -24,6 +24,7 @@ from castctl.methods.correction import (
     effective_share,
 )
 from castctl.ragged import offsets_of
+from castctl.settings import settings_in
 
 NAN, INF = math.nan, math.inf
 LEVELS = ("token", "sequence", "geometric")
@@ -355,3 +356,9 @@ def test_the_slot_is_filled_as_others_are(given_: dict[str, Any], expected: Any)
         assert method.correction == expected
         dumped = method.model_dump(mode="json")["correction"]
         assert next(iter(dumped)) == "kind" and ADAPTER.validate_python(dumped) == expected
+
+
+def test_the_settings_of_another_kind_have_its_own_defaults() -> None:
+    method = MethodSettings.model_validate({"correction": {"kind": "mask", "level": "sequence"}})
+    changed = {s.key for s in settings_in(method, MethodSettings()) if s.changed}
+    assert changed == {"correction.kind", "correction.level"}
