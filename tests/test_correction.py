@@ -280,6 +280,15 @@ def test_ratios_beyond_any_number_are_capped_or_masked(level: Any) -> None:
     assert split(masked.masked_N, rows) == [[True, True], [low, low], [False], [True]]
 
 
+def test_a_ratio_at_a_bound_is_within() -> None:
+    at, inside, outside = math.log(2), math.log(1.99), math.log(2.01)
+    assert math.exp(at) == 2 and math.exp(-at) == 0.5
+    capped = corrected(Truncate(), [[at, inside, outside]])
+    assert capped.capped_N.tolist() == [False, False, True]
+    masked = corrected(Mask(high=2), [[at, inside, outside, -at, -inside, -outside]])
+    assert masked.masked_N.tolist() == [False, False, True, False, False, True]
+
+
 def test_tokens_that_the_sampler_did_not_report() -> None:
     rows: Rows = [[NAN, NAN], [math.log(2), NAN, math.log(3)], []]
     assert split(corrected(Truncate(high=2.5), rows).weights_N, rows)[1] == pytest.approx(
@@ -331,7 +340,7 @@ def test_divergence_terms_average_to_the_divergence() -> None:
     terms = divergence_terms(np.log(scorer[drawn]) - np.log(sampler[drawn]))
     assert (terms >= 0).all()
     assert terms.mean() == pytest.approx(float((sampler * np.log(sampler / scorer)).sum()))
-    assert divergence_terms(np.array([1e-9]))[0] == pytest.approx(5e-19)  # exp(d) - 1 - d is 0
+    assert divergence_terms(np.array([1e-9]))[0] == pytest.approx(5e-19, rel=1e-6, abs=0)  # not 0
 
 
 # The slot
