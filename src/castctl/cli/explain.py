@@ -21,6 +21,8 @@ def explain(
     method: opt.MethodOption = None,
     model: opt.ModelOption = None,
     data: opt.DataOption = None,
+    engine: opt.EngineOption = None,
+    device: opt.DeviceOption = None,
     set_: opt.SetOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
     as_json: opt.JsonOption = False,
@@ -38,8 +40,9 @@ def explain(
         set_,
         method=method,
         tiny=tiny,
-        model={"path": model},
+        model={"path": model, "device": device},
         data={"path": data},
+        engine={"kind": engine},
         trust_remote_code=trust_remote_code,
     )
     show_explanation(*asked.new_recipe(), as_json=as_json)

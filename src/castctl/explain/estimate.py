@@ -6,15 +6,17 @@ Everything is counted at its longest, prompts of `data.max_prompt_tokens` and co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
+from castctl.explain.engine import EngineMemory, engine_memory
 from castctl.explain.footprint import (
     FLOAT32,
     Arithmetic,
     PackedSize,
     activation_bytes,
     cache_bytes,
+    on_gpu,
     pass_bytes,
 )
 from castctl.explain.model_shape import ModelShape, model_shape
@@ -28,13 +30,15 @@ Parts = dict[str, int]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what is held from the first update on, and what each phase in turn adds to it."""
+    """Bytes: what is held from the first update on, and what each phase in turn adds to it; apart
+    from these an engine with weights of its own."""
 
     parameters: int
     arithmetic: str
     held: Parts
     phases: dict[str, Parts]
     all_logits: int
+    engine: EngineMemory | None = None
 
     @property
     def peak_phase(self) -> str:
@@ -59,7 +63,9 @@ def estimate_memory(recipe: Recipe) -> Memory:
         "teacher": _teacher_bytes(recipe, weights),
         "reference": weights if "ref_logprobs" in recipe.method.needs else 0,
     }
-    phases = _decoding(recipe, shape, arithmetic) | _passes(recipe, shape, arithmetic)
+    separate = recipe.engine.brings_weights
+    phases = {} if separate else _decoding(recipe, shape, arithmetic)
+    phases |= _passes(recipe, shape, arithmetic)
     if arithmetic.width < FLOAT32:  # autocast keeps what it has cast, for the backward pass too
         cast = {"weights in bfloat16": shape.parameters * arithmetic.width}
         phases = {phase: parts | cast for phase, parts in phases.items()}
@@ -67,7 +73,11 @@ def estimate_memory(recipe: Recipe) -> Memory:
     phases["update, optimizer step"] = {"temporary copies": copies}
     tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
-    return Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
+    memory = Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
+    if not separate:
+        return memory
+    total = sum(held.values())
+    return replace(memory, engine=engine_memory(recipe, shape, arithmetic, total, memory.together))
 
 
 def _teacher_bytes(recipe: Recipe, weights: int) -> int:
@@ -87,13 +97,9 @@ def prompts_per_step(recipe: Recipe) -> int:
 
 def arithmetic_of(settings: ModelSettings) -> Arithmetic:
     """The arithmetic that a model's settings come to on this machine."""
-    import torch
-
-    on_gpu = settings.device.startswith("cuda") or (
-        settings.device == "auto" and torch.cuda.is_available()
-    )
-    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and on_gpu)
-    return Arithmetic(on_gpu, 2 if half else FLOAT32)
+    gpu = on_gpu(settings.device)
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and gpu)
+    return Arithmetic(gpu, 2 if half else FLOAT32)
 
 
 def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:

@@ -37,6 +37,13 @@ class PackedSize:
     completion: int
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a device as settings name it is a GPU, on this machine where it is `auto`."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
 def activation_bytes(
     shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize, checkpointing: bool
 ) -> int:

@@ -41,11 +41,19 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "bf16": ("model.dtype=bfloat16",),
     "model_name_or_path": ("model.path",),
     "dataset_name": ("data.path",),
-    "name": ("--run NAME",),
+    "name": ("--run NAME", "engine.kind (verl's rollout.name)"),
     "run_name": ("--run NAME",),
     "output_dir": ("--run PATH",),
     "resume_from_checkpoint": ("--resume",),
+    "use_vllm": ("engine.kind=vllm",),
+    "vllm_mode": ("engine.device (the model's GPU or another)",),
+    "vllm_gpu_memory_utilization": ("engine.gpu_memory_utilization",),
+    "vllm_tensor_parallel_size": ("engine.tensor_parallel_size",),
+    "vllm_max_model_length": ("engine.max_model_len",),
+    "vllm_enable_sleep_mode": ("engine.device (an engine on the model's GPU rests by itself)",),
     # verl
+    "tensor_model_parallel_size": ("engine.tensor_parallel_size",),
+    "free_cache_engine": ("engine.device (an engine on the model's GPU rests by itself)",),
     "train_batch_size": ("train.prompts_per_step",),
     "ppo_epochs": ("train.epochs",),
     "ppo_mini_batch_size": ("train.minibatches (how many, not how large)",),
@@ -83,7 +91,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "default_local_dir": ("--run PATH",),
     # castctl's own of before
     "importance_cap": ("method.correction.high", "method.correction.kind=none"),
-    # both, and others
+    # vLLM, both, and others
+    "data_parallel_size": ("engine.replicas",),
+    "max_num_batched_tokens": ("engine.options={max_num_batched_tokens: N}",),
     "batch_size": ("train.prompts_per_step",),
     "config": ("castctl train FILE", "--recipe FILE"),
     "output": ("--run PATH",),

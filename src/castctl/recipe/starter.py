@@ -20,6 +20,7 @@ FIRST = {
     "sampling.n",
     "sampling.temperature",
     "sampling.max_tokens",
+    "engine.kind",
     "optimizer.lr",
     "train.steps",
     "train.prompts_per_step",

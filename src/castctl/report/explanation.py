@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from castctl.diagnosis.kept import lost_answers
+from castctl.explain.engine import EngineMemory, Fit
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
 from castctl.recipe.choices import ExplainedSetting
@@ -145,7 +146,55 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
     pages: list[RenderableType] = [title("Memory"), Text(note), Text(), table]
     if memory.peak_phase in LESS:
         pages.append(Text(f"To need less, lower {LESS[memory.peak_phase]}."))
+    return pages if memory.engine is None else [*pages, *_engine(memory.engine)]
+
+
+def _engine(engine: EngineMemory) -> list[RenderableType]:
+    """What an engine with weights of its own takes, and what fits."""
+    table = plain_table(f"in {engine.arithmetic}" + ", on each GPU" * engine.on_gpu, "GiB")
+    table.add_row("weights", _gib(engine.weights))
+    table.add_row("one pass, and drawing tokens", _gib(engine.one_pass))
+    table.add_row(f"cache of one completion of {engine.longest:,} tokens, prompt included",
+                  _gib(engine.completion))  # fmt: skip
+    if engine.shares:
+        table.add_row("beside it, what training holds while it samples", _gib(engine.beside))
+    table.add_row()
+    for part, size in engine.host.items():
+        table.add_row(f"host: {part}", _gib(size))
+    share = f"engine.gpu_memory_utilization={engine.utilization:g}"
+    where = (
+        f"It takes {share} of a GPU in turns with training: it rests while completions are scored "
+        "and trained on, and training keeps its weights, gradients, moments and copies there while "
+        "it samples."
+        if engine.shares
+        else f"It takes {share} of a GPU of its own."
+        if engine.on_gpu
+        else "It is on the CPU, beside the rest."
+    )
+    pages: list[RenderableType] = [
+        title("The engine's memory"),
+        Text(f"vLLM samples in a process of its own. {where} None of this is measured on a GPU."),
+        Text(),
+        table,
+    ]
+    if engine.fits:
+        pages += [Text(), facts_table({fit.gpu: _fit(fit) for fit in engine.fits})]
     return pages
+
+
+def _fit(fit: Fit) -> str:
+    """Whether training and sampling fit into a GPU."""
+    said = [f"training takes {_of(fit.training, fit.trains)}"] if fit.training else []
+    said += [
+        f"sampling {_of(fit.sampling, fit.samples)}, with {fit.completions:,} of the longest "
+        "completions side by side",
+        "no share fits" if fit.most is None else f"a share of up to {fit.most:g} fits",
+    ]
+    return f"{fit.total / 2**30:.1f} GiB: {'; '.join(said)}"
+
+
+def _of(size: int, fits: bool) -> str:
+    return f"{size / 2**30:.1f}" + ("" if fits else " (does not fit)")
 
 
 def _after(steps: Sequence[int]) -> str:

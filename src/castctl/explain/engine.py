@@ -1,0 +1,166 @@
+"""How much memory an engine with weights of its own takes, and what a GPU has room for.
+
+Counted as vLLM counts: of its share of a GPU, weights and one pass come first, and the rest is
+cache. Not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import floor
+
+import torch
+
+from castctl.engines.placement import ALONE, SHARED, Placement
+from castctl.engines.proof import HEAD_TOKENS
+from castctl.engines.vllm_engine import longest_row
+from castctl.engines.vllm_launch import CPU_CACHE
+from castctl.engines.vllm_launch import arithmetic as dtype_of
+from castctl.explain.footprint import FLOAT32, Arithmetic, on_gpu
+from castctl.explain.model_shape import ModelShape
+from castctl.recipe.recipe import Recipe
+
+CONTEXT = 2**30
+"""About what CUDA, its libraries and graphs take of a GPU for each process (ours, not measured)."""
+
+PASS_TOKENS = 16384
+"""Tokens that vLLM reads in one pass, on a large GPU and on the CPU."""
+
+COMMON = {"24 GB": 23.6, "40 GB": 39.5, "80 GB": 79.2, "141 GB": 139.8}
+"""GiB that CUDA tells of common GPUs."""
+
+STEP = 0.05
+"""In steps of which a share of a GPU is recommended."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one GPU of `total` bytes has room for.
+
+    `training` is its peak, the engine at rest or on another one, and 0 on the CPU; `sampling` what
+    the engine takes and training holds beside it; `completions` how many of the longest the cache
+    has room for; `most` the largest share that fits, None where it has room for none.
+    """
+
+    gpu: str
+    total: int
+    training: int
+    sampling: int
+    completions: int
+    most: float | None
+
+    @property
+    def trains(self) -> bool:
+        return self.training <= self.total
+
+    @property
+    def samples(self) -> bool:
+        return self.sampling <= self.total and self.completions > 0
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes that an engine takes on each of its GPUs, or of the host where it is on the CPU.
+
+    `utilization` is its share of a GPU; `completion` the cache of a prompt and completion of
+    `longest` tokens together; `beside` what training holds on the same GPU while the engine
+    samples; `host` what both need of the host's memory.
+    """
+
+    arithmetic: str
+    on_gpu: bool
+    shares: bool
+    utilization: float
+    weights: int
+    one_pass: int
+    longest: int
+    completion: int
+    beside: int
+    host: dict[str, int]
+    fits: list[Fit]
+
+
+def engine_memory(
+    recipe: Recipe, shape: ModelShape, training: Arithmetic, held: int, together: int
+) -> EngineMemory:
+    """The memory of a recipe's engine beside training, which holds `held` bytes, peaks at
+    `together` and whose passes are in the arithmetic `training`."""
+    settings, placement = recipe.engine, _placement(recipe)
+    dtype = dtype_of(recipe, placement)
+    width = getattr(torch, dtype).itemsize
+    shares = training.on_gpu and placement.shares(torch.device(_gpu(recipe.model.device)))
+    utilization = settings.gpu_memory_utilization or (SHARED if shares else ALONE)
+    gpus, size = settings.tensor_parallel_size, shape.parameters * width
+    longest = settings.max_model_len or longest_row(recipe)
+    longest = min(longest, shape.context or longest)
+    kept = 1 if settings.kv_cache_dtype.startswith("fp8") else width
+    completion = longest * shape.layers * 2 * shape.keys * kept // gpus
+    weights = size // gpus
+    read = PASS_TOKENS * 3 * (shape.hidden + shape.inner) * width // gpus
+    one_pass = read + 3 * settings.max_num_seqs * shape.vocabulary * FLOAT32
+    proof = _cast(shape, training) + 4 * HEAD_TOKENS * shape.vocabulary * FLOAT32
+    beside = held + proof if shares else 0
+
+    def completions(share: float, total: int) -> int:
+        room = int((share * total - weights - one_pass) // completion)
+        return max(0, min(room, settings.max_num_seqs))
+
+    def fit(gpu: str, total: int) -> Fit:
+        contexts = CONTEXT * (2 if shares else 1)
+        others = beside + contexts
+        most = round(floor((total - others) / total / STEP) * STEP, 2)
+        fits = most > 0 and completions(most, total) > 0
+        return Fit(
+            gpu, total,
+            training=together + contexts if training.on_gpu else 0,
+            sampling=others + int(utilization * total),
+            completions=completions(utilization, total),
+            most=most if fits else None,
+        )  # fmt: skip
+
+    head = shape.vocabulary * shape.hidden * width
+    host = {
+        "weights on their way to the engine": 2 * size + head,
+        "the scorer of castctl rollout and eval": shape.parameters * FLOAT32,
+    }
+    if not placement.on_gpu:
+        cache = int(float(os.environ.get(CPU_CACHE, 1)) * 2**30)
+        host |= {"the engine": settings.replicas * (weights + one_pass + cache)}
+    elif shares:
+        host |= {"weights of the resting engine": settings.replicas * size}
+    return EngineMemory(
+        dtype, placement.on_gpu, shares, utilization, weights, one_pass, longest, completion,
+        beside, host, [fit(*gpu) for gpu in _gpus(placement)],
+    )  # fmt: skip
+
+
+def _cast(shape: ModelShape, arithmetic: Arithmetic) -> int:
+    """The weights once more in the arithmetic of a pass, where autocast makes them."""
+    return shape.parameters * arithmetic.width if arithmetic.width < FLOAT32 else 0
+
+
+def _gpu(device: str) -> str:
+    """A device's full name."""
+    return "cuda:0" if device in ("auto", "cuda") else device
+
+
+def _placement(recipe: Recipe) -> Placement:
+    """Where the engine will be, whether this machine has these GPUs or not."""
+    settings, device = recipe.engine, recipe.engine.device or recipe.model.device
+    if not on_gpu(device):
+        return Placement(((),) * settings.replicas)
+    first, size = torch.device(_gpu(device)).index, settings.tensor_parallel_size
+    starts = range(first, first + settings.replicas * size, size)
+    return Placement(tuple(tuple(range(gpu, gpu + size)) for gpu in starts))
+
+
+def _gpus(placement: Placement) -> list[tuple[str, int]]:
+    """Names and bytes of the engine's GPU, or of common ones where this machine has none."""
+    if not placement.on_gpu:
+        return []
+    if torch.cuda.is_available():
+        index = min(placement.gpus[0][0], torch.cuda.device_count() - 1)
+        facts = torch.cuda.get_device_properties(index)
+        return [(facts.name, facts.total_memory)]
+    return [(name, int(size * 2**30)) for name, size in COMMON.items()]
