@@ -149,6 +149,32 @@ class StepFolder:
                     "again with --overwrite"
                 )
 
+    def lacks(
+        self,
+        stage: str,
+        part: int,
+        inputs: dict[str, pa.Table],
+        provenance: Metadata,
+        overwrite: bool = False,
+    ) -> bool:
+        """Whether a part has still to be made.
+
+        Raises `UserError` where the part there was made otherwise and `overwrite` is off. The total
+        of steps is written down alone: what reads it says so in its `provenance`.
+        """
+        path = self.part_path(stage, part)
+        if not path.exists() or overwrite:
+            return True
+        there = read_metadata(path, stage)
+        if there is None:
+            log.warning("%s was made elsewhere; kept as it is", path)
+            return False
+        now = self._metadata(part, inputs, provenance)
+        different = [key for key in now if key != "total_steps" and there.get(key) != now[key]]
+        if different:
+            raise _made_otherwise(path, there, now, different)
+        return False
+
     def make(
         self,
         stage: str,
@@ -158,31 +184,21 @@ class StepFolder:
         work: Callable[[], pa.Table],
         overwrite: bool = False,
     ) -> bool:
-        """Make a part unless it is there already; whether it was made.
+        """Make a part where the step `lacks` it; whether it was made."""
+        if not self.lacks(stage, part, inputs, provenance, overwrite):
+            return False
+        metadata = self._metadata(part, inputs, provenance)
+        write_part(self.part_path(stage, part), stage, work(), metadata)
+        return True
 
-        Raises `UserError` where the part there was made otherwise and `overwrite` is off. The total
-        of steps is written down alone: what reads it says so in its `provenance`.
-        """
-        path = self.part_path(stage, part)
-        metadata = {
+    def _metadata(self, part: int, inputs: dict[str, pa.Table], provenance: Metadata) -> Metadata:
+        return {
             "step": self.step,
             "total_steps": self.total_steps,
             "part": part,
             "inputs": {name: content_hash(table) for name, table in inputs.items()},
             **provenance,
         }
-        if path.exists() and not overwrite:
-            there = read_metadata(path, stage)
-            if there is None:
-                log.warning("%s was made elsewhere; kept as it is", path)
-                return False
-            decisive = [key for key in metadata if key != "total_steps"]
-            different = [key for key in decisive if there.get(key) != metadata[key]]
-            if not different:
-                return False
-            raise _made_otherwise(path, there, metadata, different)
-        write_part(path, stage, work(), metadata)
-        return True
 
 
 def _made_otherwise(path: Path, there: Metadata, now: Metadata, keys: Iterable[str]) -> UserError:
