@@ -58,6 +58,13 @@ class _Signal(_Typed):
     seed: int = 0
 
 
+class _Endpoint(_Typed):
+    """The server that was asked."""
+
+    url: str = ""
+    left_to_server: list[str] = []
+
+
 class _Made(_Typed):
     """The keys of every stage, none of which must be there."""
 
@@ -70,6 +77,7 @@ class _Made(_Typed):
     foreign: list[str] = []
     model: str = ""
     engine: dict[str, Any] = {}
+    endpoint: _Endpoint = _Endpoint()
     templates: dict[str, Any] = {}
     temperature: Temperature = 1.0
     sampling: _Sampling = _Sampling()

@@ -19,7 +19,7 @@ from castctl.methods.method import Shaping
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
-from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.columns import completion_lengths, nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.shape import reward_groups
@@ -44,15 +44,15 @@ VERDICTS = ("correct", "wrong", "no_answer", "truncated", "timeout", "error")
 
 
 def measure_rollouts(table: pa.Table) -> Measures:
-    """Sizes and lengths (tokens) of the completions."""
-    lengths = table["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
+    """Sizes and lengths (tokens) of the completions; None for lengths that nobody counted."""
+    lengths = completion_lengths(table)
     reasons = np.array(table["finish_reason"].to_pylist())
     return {
         "prompts": len(set(table["prompt_id"].to_pylist())),
         "completions": table.num_rows,
-        "completion_tokens": int(lengths.sum()),
-        "length_mean": _mean(lengths),
-        "length_max": int(lengths.max(initial=0)),
+        "completion_tokens": None if lengths is None else int(lengths.sum()),
+        "length_mean": None if lengths is None else _mean(lengths),
+        "length_max": None if lengths is None else int(lengths.max(initial=0)),
         "truncated_share": _mean(reasons == "length"),
     }
 
