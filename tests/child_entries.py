@@ -13,7 +13,11 @@ import threading
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 LONG = 100.0
 """Seconds; no test lasts that long."""
@@ -133,6 +137,35 @@ def print_much(connection: Connection) -> None:
     print("from Python")
     _say(connection, "done")
     time.sleep(LONG)
+
+
+def let_escape(connection: Connection) -> None:
+    """A fork in a session of its own, which keeps the pipe open and is not in the group."""
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+    else:
+        _say(connection, "pid", {"pid": pid})
+    time.sleep(LONG)
+
+
+def share(connection: Connection) -> None:
+    """Memory that a killed process cannot remove."""
+    memory = SharedMemory(create=True, size=1000)
+    while not _tracked():
+        time.sleep(0.01)
+    _say(connection, "memory", {"name": memory.name})
+    time.sleep(LONG)
+
+
+def _tracked() -> bool:
+    """Whether the process that would remove it has started: it ignores SIGTERM then."""
+    for process in psutil.Process().children():
+        if any("resource_tracker" in word for word in process.cmdline()):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+            return bool(ignored >> (signal.SIGTERM - 1) & 1)
+    return False
 
 
 def start_others(connection: Connection) -> None:

@@ -27,6 +27,8 @@ from castctl.engines.wire import Message
 PATIENCE = 60.0
 """Longest time that a busy machine may take to start a child."""
 
+PATH = [str(Path(__file__).parent), str(Path(castctl.__file__).parents[1])]
+
 Start = Callable[..., Child]
 
 
@@ -173,7 +175,18 @@ def test_a_wedged_child_is_killed_at_the_deadline(start: Start, entry: str) -> N
     assert child.receive(PATIENCE).kind == "ready"
     began = time.monotonic()
     assert failure(child, 0.3).startswith("gave no sign of life for 0.3 s; log: ")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
+
+
+def test_a_process_that_escapes_the_group_holds_up_nothing(start: Start) -> None:
+    child = start("let_escape")
+    escaped = child.receive(PATIENCE).facts["pid"]
+    try:
+        began = time.monotonic()
+        assert failure(child, 0.3).startswith("gave no sign of life for 0.3 s; log: ")
+        assert time.monotonic() - began < 10 and lives(escaped)
+    finally:
+        os.kill(escaped, signal.SIGKILL)
 
 
 def test_a_message_that_nobody_reads_is_given_up(start: Start) -> None:
@@ -181,7 +194,7 @@ def test_a_message_that_nobody_reads_is_given_up(start: Start) -> None:
     began = time.monotonic()
     with pytest.raises(ChildFailed, match="read nothing for 0 s; log: "):
         child.send(Message("large", arrays={"a": np.zeros(10**7)}), 0)
-    assert time.monotonic() - began < 4 and not members(child.pid)
+    assert time.monotonic() - began < 10 and not members(child.pid)
 
 
 def test_a_message_to_a_dead_child(start: Start) -> None:
@@ -257,6 +270,40 @@ def test_whatever_a_child_started_ends_with_it(start: Start, ending: str) -> Non
     assert not any(map(lives, pids))
 
 
+@pytest.mark.parametrize("ending", ["kill", "close", "death", "silence"])
+def test_shared_memory_of_a_killed_child_is_removed(start: Start, ending: str) -> None:
+    child = start("share")
+    memory = Path("/dev/shm", child.receive(PATIENCE).facts["name"])
+    assert memory.exists()
+    if ending == "kill":
+        child.kill()
+    elif ending == "close":
+        child.close(0)
+    else:
+        if ending == "death":
+            os.kill(child.pid, signal.SIGKILL)
+        failure(child, 0.5)
+    assert not memory.exists()
+
+
+def test_a_process_that_inherits_orphans_is_left_with_none(tmp_path: Path) -> None:
+    """As a container's first process does."""
+    script = f"""
+import ctypes, sys
+from pathlib import Path
+sys.path[:0] = {PATH!r}
+import psutil
+from castctl.engines.child import Child
+
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+child = Child("child_entries:start_others", Path("log"))
+assert len(child.receive({PATIENCE}).facts["pids"]) == 3
+child.kill()
+assert not psutil.Process().children(recursive=True)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=PATIENCE)
+
+
 def test_a_life_that_ends_early_ends_what_has_not_begun() -> None:
     for group in (False, True):
         ours, theirs = Pipe()
@@ -273,13 +320,11 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import psutil
 from castctl.engines.child import Child
-from castctl.engines.wire import Message
 from castctl.verify.process import Bounds, WorkerProcess
 
 first = Child("child_entries:start_others", Path("first.log"))
 worker = WorkerProcess(Bounds("verifier", 100, 4, "4 GB"))
-second = Child("child_entries:echo", Path("second.log"))
-second.send(Message("ready"))
+second = Child("child_entries:refuse", Path("second.log"))
 told = first.receive(60).facts["pids"]
 second.receive(60)
 worker.connection.recv()
@@ -292,8 +337,6 @@ children = [first.pid, second.pid]
 print(json.dumps([fork, children, descendants]), flush=True)
 {ending}
 """
-
-PATH = [str(Path(__file__).parent), str(Path(castctl.__file__).parents[1])]
 
 Parent = Callable[[str], tuple[subprocess.Popen[str], list[int], list[int]]]
 

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from castctl.diagnosis.clusters import PromptSums
+from castctl.diagnosis.corrected import told_corrected
 from castctl.diagnosis.data import StepData
 from castctl.diagnosis.diagnosis import Context
 from castctl.diagnosis.engine import measure
 from castctl.errors import UserError
 from castctl.inspection.tokens import TokenTexts
+from castctl.methods.correction import Mask, NoCorrection, Truncate
 from random_steps import assert_told, plain_ratio, random_step
 
 CONTEXT = Context(TokenTexts(None))
@@ -130,19 +133,104 @@ def test_importance_weights(steps: list[StepData], numbers: dict[str, Any]) -> N
     )
     for name, logs in pairs:
         told, weights = numbers[name], [math.exp(log) for _, log in logs]
-        for key, value in (
-            ("mean", lambda w: w),
-            ("above", lambda w: w > 2),
-            ("below", lambda w: w < 0.5),
-        ):
-            expected = [(p, value(w), 1) for (p, _), w in zip(logs, weights, strict=True)]
-            assert_told(told[key], plain_ratio(expected, key != "mean"))
+        expected = [(p, w, 1) for (p, _), w in zip(logs, weights, strict=True)]
+        assert_told(told["mean"], plain_ratio(expected))
         assert told["min"] == pytest.approx(min(weights), rel=1e-6)
         assert told["max"] == pytest.approx(max(weights), rel=1e-6)
         assert told["quantiles"]["0.5"] == pytest.approx(np.median(weights), rel=0.05)
-    weights = [math.exp(log) for _, log in rows]
+        kish = sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
+        assert told["effective"] == pytest.approx(kish)
+
+
+CORRECTIONS = {
+    "truncate": Truncate(high=1.5),
+    "mask": Mask(low=0.6, high=2),
+    "sequence": Mask(level="sequence", low=0.3, high=3),
+    "geometric": Mask(level="geometric", low=0.8, high=1.3),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_what_the_runs_own_correction_does(steps: list[StepData], name: str) -> None:
+    """Over all tokens, those that the sampler did not report among them; shares of tokens, and of
+    what has a ratio of its own."""
+    correction = CORRECTIONS[name]
+    numbers = measure(iter(steps), replace(CONTEXT, correction=correction))
+    tokens, units = all_tokens(steps, correction)
+    found = numbers["corrected"]
+    assert (numbers["correction"]["low"], numbers["correction"]["high"]) == correction.bounds
+    for key in ("masked", "capped"):
+        assert_told(found[key], plain_ratio([(t["prompt"], t[key], 1) for t in tokens], True))
+    touched = [(u["prompt"], u["masked"] or u["capped"], 1) for u in units]
+    assert_told(found["touched"], plain_ratio(touched, True))
+    assert found["units"] == len(units) and any(hit for _, hit, _ in touched)
+    weights = [u["weight"] for u in units]
     kish = sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
-    assert numbers["completion_weights"]["effective"] == pytest.approx(kish)
+    effective = found["effective"]
+    assert effective["mean"] == pytest.approx(kish)
+    assert 0 <= effective["low"] <= kish <= effective["high"] <= 1
+    assert sum(step["corrected"]["units"] for step in numbers["by_step"]) == len(units)
+    edges = numbers["logprobs"]
+    for by, bin_of in (
+        ("position", lambda t: t["position"]),
+        ("logprob", lambda t: sum(t["sampler"] >= edge for edge in edges)),
+    ):
+        told = [t for t in tokens if by == "position" or not math.isnan(t["sampler"])]
+        for place, share in enumerate(numbers[f"by_{by}"]["masked"]):
+            among = [(t["prompt"], t["masked"], 1) for t in told if bin_of(t) == place]
+            assert_told(share, plain_ratio(among, True))
+
+
+def all_tokens(steps: list[StepData], correction: Any) -> tuple[list[Token], list[Token]]:
+    """Every token, and every token or completion that has a ratio, as the correction weighs it."""
+    tokens, units = [], []
+    for data in steps:
+        made = correction.corrected(data.signals.policy_N, data.sampler_N, data.offsets)
+        for row, prompt in enumerate(data.prompt_ids):
+            start, end = int(data.offsets[row]), int(data.offsets[row + 1])
+            for n in range(start, end):
+                tokens.append(
+                    {"prompt": prompt, "sampler": float(data.sampler_N[n]),
+                     "masked": bool(made.masked_N[n]), "capped": bool(made.capped_N[n]),
+                     "weight": made.weights_N[n],
+                     "position": int(10 * (n - start + 0.5) / (end - start))}
+                )  # fmt: skip
+                if n == start or correction.level == "token":
+                    units.append(tokens[-1])
+    return tokens, units
+
+
+def test_without_a_correction_none_is_told(steps: list[StepData]) -> None:
+    numbers = measure(iter(steps), replace(CONTEXT, correction=NoCorrection()))
+    assert numbers["corrected"] is None and numbers["correction"] == {"kind": "none"}
+    assert "masked" not in numbers["by_position"]
+
+
+def test_whether_a_run_rests_on_its_correction() -> None:
+    """More than a hundredth of the tokens, or of completions a tenth; or half the sample lost. One
+    prompt alone has no interval, and prompts that differ too much leave it open."""
+
+    def told(touched: list[int], of: int, level: str, weights: tuple[float, ...] = (1.0,)) -> str:
+        total = PromptSums()
+        prompts = total.numbers([f"p{n}" for n in range(len(touched))])
+        total.add("units", prompts, np.full(len(touched), of))
+        total.add("all", prompts, np.full(len(touched), of))
+        total.add("units_touched", prompts, np.array(touched))
+        total.add("unit_weight", prompts, np.full(len(touched), of * np.mean(weights)))
+        squares = of * np.mean(np.square(weights))
+        total.add("unit_weight_squared", prompts, np.full(len(touched), squares))
+        found = told_corrected(total, level, 0)
+        assert found is not None
+        return found["carries"]
+
+    assert told([0] * 40, 1000, "token") == "no"
+    assert told([9, 11] * 20, 1000, "token") == "no"
+    assert told([30, 31] * 20, 1000, "token") == "yes"
+    assert told([0] * 19 + [400], 1000, "token") == "maybe"
+    assert told([30, 31] * 20, 1000, "sequence") == "no"
+    assert told([300, 310] * 20, 1000, "geometric") == "yes"
+    assert told([0] * 40, 1000, "token", (1.0, 0.0, 0.0)) == "yes"
+    assert told([0] * 40, 1000, "token", (1.0, 0.0)) == "no"
 
 
 def test_by_position_logprob_and_step(steps: list[StepData], numbers: dict[str, Any]) -> None:
@@ -162,7 +250,7 @@ def test_by_position_logprob_and_step(steps: list[StepData], numbers: dict[str, 
     for told in numbers["by_step"]:
         own = [t for t in tokens if t["step"] == told["step"]]
         assert_told(told["mean"], over_tokens(own, lambda d: d))
-        assert_told(told["above"], over_tokens(own, lambda d: d > math.log(2), True))
+        assert_told(told["k3"], over_tokens(own, lambda d: math.exp(d) - 1 - d))
 
 
 def test_the_worst_tokens(steps: list[StepData], numbers: dict[str, Any]) -> None:
@@ -182,6 +270,8 @@ def test_a_huge_difference_is_told_without_a_fault(tmp_path: Path) -> None:
     numbers = measure(iter([replace(data, sampler_N=sampler)]), CONTEXT)
     assert numbers["largest"] == pytest.approx(5000)
     assert numbers["token_weights"]["max"] == math.inf
+    assert numbers["token_weights"]["mean"]["mean"] == numbers["k3"]["mean"] == math.inf
+    assert numbers["corrected"]["effective"]["mean"] > 0.9
     effective = numbers["completion_weights"]["effective"]
     assert effective == pytest.approx(1 / numbers["completions"])
 

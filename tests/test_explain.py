@@ -358,7 +358,7 @@ WRONG = [
     (("--set", "sampling.temperature=0"), "temperature 0 gives equal completions"),
     (("--method", "cast", "--set", "method.teacher.kind=none"), "reads a teacher's log-probs"),
     (("--set", "sampling.n=1"), "sampling.n (-n) to 2"),
-    (("--set", "sampling.top_p=0.9"), "allow_truncated"),
+    (("--set", "sampling.top_p=0.9"), "nothing trains on that"),
     (("--method", "nonsense"), "no method 'nonsense'"),
 ]
 

@@ -72,6 +72,17 @@ def test_a_row_of_each_measure() -> None:
     assert abs(letters.count("M") - len(letters) / 2) <= 1 and set(letters) == set("MCW")
 
 
+def test_sampler_and_scorer_are_followed_where_they_differ() -> None:
+    same = {"sampler_kl": 3e-14, "correction_masked_share": 0.0, "correction_capped_share": 0.0}
+    lines = "\n".join(drawn(course([row(n, **same) for n in range(2)])))
+    assert "sampler" not in lines and "masked" not in lines and "capped" not in lines
+    apart = same | {"sampler_kl": 2e-4, "correction_masked_share": 0.013}
+    found = drawn(course([row(0, **same), row(1, **apart)]))
+    assert "2.0e-04 nats KL" in line_of(found, "sampler")
+    assert "1.3% of tokens" in line_of(found, "  masked")
+    assert not any("capped" in line for line in found)
+
+
 def test_what_a_method_does_not_measure_has_no_line() -> None:
     plain, none = (
         row(0),

@@ -76,7 +76,8 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     )
     dumped = made.model_dump()
     assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
-    assert (surrogate.dual_clip, surrogate.entropy_bonus, made.importance_cap) == (None, 0, 2.0)
+    assert (surrogate.dual_clip, surrogate.entropy_bonus) == (None, 0)
+    assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
     assert teacher.skip_tokens == 0 and teacher.template is None
 
 

@@ -62,6 +62,7 @@ def rollouts(**changes: Any) -> pa.Table:
         "sampler_logprobs": [[-0.5, float("nan")], [], None],
         "finish_reason": ["stop", "length", "stop"],
         "earlier": [[{"role": "system", "content": "naïve"}], [], None],
+        "token_count": [None, 0, 2**31 - 1],
     }
     return pa.table({**columns, **changes})
 

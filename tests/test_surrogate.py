@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from castctl.methods.advantages import importance_weights
 from castctl.methods.anchors import Anchor
 from castctl.methods.objective import Objective, TokenStreams, token_losses
 from castctl.methods.surrogate import Surrogate, policy_losses, token_scales
@@ -238,24 +237,3 @@ def test_scales_sum_to_the_share_of_what_was_written(lengths: list[int]) -> None
     assert token_scales("token_mean", lengths_R, 20).sum() == pytest.approx(1)
     assert token_scales("sequence_mean", lengths_R, 20).sum() == pytest.approx(written / rows)
     assert token_scales("constant", lengths_R, 20).sum() == pytest.approx(sum(lengths) / 20 / rows)
-
-
-# Sampler against scorer
-
-LOGPROB = st.floats(-60, 0) | st.just(math.nan) | st.sampled_from([-1e5, -1e300, 0.0])
-
-
-@given(st.lists(st.tuples(LOGPROB, LOGPROB)), st.sampled_from([0.5, 1.0, 2.0, 100.0]))
-def test_importance_weights(pairs: list[tuple[float, float]], cap: float) -> None:
-    expected = []
-    for scorer, sampler in pairs:
-        difference = scorer - sampler
-        if math.isnan(difference):
-            expected.append(1.0)
-        else:
-            expected.append(cap if difference > math.log(cap) else math.exp(difference))
-    scorers, samplers = np.array(pairs, float).reshape(-1, 2).T
-    with np.errstate(over="raise", invalid="raise"):
-        weights = importance_weights(scorers, samplers, cap)
-    assert weights.dtype == np.float64
-    np.testing.assert_allclose(weights, expected, rtol=1e-12)

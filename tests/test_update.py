@@ -62,6 +62,29 @@ def distance(one: Weights, two: Weights) -> float:
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_what_is_masked_counts_in_the_denominators_still(
+    run: Run, batch: TrainBatch, aggregation: str
+) -> None:
+    """As if it had no advantage, and not as if it were not there."""
+    recipe = small_recipe("cast", f"method.surrogate.aggregation={aggregation}")
+    moved = [r for r in range(len(batch.prompts)) if batch.advantages[tokens(batch, r)].any()]
+    masked = moved[::2]
+    weights, advantages = batch.loss_weights.copy(), batch.advantages.copy()
+    for row in masked:
+        weights[tokens(batch, row)] = advantages[tokens(batch, row)] = 0
+    kept = batch.kept_R & ~np.isin(np.arange(len(batch.kept_R)), masked)
+    found = gradient(run, replace(batch, loss_weights=weights), recipe)
+    silent = gradient(run, replace(batch, advantages=advantages), recipe)
+    assert found.abs().max() > 0 and torch.allclose(found, silent, rtol=1e-9, atol=1e-14)
+    dropped = gradient(run, replace(batch, kept_R=kept), recipe)
+    assert not torch.allclose(found, dropped, rtol=1e-2)
+
+
+def tokens(batch: TrainBatch, row: int) -> slice:
+    return slice(batch.offsets[row], batch.offsets[row + 1])
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_micro_batches_do_not_change_the_gradient(
     run: Run, batch: TrainBatch, aggregation: str
 ) -> None:

@@ -73,7 +73,12 @@ SETTINGS = [
     ("sampling.n=1", "grpo compares completions of one prompt; set sampling.n (-n) to 2 or more"),
     ("sampling.temperature=0", "temperature 0 gives equal completions"),
     ("eval.temperature=0", "set eval.k=1"),
-    ("sampling.top_p=0.9", "allow_truncated"),
+    ("sampling.top_p=0.9", "nothing trains on that"),
+    ("sampling.allow_truncated=true", "key sampling.allow_truncated is no more: nothing trains"),
+    ("method.importance_cap=2", "write method.correction.high or method.correction.kind=none"),
+    ("method.correction.low=0.5", "leave it out, or set method.correction.kind to mask"),
+    ("method.correction={kind: none, level: token}", "method.correction.kind to truncate or mask"),
+    ("method.correction={kind: mask, low: 2}", "set low to at most 1 and high to at least 1"),
     ("train.minibatches=99", "it has train.prompts_per_step=16 of them; lower it"),
     ("method.shaping.kind=cast", "set method.teacher.kind to snapshot, ema,"),
     ("model.device=abacus", "no device 'abacus'"),
@@ -94,6 +99,7 @@ def test_a_setting(castctl: Cli, setting: str, words: str) -> None:
 
 RECIPES = [
     ("methd: {name: cast}", "r.yaml: unknown key methd; the nearest one is method"),
+    ("method: {importance_cap: 2}", "r.yaml: unknown key method.importance_cap; write method.corr"),
     ("sampling: {n: lots}", "r.yaml: sampling.n: input should be a valid integer"),
     ("optimizer: {lr: -1}", "r.yaml: optimizer.lr: input should be greater than 0, got -1"),
     ("method: {name: nonsense}", "no method 'nonsense'; there are grpo,"),

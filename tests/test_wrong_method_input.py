@@ -108,8 +108,10 @@ RANGES = [
     ("sdpg", "anchor.kind", "k9", "'urkl', 'ufkl', 'fkl' or 'rkl', got 'k9'"),
     ("sdpg", "anchor.kind", "[k2]", "'urkl', 'ufkl', 'fkl' or 'rkl'"),
     ("sdpg", "anchor.coefficient", "-1", "greater than or equal to 0, got -1"),
-    ("grpo", "importance_cap", "0", "greater than 0, got 0"),
-    ("grpo", "importance_cap", ".inf", "a finite number, got inf"),
+    ("grpo", "correction.high", "0", "greater than 0, got 0"),
+    ("grpo", "correction.high", ".inf", "a finite number, got inf"),
+    ("grpo", "correction.high", "10000000000", "less than or equal to 1000000000, got 10000000000"),
+    ("grpo", "correction.level", "word", "'token', 'sequence' or 'geometric', got 'word'"),
 ]  # fmt: skip
 
 
@@ -125,6 +127,7 @@ def test_a_value_out_of_its_range(method: str, key: str, value: str, words: str)
         ("grpo", "baseline", "'mean_std', 'mean', 'leave_one_out', 'rcc', 'none'"),
         ("grpo", "zero_variance", "'zero', 'signed', 'resample'"),
         ("grpo", "overlong", "'none', 'penalty', 'mask'"),
+        ("grpo", "correction", "'none', 'truncate', 'mask'"),
         ("grpo", "shaping", "'none', 'cast', 'rlsd', 'rlrt', 'oar-p', 'oar-g'"),
         ("grpo", "conditioning", "'none', 'bilateral'"),
         ("opsd", "distillation", "'none', 'jsd', 'forward_kl', 'reverse_kl'"),

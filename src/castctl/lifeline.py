@@ -29,6 +29,10 @@ START = (
 KEEPER_SECONDS = 0.2
 """How often a group's keeper looks whether the leader lives."""
 
+TIDY_SECONDS = 1.0
+"""How long the rest of a group may take to end by itself: `multiprocessing` leaves it to a process
+there to remove the shared memory of those that were killed."""
+
 _held: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
@@ -121,6 +125,7 @@ def _keep_group(life: int, handle: int) -> None:
         os.close(handle)
         while os.getppid() == leader and not _closes(life, KEEPER_SECONDS):
             pass
+        _closes(life, TIDY_SECONDS)
     finally:
         os.killpg(leader, signal.SIGKILL)  # the keeper too
 

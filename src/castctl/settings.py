@@ -72,7 +72,8 @@ def settings_in(section: Section, default: Section, prefix: str = "") -> Iterato
     """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        usual = getattr(default, name, field.default)
+        alike = name == "kind" or type(section) is type(default)
+        usual = getattr(default, name) if alike else field.default
         if isinstance(value, Section):
             yield from settings_in(value, usual, f"{prefix}{name}.")
         else:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,29 @@ def evaluate(
             "of problem, completion, answer, or what TRL, verl or lm-evaluation-harness logged.",
         ),
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Ask an OpenAI-compatible server, such as http://127.0.0.1:8000; its key comes "
+            "from OPENAI_API_KEY.",
+        ),
+    ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option("--served-model", help="Model at --endpoint; its only one by default."),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", min=1, help="Requests to --endpoint at a time; 32."),
+    ] = None,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--request-timeout", min=0.1, help="Seconds for one completion of --endpoint; 3600."
+        ),
+    ] = None,
     k: opt.EvalSamplesOption = None,
     temperature: opt.TemperatureOption = None,
     max_tokens: opt.MaxTokensOption = None,
@@ -82,7 +105,8 @@ def evaluate(
     Takes a run's last checkpoint, or the model named; the grader is that of
     training. Each problem is put as data.prompt_template says or, where that
     is the default, as the benchmark is used to; --set data.prompt_template=...
-    puts it otherwise. Settings other than the run's own stand in the folder's
+    puts it otherwise. --endpoint asks a model at a server, of which castctl sees
+    texts and no token. Settings other than the run's own stand in the folder's
     name, as in RUN/eval/aime24-k16/.
     """
     from castctl.cli.context import (
@@ -92,6 +116,7 @@ def evaluate(
         refuse_scattered_shards,
         shard_of,
     )  # fmt: skip
+    from castctl.cli.endpoint import connected, endpoint_run, refuse_without_endpoint
     from castctl.recipe.split import holds_out, names_data, task_of
     from castctl.runs.run import discarded_if_empty
 
@@ -101,7 +126,8 @@ def evaluate(
         _refuse_beside_rescore(
             TASK=tasks, data=data, checkpoint=checkpoint, model=model, k=k, limit=limit,
             temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
-            shard=shard, markdown=as_markdown or None, tiny=tiny or None,
+            shard=shard, markdown=as_markdown or None, tiny=tiny or None, endpoint=endpoint,
+            served_model=served_model, concurrency=concurrency, request_timeout=request_timeout,
         )  # fmt: skip
         asked = Asked(
             recipe, set_, trust_remote_code=trust_remote_code, trust_verifier=trust_verifier
@@ -109,6 +135,16 @@ def evaluate(
         _rescore(rescore, run, asked, overwrite, full, as_json)
         return
     share = shard_of(shard)
+    server = None
+    if endpoint is not None:
+        _refuse_beside_endpoint(
+            model=model, checkpoint=checkpoint, device=device, dtype=dtype, tiny=tiny or None,
+            trust_remote_code=trust_remote_code or None,
+        )  # fmt: skip
+        server = connected(endpoint, served_model, concurrency, request_timeout)
+        model = server.model
+    else:
+        refuse_without_endpoint(served_model, concurrency, request_timeout)
     asked = Asked(
         recipe, set_, seed, tiny=tiny,
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
@@ -122,8 +158,12 @@ def evaluate(
     fresh = model is not None or recipe is not None or tiny
     if fresh:
         refuse_scattered_shards(share, run)
-    target = _target(run, asked, fresh)
+    if server is not None:
+        target = endpoint_run(server, asked, run, tasks or [])
+    else:
+        target = _target(run, asked, fresh)
 
+    from castctl.stages.evaluate.asked import ask_tasks
     from castctl.stages.evaluate.stage import evaluate_tasks, sources
 
     done: list[Evaluated] = []
@@ -136,8 +176,11 @@ def evaluate(
         places = sources(tasks or [task_of(target.recipe)], data)
         step = _step(target, checkpoint or LAST)
         announce(target, step)
-        for each in evaluate_tasks(
-            target, step, places, progress=progress(), shard=share, overwrite=overwrite
+        how: dict[str, Any] = {"progress": progress(), "shard": share, "overwrite": overwrite}
+        for each in (
+            evaluate_tasks(target, step, places, **how)
+            if server is None
+            else ask_tasks(target, server, places, **how)
         ):
             say(f"results: {each.folder.path / 'results.json'}")
             done.append(each)
@@ -217,11 +260,21 @@ def _show(
 
 def _refuse_beside_rescore(**given: object) -> None:
     """Stored completions are what they are: how to make others is no question of theirs."""
-    beside = [name for name, value in given.items() if value not in (None, [])]
-    if beside:
-        names = [n if n.isupper() else "-k" if n == "k" else f"--{n.replace('_', '-')}"
-                 for n in beside]  # fmt: skip
-        raise UserError(f"--rescore grades completions as they are; leave {', '.join(names)} out")
+    if beside := _options(given):
+        raise UserError(f"--rescore grades completions as they are; leave {beside} out")
+
+
+def _refuse_beside_endpoint(**given: object) -> None:
+    """A server has its own model, and its own way to run it."""
+    if beside := _options(given):
+        raise UserError(f"--endpoint asks a server for its model; leave {beside} out")
+
+
+def _options(given: dict[str, object]) -> str:
+    """The options that were given, as they are typed."""
+    names = [name for name, value in given.items() if value not in (None, [])]
+    return ", ".join(n if n.isupper() else "-k" if n == "k" else f"--{n.replace('_', '-')}"
+                     for n in names)  # fmt: skip
 
 
 def _rescore(

@@ -258,6 +258,7 @@ def _unequal(entries: Sequence[Evaluation]) -> list[str]:
         "prompt": lambda r: r.get("template"),
         "date in the prompt": lambda r: r.get("date"),
         "seed": lambda r: r.get("seed"),
+        "server": lambda r: (r.get("endpoint") or {}).get("url"),
     }
     said = []
     for fact, read in facts.items():

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from castctl.data.chat_template import MEND, PLAIN, chat_template, dated
-from castctl.data.conversation import Earlier, Message
+from castctl.data.conversation import (
+    Earlier,
+    Message,
+    conversation,
+    require_alone,
+    require_chat,
+)
 from castctl.data.jinja_chat import ChatTemplate, RenderChats, Talk
 from castctl.data.lengths import surely_longer
 from castctl.data.rendering import Refused, TooCostly, render
@@ -88,8 +94,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._data = data
         self._options = options
-        if not data.chat and data.system_prompt is not None:
-            raise UserError("data.system_prompt needs the chat template; set data.chat=true")
+        require_chat(data)
         reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
         if clash := sorted(reserved & options.keys()):
             raise UserError(
@@ -165,11 +170,7 @@ class ChatFormat:
         return prompt.text
 
     def _messages(self, user: str, earlier: Earlier) -> list[Message]:
-        messages = [*earlier, Message("user", user)]
-        if self._data.system_prompt is None:
-            return messages
-        own = Message("system", self._data.system_prompt)
-        return [own, *(message for message in messages if message.role != "system")]
+        return conversation(user, earlier, self._data.system_prompt)
 
     def _rendered(self, asked: Sequence[Asked]) -> list[Rendered]:
         if not self._data.chat:
@@ -189,11 +190,7 @@ class ChatFormat:
         return prompts
 
     def _plain(self, user: str, earlier: Earlier) -> Rendered:
-        if earlier:
-            raise UserError(
-                "the data has messages before its problems, which need the chat template; set "
-                "data.chat=true, or take them out of the data"
-            )
+        require_alone(earlier)
         return Rendered(user, None, [])
 
     def _frame(self, roles: Sequence[str]) -> Frame:
@@ -297,6 +294,11 @@ class PromptTemplate:
     def version(self) -> str:
         """16 hex digits of the SHA-256 of all that shapes the prompt beside the vocabulary."""
         return version_of({"prompt_template": self._template, **self.format.settings})
+
+    @property
+    def date(self) -> str | None:
+        """The day that the chat template writes into prompts; None where it writes none."""
+        return self.format.date
 
     def user_text(self, problem: str) -> str:
         """What the user says, without the frame of the chat template."""

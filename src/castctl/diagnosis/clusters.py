@@ -133,7 +133,8 @@ def ratio_over_prompts(
         return None
     above, below = above_P[there], below_P[there]
     total = above.sum()
-    if abs(total) <= ROUNDING * np.abs(above).sum():  # what cancels leaves rounding behind
+    size = np.abs(above).sum()
+    if np.isfinite(size) and abs(total) <= ROUNDING * size:  # what cancels leaves rounding behind
         total = 0.0
     ratio = float(total / below.sum())
     if not np.isfinite(ratio):

@@ -13,6 +13,7 @@ from castctl.errors import UserError
 from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
+from castctl.methods.correction import Correction, Truncate
 from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.shards.part import read_json, write_json
 from castctl.versions import VERSION
@@ -23,13 +24,14 @@ Numbers = dict[str, Any]
 @dataclass(frozen=True)
 class Context:
     """What a diagnostic reads beside the shards: the texts of tokens, the seed of its bootstraps,
-    CAST's settings, the run's own where it trains with CAST, and by step the seconds of each
-    scoring pass, where they are known."""
+    CAST's settings, the run's own where it trains with CAST, by step the seconds of each scoring
+    pass, where they are known, and the correction of the run's policy loss."""
 
     texts: TokenTexts
     seed: int = 0
     cast: CastShaping = field(default_factory=CastShaping)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    correction: Correction = field(default_factory=Truncate)
 
 
 @dataclass(frozen=True)

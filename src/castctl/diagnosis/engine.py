@@ -9,18 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.diagnosis.clusters import ROUNDING, PromptSums, quantiles_of, tenths
+from castctl.diagnosis.corrected import add_corrected, describe, told_by, told_corrected
 from castctl.diagnosis.data import Floats, StepData
 from castctl.diagnosis.diagnosis import Context, Numbers
 from castctl.diagnosis.spelled import Extremes
 from castctl.errors import UserError
-from castctl.methods import MethodSettings
+from castctl.methods.correction import divergence_terms, effective_share
 from castctl.ragged import sums
+from castctl.stages.sampled import truncation
 
 TAILS = (0.01, 0.1, 0.5, 1.0)
 """Sizes of a difference, in nats, beyond which tokens are counted."""
-
-CAP = MethodSettings().importance_cap or 2.0
-"""C of the truncated importance correction."""
 
 SIZES = tuple(10 ** (n / 3) for n in range(-24, 4))
 """Sizes of the tail that is drawn, three a decade, in nats."""
@@ -44,16 +43,17 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
     - `k1`, `k3`: estimates of KL(sampler || scorer) a token, from -diff and from
       exp(diff) - 1 - diff.
     - `token_weights` and `completion_weights`: exp(diff), and its product over a completion:
-      `mean` (1 where nothing is wrong), `min`, `max`, `quantiles`, `above` and `below`: the share
-      beyond `cap` and below 1 / `cap`; of completions also `effective`, Kish's effective number
-      over their number.
-    - `cap`; `logprobs`: where bins of the sampler's log-prob begin after the lowest.
+      `mean` (1 where nothing is wrong), `min`, `max`, `quantiles`, and `effective`, Kish's
+      effective number over their number.
+    - `correction`: the run's own, as it is in force; `corrected`: what it makes of these steps, see
+      `told_corrected`, over all tokens, those left out among them.
+    - `truncated`: how the sampling was cut to a part of the vocabulary, None where it was not.
+    - `logprobs`: where bins of the sampler's log-prob begin after the lowest.
     - `by_position` (tenths of the completion), `by_logprob`: `mean`, `size` and `share` of tokens
-      in lists.
+      in lists, and the shares `masked` and `capped` where there is a correction.
     - `worst`: the tokens that differ most, one a prompt: `step`, `prompt_id`, `sample`,
       `position`, `id`, `before`, `token`, `after`, and the log-probs `sampler` and `scorer`.
-    - `by_step`: `step`, `mean`, `size`, `largest`, `k3`, `above`, `below` (token weights beyond the
-      cap), `effective`.
+    - `by_step`: `step`, `mean`, `size`, `largest`, `k3`, and `corrected` as above.
 
     Raises `UserError` for steps without the sampler's log-probs.
     """
@@ -62,7 +62,9 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
     differences: list[NDArray[np.float32]] = []
     logs: list[Floats] = []
     worst = Extremes(WORST)
-    left_out = 0
+    left_out, truncated = 0, None
+    correction = describe(context.correction)
+    level = correction.get("level", "token")
     within = np.zeros(len(SIZES) + 1)
     for data in steps:
         told_N = _logprobs(data)
@@ -71,11 +73,14 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         left_out += len(diff_N) - len(there)
         own = total.fresh()
         log_R = _add(own, data, diff_N, there)
+        add_corrected(own, data, context.correction, _logprob_bins(told_N["sampler"]))
+        truncated = truncated or truncation(data.made.get("rollouts"))
         worst.add(data, there, np.abs(diff_N[there]), context.texts, **told_N)
         within += _count_sizes(diff_N[there])
         differences.append(diff_N[there].astype(np.float32))
         logs.append(log_R)
-        by_step.append(_step(own, data.step, diff_N[there], log_R))
+        corrected = told_corrected(own, level, None)
+        by_step.append(_step(own, data.step, diff_N[there]) | {"corrected": corrected})
         total.merge(own)
     diff, log_R = np.concatenate(differences), np.concatenate(logs)
     return {
@@ -92,11 +97,11 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         "tail": {"sizes": list(SIZES), "shares": _tail(within)},
         "k1": total.ratio("k1", "tokens"),
         "k3": total.ratio("k3", "tokens", least=0),
-        "cap": CAP,
-        "token_weights": _weights(diff) | _told_weights(total, "token"),
-        "completion_weights": _weights(log_R)
-        | _told_weights(total, "completion")
-        | {"effective": _effective(log_R)},
+        "token_weights": _weights(total, "token", diff),
+        "completion_weights": _weights(total, "completion", log_R),
+        "correction": correction,
+        "corrected": told_corrected(total, level, context.seed),
+        "truncated": truncated,
         "logprobs": list(LOGPROBS),
         **{f"by_{by}": _binned(total, by) for by in ("position", "logprob")},
         "worst": worst.told(),
@@ -122,19 +127,18 @@ def _add(own: PromptSums, data: StepData, diff_N: Floats, there: NDArray[np.int6
     diff, row = diff_N[there], data.row_N[there]
     prompt, size = prompt_R[row], np.abs(diff)
     with np.errstate(over="ignore"):
-        weight, above = np.exp(diff), np.expm1(diff)
+        weight = np.exp(diff)
     own.add("tokens", prompt)
     for name, values in (
         ("diff", diff), ("size", size), ("squares", diff**2), ("k1", -diff),
-        ("k3", above - diff), ("token_weight", weight),
+        ("k3", divergence_terms(diff)), ("token_weight", weight),
     ):  # fmt: skip
         own.add(name, prompt, values)
     for tail in TAILS:
         own.add(f"beyond_{tail:g}", prompt[size > tail])
-    _add_beyond(own, "token", prompt, diff)
     bins = {
         "position": (tenths(data.position_N[there]), 10),
-        "logprob": (np.searchsorted(LOGPROBS, data.sampler_N[there], "right"), len(LOGPROBS) + 1),
+        "logprob": _logprob_bins(data.sampler_N[there]),
     }
     for by, (bin, count) in bins.items():
         own.add(f"tokens_{by}", prompt, None, bin, count)
@@ -146,8 +150,12 @@ def _add(own: PromptSums, data: StepData, diff_N: Floats, there: NDArray[np.int6
     with np.errstate(over="ignore"):
         own.add("completion_weight", prompt_R[heard_R], np.exp(log_R))
     own.add("completions", prompt_R[heard_R])
-    _add_beyond(own, "completion", prompt_R[heard_R], log_R)
     return log_R
+
+
+def _logprob_bins(sampler_V: Floats) -> tuple[NDArray[np.int64], int]:
+    """The bin of each of the sampler's log-probs, and how many bins there are."""
+    return np.searchsorted(LOGPROBS, sampler_V, "right"), len(LOGPROBS) + 1
 
 
 def _count_sizes(diff: Floats) -> NDArray[np.int64]:
@@ -160,21 +168,13 @@ def _tail(within: Floats) -> list[float]:
     return (1 - np.cumsum(within)[:-1] / max(within.sum(), 1)).tolist()
 
 
-def _add_beyond(own: PromptSums, of: str, prompt: NDArray[np.int64], log: Floats) -> None:
-    own.add(f"{of}_above", prompt[log > np.log(CAP)])
-    own.add(f"{of}_below", prompt[log < -np.log(CAP)])
-
-
-def _step(own: PromptSums, step: int, diff: Floats, log_R: Floats) -> dict[str, Any]:
+def _step(own: PromptSums, step: int, diff: Floats) -> dict[str, Any]:
     return {
         "step": step,
         "mean": own.ratio("diff", "tokens"),
         "size": own.ratio("size", "tokens", least=0),
         "largest": float(np.abs(diff).max()) if len(diff) else None,
         "k3": own.ratio("k3", "tokens", least=0),
-        "above": own.share("token_above", "tokens"),
-        "below": own.share("token_below", "tokens"),
-        "effective": _effective(log_R),
     }
 
 
@@ -187,31 +187,20 @@ def _std(total: PromptSums) -> float | None:
     return float(np.sqrt(variance)) if variance > ROUNDING * square else 0.0
 
 
-def _weights(log: NDArray) -> dict[str, Any]:
-    """The spread of weights from their logarithms."""
+def _weights(total: PromptSums, of: str, log: NDArray) -> dict[str, Any]:
+    """The spread of the weights of tokens or completions, from their logarithms."""
     if not len(log):
-        return {"min": None, "max": None, "quantiles": {}}
+        return {"mean": None, "min": None, "max": None, "quantiles": {}, "effective": None}
     with np.errstate(over="ignore"):
         low, high = np.exp([float(log.min()), float(log.max())])
         quantiles = {level: float(np.exp(q)) for level, q in quantiles_of(log, LEVELS).items()}
-    return {"min": float(low), "max": float(high), "quantiles": quantiles}
-
-
-def _told_weights(total: PromptSums, of: str) -> dict[str, Any]:
-    below = f"{of}s"
     return {
-        "mean": total.ratio(f"{of}_weight", below, least=0),
-        "above": total.share(f"{of}_above", below),
-        "below": total.share(f"{of}_below", below),
+        "mean": total.ratio(f"{of}_weight", f"{of}s", least=0),
+        "min": float(low),
+        "max": float(high),
+        "quantiles": quantiles,
+        "effective": effective_share(np.exp(log - log.max())),  # of which the largest is 1
     }
-
-
-def _effective(log: Floats) -> float | None:
-    """(sum w)^2 / sum w^2 over the number of weights (Kish), from their logarithms."""
-    if not len(log):
-        return None
-    weight = np.exp(log - log.max())
-    return float(weight.sum() ** 2 / (weight**2).sum() / len(weight))
 
 
 def _binned(total: PromptSums, by: str) -> dict[str, Any]:
@@ -220,4 +209,5 @@ def _binned(total: PromptSums, by: str) -> dict[str, Any]:
         "mean": total.ratios(f"diff_{by}", f"tokens_{by}"),
         "size": total.ratios(f"size_{by}", f"tokens_{by}", least=0),
         "share": (tokens / max(tokens.sum(), 1)).tolist(),
+        **told_by(total, by),
     }

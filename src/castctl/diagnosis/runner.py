@@ -9,6 +9,7 @@ from castctl.diagnosis.diagnosis import Context, Diagnosis, Diagnostic
 from castctl.diagnosis.subject import ChosenStep, Subject, choose_steps, read_chosen
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
 from castctl.methods.cast import CastShaping
+from castctl.methods.correction import NoCorrection
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import plain
@@ -35,11 +36,13 @@ def diagnose(
     steps = choose_steps(diagnostic, subject, asked, out, progress=progress, overwrite=overwrite)
     recipe = Recipe() if subject.run is None else subject.run.recipe
     shaping = recipe.method.shaping
+    corrects = recipe.method.surrogate.kind != "none"  # else nothing reads the weights
     context = Context(
         texts=TokenTexts(run_tokenizer(subject.run)),
         seed=recipe.seed,
         cast=shaping if isinstance(shaping, CastShaping) else CastShaping(),
         seconds={step.folder.step: step.seconds for step in steps if step.seconds},
+        correction=recipe.method.correction if corrects else NoCorrection(),
     )
     numbers = plain(diagnostic.measure(read_chosen(steps, diagnostic.need, progress), context))
     facts = [step.facts() for step in steps]

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from castctl.progress import Advance
-from castctl.recipe.recipe import Recipe, SamplingSettings
-from castctl.shards.part import Metadata
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an engine's process needs none of this, and starts sooner without
     from castctl.models.policy import Policy
+    from castctl.progress import Advance
+    from castctl.recipe.recipe import Recipe, SamplingSettings
+    from castctl.shards.part import Metadata
 
 
 @dataclass(frozen=True)

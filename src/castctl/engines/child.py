@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -89,13 +89,14 @@ class Child:
         with self._within(seconds, f"read nothing for {seconds:g} s"):
             wire.send(self.connection, message)
 
-    def receive(self, seconds: float) -> Message:
-        """The next message; the child is killed where none comes in `seconds`.
+    def receive(self, seconds: float, silent: float = 0) -> Message:
+        """The next message; the child is killed where none comes in `seconds`, of which it has been
+        silent for some already.
 
         Raises:
             ChildFailed: the child is gone, and so is whatever it started.
         """
-        with self._within(seconds, f"gave no sign of life for {seconds:g} s"):
+        with self._within(max(seconds - silent, 0), f"gave no sign of life for {seconds:g} s"):
             message = wire.receive(self.connection)
         return message
 
@@ -111,13 +112,14 @@ class Child:
         if self.connection.closed:
             return
         self._gone = self._gone or "was ended"
-        self._kill_group()
+        _wait(lambda: _kill_workers(self.pid), KILL_SECONDS)
+        _wait(lambda: not _members(self.pid), lifeline.TIDY_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         # The leader is reaped last: until then no other group can get its number.
-        deadline = time.monotonic() + KILL_SECONDS
-        while _lives(self.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _wait(lambda: not _members(self.pid), lifeline.TIDY_SECONDS)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+            self._process.wait(1)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass  # a container's first process inherits its children's children
@@ -139,7 +141,7 @@ class Child:
             finally:
                 clock.cancel()
                 clock.join()
-            if late.is_set():  # too late to stop the kill
+            if late.is_set():  # the pipe has been hung up all the same
                 raise EOFError
         except Garbled:
             raise self._failed("sent what is no message") from None
@@ -152,14 +154,10 @@ class Child:
     def _cut_off(self, late: threading.Event) -> None:
         """End the exchange that another thread waits in."""
         late.set()
-        self._kill_group()
-        self._hang_up()  # what cannot be killed must not be waited for
-
-    def _kill_group(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._hang_up()
 
     def _hang_up(self) -> None:
+        """Close the pipe for all that hold it, and for who waits for it here."""
         with (
             contextlib.suppress(OSError),
             socket.socket(fileno=os.dup(self.connection.fileno())) as pipe,
@@ -168,26 +166,23 @@ class Child:
 
     def _ends(self, seconds: float) -> bool:
         """Whether it ends by itself within some seconds; it is not reaped."""
-        deadline = time.monotonic() + seconds
-        while _runs(self.pid):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        return True
+        return _wait(lambda: _living(self.pid) is None, seconds)
 
     def _failed(self, how: str | None) -> ChildFailed:
         """What to raise of a child that is killed here, or that has ended by itself."""
         if how is None and not self._ends(GRACE_SECONDS):
             how = "closed its pipe"
         self.kill()
-        if how is None:
-            code = self._process.returncode
-            how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
         error = self._last_error()
-        self._gone = (
-            f"{how}; {f'last error in {self.log}: {error}' if error else f'log: {self.log}'}"
-        )
+        where = f"last error in {self.log}: {error}" if error else f"log: {self.log}"
+        self._gone = f"{how or self._fate()}; {where}"
         return ChildFailed(self._gone)
+
+    def _fate(self) -> str:
+        code = self._process.returncode
+        if code is None:  # some of its threads wait for a broken device
+            return "died"
+        return f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def _last_error(self) -> str | None:
         """The last line of this child's log that looks like an error, fit for a line."""
@@ -204,8 +199,23 @@ class Child:
         return None
 
 
-def _lives(group: int) -> bool:
-    return any(_group(pid) == group and _runs(pid) for pid in psutil.pids())
+def _wait(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether something is done within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _members(group: int) -> list[psutil.Process]:
+    """The processes of a group that have not ended."""
+    return [
+        process
+        for pid in psutil.pids()
+        if _group(pid) == group and (process := _living(pid)) is not None
+    ]
 
 
 def _group(pid: int) -> int | None:
@@ -215,8 +225,26 @@ def _group(pid: int) -> int | None:
         return None
 
 
-def _runs(pid: int) -> bool:
+def _living(pid: int) -> psutil.Process | None:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:
+        return None
+
+
+def _kill_workers(group: int) -> bool:
+    """Kill a group but for who tidies up after it; whether all those are gone."""
+    workers = [process for process in _members(group) if not _tidies(process)]
+    for process in workers:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return not workers
+
+
+def _tidies(process: psutil.Process) -> bool:
+    """Whether it removes the shared memory of killed processes, and ends when it has."""
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
         return False

@@ -84,9 +84,10 @@ class Replica:
         self._heard = time.monotonic()
 
     def hear(self, seconds: float | None = None) -> Message:
-        """The next message, which may take the rest of its patience or so many seconds."""
+        """The next message, which may take its patience, or so many seconds, since the last one."""
+        limit = self._launch.timeout if seconds is None else seconds
         try:
-            message = self._running.receive(self.patience if seconds is None else seconds)
+            message = self._running.receive(limit, time.monotonic() - self._heard)
         except ChildFailed:
             self.kill()
             raise

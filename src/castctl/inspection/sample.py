@@ -56,7 +56,8 @@ class SampleView:
 def view_sample(folder: StepFolder, name: str, color: Coloring, texts: TokenTexts) -> SampleView:
     """The completion `name` (PROMPT/N, the prompt's id or the beginning of one).
 
-    Raises `UserError` where there is no such completion, more than one, or no value to colour by.
+    Raises `UserError` where there is no such completion, more than one, or no value to colour its
+    tokens by.
     """
     prompt_id, sample = _parse(name)
     number, row = _find(folder, prompt_id, sample)
@@ -65,15 +66,15 @@ def view_sample(folder: StepFolder, name: str, color: Coloring, texts: TokenText
     check_aligned(parts["rollouts"], parts.items(), "rollouts")
     rows = {stage: _row(part, row) for stage, part in parts.items()}
     rollout, reward, shaped = (rows.get(s, {}) for s in ("rollouts", "rewards", "advantages"))
-    columns = _token_columns(folder, rows, color)
     ids = rollout["completion_token_ids"]
+    columns = _token_columns(folder, rows, color) if ids else {}
     for column, values in columns.items():
         if values is not None and len(values) != len(ids):
             raise UserError(
                 f"{parts['rollouts'].path}: sample {name} has {len(ids)} tokens, but "
                 f"{len(values)} of {column}; castctl inspect {folder.path} --verify says more"
             )
-    absent = [None] * len(ids)
+    absent = [None] * len(ids)  # without a token there is no column either
     by_token = zip(*(absent if c is None else c for c in columns.values()), strict=True)
     start, end = reward.get("answer_start"), reward.get("answer_end")
     return SampleView(

@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 def run_tokenizer(run: Run | None, trust_remote_code: bool = False) -> Any | None:
     """The tokenizer of a run's newest checkpoint, or of its model; None, with a warning, where
     none is on this machine or it is code that nobody has said to run. Nothing is fetched or made.
+    A run of a model at a server has no tokens, and none.
     """
-    if run is None:
+    if run is None or "endpoint" in run.manifest:
         return None
     from castctl.models.loading import find_model, load_tokenizer
 

@@ -80,16 +80,3 @@ def compute_advantages(
         flipped_N=shaped.flipped_N,
         distill_weights_N=distill_weights_N,
     )
-
-
-def importance_weights(
-    policy_logprobs_N: NDArray, sampler_logprobs_N: NDArray, cap: float
-) -> Floats:
-    """Truncated importance sampling between sampler and scorer: min(exp(l_old - l_sampler), cap).
-
-    Log-probs in nats (N); a NaN on either side, a token the sampler did not report, gives 1.
-    """
-    difference = np.asarray(policy_logprobs_N, np.float64) - sampler_logprobs_N
-    with np.errstate(over="ignore"):
-        weights = np.minimum(np.exp(difference), cap)
-    return np.where(np.isnan(difference), 1.0, weights)

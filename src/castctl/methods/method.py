@@ -10,6 +10,7 @@ from castctl.methods.anchors import Anchor
 from castctl.methods.baselines import Baseline, GroupBaseline
 from castctl.methods.cast import CastShaping
 from castctl.methods.conditioning import Conditioning, NoConditioning
+from castctl.methods.correction import Correction, Truncate
 from castctl.methods.distillation import Distillation, DistillationLoss, NoDistillation
 from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.methods.objective import Objective
@@ -52,9 +53,8 @@ class MethodSettings(Section):
     """The loss that pulls towards the teacher's distributions."""
     anchor: Anchor = Anchor()
     """The penalty that ties the policy to the frozen initial one."""
-    importance_cap: float | None = Field(2.0, gt=0)
-    """Cap C of the truncated importance correction between sampler and scorer; null is off
-    (ours)."""
+    correction: Correction = Truncate()
+    """What the policy loss is multiplied by where sampler and scorer differ."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +62,8 @@ class MethodSettings(Section):
         if not isinstance(given, dict):
             return given
         name, found = preset(given.get("name", "grpo"))
-        slots = {"baseline": {"kind": "mean_std"}, **found.slots}
+        usual = {"baseline": {"kind": "mean_std"}, "correction": {"kind": "truncate"}}
+        slots = {**usual, **found.slots}
         return merged(slots, {**given, "name": name})
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ import yaml
 from castctl.errors import UserError, one_line
 from castctl.files import read_text
 from castctl.recipe.former_names import new_name
+from castctl.recipe.former_settings import of_today
 from castctl.recipe.plain_yaml import read_yaml
 
 Tree = dict[str, Any]
@@ -131,7 +132,9 @@ def _read_yaml(path: Path) -> Tree:
         raise UserError(f"cannot read recipe {path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is a ValueError
         raise UserError(f"{path} is not YAML for a recipe: {one_line(error)}") from None
-    return _mapping(f"{path}: a recipe", tree)
+    tree = _mapping(f"{path}: a recipe", tree)
+    # Beside a manifest lies what castctl wrote itself, in the words of its day.
+    return of_today(tree) if (path.parent / "manifest.json").is_file() else tree
 
 
 # Names

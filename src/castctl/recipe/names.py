@@ -24,6 +24,11 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "loss_type": ("method.surrogate.aggregation",),
     "scale_rewards": ("method.baseline.kind",),
     "mask_truncated_completions": ("method.overlong.kind=mask",),
+    "vllm_importance_sampling_cap": ("method.correction.high",),
+    "vllm_importance_sampling_clip_max": ("method.correction.high",),
+    "vllm_importance_sampling_clip_min": ("method.correction.low",),
+    "vllm_importance_sampling_correction": ("method.correction.kind",),
+    "vllm_importance_sampling_mode": ("method.correction.kind", "method.correction.level"),
     "reward_funcs": ("verifier.function",),
     "stop_strings": ("sampling.stop",),
     "stop_sequences": ("sampling.stop",),
@@ -71,11 +76,21 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "use_kl_loss": ("method.anchor.kind=k3",),
     "loss_agg_mode": ("method.surrogate.aggregation",),
     "norm_adv_by_std_in_grpo": ("method.baseline.kind",),
+    "rollout_is": ("method.correction.level",),
+    "rollout_is_level": ("method.correction.level",),
+    "rollout_is_mode": ("method.correction.kind",),
+    "rollout_is_threshold": ("method.correction.high",),
+    "rollout_is_threshold_lower": ("method.correction.low",),
+    "rollout_rs": ("method.correction.kind=mask", "method.correction.level"),
+    "rollout_rs_threshold": ("method.correction.low", "method.correction.high"),
+    "tis_imp_ratio_cap": ("method.correction.high",),
     "train_files": ("data.path",),
     "val_files": ("eval.task",),
     "experiment_name": ("--run NAME",),
     "project_name": ("logging.project",),
     "default_local_dir": ("--run PATH",),
+    # castctl's own of before
+    "importance_cap": ("method.correction.high", "method.correction.kind=none"),
     # vLLM, both, and others
     "data_parallel_size": ("engine.replicas",),
     "max_num_batched_tokens": ("engine.options={max_num_batched_tokens: N}",),
@@ -102,6 +117,12 @@ IN_EVALUATIONS: dict[str, tuple[str, ...]] = {
     "until": ("sampling.stop",),
 }
 """The same of lm-evaluation-harness, for `castctl eval`."""
+
+GONE = {
+    "sampling.allow_truncated": "nothing trains any more on completions that top_p, top_k or min_p "
+    "truncated; leave it out",
+}
+"""Settings of castctl's that nothing takes the place of, and what to do."""
 
 
 def plain(name: str) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from castctl.errors import one_line
 from castctl.methods.method import kinds_of
-from castctl.recipe.names import known_keys, meanings, sections_in
+from castctl.recipe.names import GONE, known_keys, meanings, sections_in
 
 MOST_PROBLEMS = 8
 """How many problems a line names."""
@@ -65,7 +65,16 @@ def _unknown(section: type[BaseModel], keys: str, value: Any) -> list[str]:
     belongs."""
     known = known_keys(section)
     if keys in known:
-        return [f"key {keys} does not belong to the kind chosen beside it"]
+        slot, _, name = keys.rpartition(".")
+        field = _field_at(section, slot.split("."))
+        having = [each for each in sections_in(field) if name in each.model_fields] if field else []
+        kinds = [kind for each in having for kind in kinds_of(each)]
+        return [
+            f"key {keys} does not belong to the kind chosen beside it; leave it out, or set "
+            f"{slot}.kind to {choice(kinds)}"
+        ]
+    if keys in GONE:
+        return [f"key {keys} is no more: {GONE[keys]}"]
     if meant := meanings(section, keys):
         return [f"unknown key {keys}; write {choice(meant)}"]
     begun = [key for key in known if key.startswith(keys)]

@@ -105,8 +105,6 @@ class SamplingSettings(Section):
     """Sample from the k most likely tokens only; 0 is off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Leave out tokens less likely than this share of the most likely one; 0 is off."""
-    allow_truncated: bool = False
-    """Accept top_p, top_k or min_p in training, where ratios then divide by the wrong policy."""
     max_rows: Count = 256
     """Completions that the engine `transformers` decodes side by side."""
 
@@ -290,6 +288,12 @@ class Recipe(Section):
             )
         if sampling.temperature == 0:
             raise UserError("training needs a sampling.temperature above 0")
+        if sampling.truncated:
+            raise UserError(
+                "sampling.top_p, top_k and min_p draw from a part of the vocabulary, and nothing "
+                "trains on that: the ratios of the loss divide by the whole. Set top_p=1, top_k=0 "
+                "and min_p=0; evaluations may truncate (eval.top_p)"
+            )
         if self.train.minibatches > self.train.prompts_per_step:
             raise UserError(
                 f"train.minibatches={self.train.minibatches} splits a step by whole groups, but "
@@ -302,13 +306,6 @@ class Recipe(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
             )
-        if sampling.truncated:
-            if not sampling.allow_truncated:
-                raise UserError(
-                    "top_p, top_k and min_p sample from another distribution than the policy of "
-                    "the loss's ratio; switch them off or set sampling.allow_truncated=true"
-                )
-            warnings.append("truncated sampling: ratios divide by the untruncated policy")
         if self.model.path == "embedded" and self.data.prompt_template.strip() != "{{ problem }}":
             warnings.append(
                 "the embedded model knows prompts of the bare problem alone; begin the recipe with "

@@ -189,17 +189,25 @@ FOLLOWED_MEASURES = {
     "flips": ("flipped_share", _share_of("tokens")),
     "  down": ("flipped_down_share", _share_of("praised")),
     "  up": ("flipped_up_share", _share_of("blamed")),
+    "sampler": ("sampler_kl", _plain(".1e", " nats KL")),
+    "  masked": ("correction_masked_share", _share_of("tokens")),
+    "  capped": ("correction_capped_share", _share_of("tokens")),
     "gradient": ("grad_norm", _plain(".3f")),
     "sampled": ("sampled_tokens_per_second", _plain(",.0f", " tokens/s")),
 }
 """The measures that the panel follows, by label. Praised and blamed are the tokens with a base
 advantage above and below 0."""
 
+QUIET = {"sampler_kl": 1e-6, "correction_masked_share": 0.0, "correction_capped_share": 0.0}
+"""Measures that are followed only where one was above this: most samplers equal the scorer."""
+
 
 def _followed(rows: Sequence[Row]) -> Iterator[tuple[str, Values, Form]]:
     """For each measure its label, the value at each step, and how it is written."""
     for label, (name, form) in FOLLOWED_MEASURES.items():
-        yield label, [measure(row, name) for row in rows], form
+        values = [measure(row, name) for row in rows]
+        if name not in QUIET or any(value and value > QUIET[name] for value in values):
+            yield label, values, form
 
 
 def _trend(values: Values, form: Form, wide: bool) -> str:

@@ -30,7 +30,28 @@ def tasks_page(model: str, results: Sequence[tuple[str, dict[str, Any]]], full: 
     """One model on several tasks: what was found, and a row each by the name of its folder; in full
     how many completions were cut, and their length."""
     rows = [(f"{name}, {result['problems']:,} problems", result) for name, result in results]
-    return Group(*map(Text, _answer(model, results)), eval_table(rows, heading=model, full=full))
+    table = eval_table(rows, heading=model, full=full)
+    notes = [Text(note, "dim") for note in endpoint_notes([result for _, result in results])]
+    return Group(*map(Text, _answer(model, results)), table, *notes)
+
+
+def endpoint_notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What those results of them that came from a server do not have, and what it counted itself;
+    nothing where none did."""
+    told = [each for result in results if isinstance(each := result.get("endpoint"), dict)]
+    if not told:
+        return []
+    counted = all(each.get("lengths") for each in told)
+    lengths = "lengths are as it counts them" if counted else "it counts no lengths"
+    notes = [
+        f"Asked at {line(told[0].get('url'))}, which shows no tokens: there are no log-probs and "
+        f"nothing to score, shape or colour; {lengths}."
+    ]
+    lists = [each.get("left_to_server") for each in told]
+    left = sorted({line(name) for each in lists if isinstance(each, list) for name in each})
+    if left:
+        notes.append(f"It takes no {', '.join(left)}: what it does about that is its own.")
+    return notes
 
 
 def _answer(model: str, results: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from castctl.inspection.run import DEFAULT, RunView, SettingView, StepRow
 from castctl.inspection.verify import Verification
+from castctl.report.evaluation import endpoint_notes
 from castctl.report.marks import finite, line, number, size, sparkline
 from castctl.report.page import code_line, headline, plain_table, title, value_text, when
 from castctl.report.tables import eval_table, measure_text
@@ -33,7 +34,8 @@ def run_page(view: RunView) -> Group:
     pages += [Text(f"note: {line(note)}", "yellow") for note in view.notes]
     pages += _curves(view.steps)
     for _, results in groupby(view.evaluations, kind_of):
-        pages += ["", _evaluations(list(results))]
+        shown = list(results)
+        pages += ["", _evaluations(shown), *map(Text, endpoint_notes(shown))]
     if view.steps:
         pages += [title("Steps"), *_steps(view.steps)]
     if view.checkpoints:

@@ -25,6 +25,9 @@ def show_sample(view: SampleView, color: Coloring, scale: float) -> None:
     """Print a completion: coloured on a terminal, fully at a distance of `scale` from the value
     that says nothing; else a line a token."""
     show(_head(view))
+    if not view.tokens:  # of a server or a file
+        show(Text(f"\n{block(view.completion)}"))
+        return
     console = Console()
     if console.is_terminal and not console.no_color and console.color_system is not None:
         show(_colored(view, color, scale))
@@ -49,7 +52,9 @@ def _head(view: SampleView) -> Group:
         (
             "tokens",
             f"{len(view.tokens)}, {sum(map(_is_flipped, view.tokens))} flipped, "
-            f"ended by {line(view.finish_reason)}",
+            f"ended by {line(view.finish_reason)}"
+            if view.tokens
+            else f"none to show, ended by {line(view.finish_reason)}",
         ),
     ]
     if view.group_kind is not None:

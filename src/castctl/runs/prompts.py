@@ -149,7 +149,7 @@ def divided_prompts(
     require_data(recipe)
     template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
     longest = recipe.data.max_prompt_tokens
-    prompts = usable_prompts(recipe.data, recipe.verifier, template, progress, longest)
+    prompts = usable_prompts(recipe.data, recipe.verifier, progress, (template, longest))
     held = None
     if holds_out(recipe):
         mask = held_out(prompts.table, recipe.eval.held_out)
@@ -179,19 +179,19 @@ def _privileged(recipe: Recipe, tokenizer: Any) -> TeacherTemplate | None:
 def usable_prompts(
     data: DataSettings,
     verifier: VerifierSettings,
-    template: PromptTemplate,
     progress: Progress,
-    longest: int | None,
+    bound: tuple[PromptTemplate, int] | None = None,
 ) -> Prompts:
-    """Load prompts and drop those without an answer and, where there is a `longest`, those of more
-    tokens.
+    """Load prompts and drop those without an answer and, where there is a `bound`, those that a
+    template renders to more tokens than that.
 
     A verifier of the user's may do without answers. Raises `UserError` when none is left.
     """
     prompts = load_prompts(data)
     if verifier.function is None:
         prompts = require_answers(prompts)
-    if longest is not None:
+    if bound is not None:
+        template, longest = bound
         lengths = prompt_lengths(prompts.table, template, progress, longest)
         too_long = lengths > longest
         if too_long.all():

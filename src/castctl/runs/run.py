@@ -23,6 +23,7 @@ from castctl.recipe.recipe import Recipe
 from castctl.recipe.trust import trusted_code
 from castctl.runs.lock import Place, writing
 from castctl.runs.names import require_path
+from castctl.shards import journal
 from castctl.shards.drafts import drafted_folder
 from castctl.shards.part import read_json, read_table, write_json, write_text
 from castctl.shards.stage import WHOLE, Shard, StepFolder
@@ -185,7 +186,8 @@ def open_run(name: str) -> Run:
 
 @contextlib.contextmanager
 def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
-    """On an error, remove a run that this process made and that holds no part but prompts.
+    """On an error, remove a run that this process made and that holds no part but prompts, nor
+    anything of one.
 
     One shard of several leaves the run to the others, as does who finds another at work in it.
     """
@@ -201,7 +203,8 @@ def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
 def _remove_if_empty(run: Run) -> None:
     parts = (path.parent for path in run.path.rglob("part-*.parquet"))
     read = [folder.stage_path("prompts") for folder in (run.prompts_folder, run.held_out_folder)]
-    if not run.checkpoints() and all(each in read for each in parts):
+    begun = any(run.path.rglob(journal.ANY))
+    if not begun and not run.checkpoints() and all(each in read for each in parts):
         shutil.rmtree(run.path, ignore_errors=True)
 
 

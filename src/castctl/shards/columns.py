@@ -48,3 +48,19 @@ def list_column(
     values = pa.array(flat, kind)
     mask = None if absent is None or not absent.any() else pa.array(absent)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=mask)
+
+
+def has_tokens(rollouts: pa.Table) -> bool:
+    """Whether completions have token ids; those that a server or a file gave have text alone."""
+    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths()
+    return bool(np.any(lengths))
+
+
+def completion_lengths(rollouts: pa.Table) -> NDArray[np.int64] | None:
+    """Tokens of each completion (R), by their ids or as a server counted them; None where one is
+    not known."""
+    if has_tokens(rollouts) or not rollouts.num_rows:
+        lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths()
+        return lengths.to_numpy().astype(np.int64)
+    counted = rollouts["token_count"]
+    return None if counted.null_count else counted.to_numpy().astype(np.int64)

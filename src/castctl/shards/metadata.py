@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from castctl.errors import one_line
+from castctl.methods.correction import of_cap
 
 METADATA_KEY = b"castctl"
 """The file's key-value entry that holds the JSON object."""
@@ -29,6 +30,9 @@ class _Typed(BaseModel):
 
 class _Sampling(_Typed):
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class _Verifier(_Typed):
@@ -54,6 +58,13 @@ class _Signal(_Typed):
     seed: int = 0
 
 
+class _Endpoint(_Typed):
+    """The server that was asked."""
+
+    url: str = ""
+    left_to_server: list[str] = []
+
+
 class _Made(_Typed):
     """The keys of every stage, none of which must be there."""
 
@@ -66,6 +77,7 @@ class _Made(_Typed):
     foreign: list[str] = []
     model: str = ""
     engine: dict[str, Any] = {}
+    endpoint: _Endpoint = _Endpoint()
     templates: dict[str, Any] = {}
     temperature: Temperature = 1.0
     sampling: _Sampling = _Sampling()
@@ -105,6 +117,16 @@ def parse_metadata(raw: bytes) -> Metadata:
             f"has {one_line(place, 60)} = {one_line(repr(first['input']), 60)}: "
             f"{one_line(first['msg'][0].lower() + first['msg'][1:], 80)}"
         ) from None
+    return _of_today(metadata)
+
+
+def _of_today(metadata: Metadata) -> Metadata:
+    """The metadata with today's names of settings, so that an older run goes on."""
+    settings = metadata.get("settings", {})
+    if "importance_cap" in settings and "correction" not in settings:
+        settings = dict(settings)
+        cap = settings.pop("importance_cap")
+        metadata = metadata | {"settings": settings | {"correction": of_cap(cap)}}
     return metadata
 
 

@@ -26,6 +26,9 @@ from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
 from castctl.shards.schema import SCHEMAS, VERSION
 from castctl.shards.seal import is_whole, sealed
 
+MAY_BE_ABSENT = ("earlier", "token_count")
+"""Columns that say nothing where they are null in every row."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -37,8 +40,12 @@ class Part:
 
 
 def write_part(path: Path, stage: str, table: pa.Table, metadata: Metadata) -> None:
-    """Write a part atomically, cast to the stage's schema."""
+    """Write a part atomically, cast to the stage's schema; nullable columns that the table has not
+    are nulls."""
     schema = SCHEMAS[stage]
+    for field in schema:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     table = table.select(schema.names).cast(schema)
     # Tokens and log-probs hardly repeat: a dictionary of them takes six times as long.
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -255,11 +262,12 @@ def _changed(path: Path, remedy: str) -> UserError:
 
 
 def content_hash(table: pa.Table) -> str:
-    """Sixteen hex digits over a table's values; `seconds`, `earlier` without a message in it, and
-    the storage layout do not count."""
+    """Sixteen hex digits over a table's values; `seconds`, a column of `MAY_BE_ABSENT` with nothing
+    in it, and the storage layout do not count."""
     digest = hashlib.sha256(f"{table.num_rows} rows;".encode())
     for name in table.column_names:
-        if name == "seconds" or (name == "earlier" and table[name].null_count == table.num_rows):
+        absent = name in MAY_BE_ABSENT and table[name].null_count == table.num_rows
+        if name == "seconds" or absent:
             continue
         digest.update(f"{name}:{table.schema.field(name).type};".encode())
         _hash_array(digest, table[name])

@@ -47,6 +47,7 @@ ROLLOUTS = pa.schema(
         pa.field("sampler_logprobs", _floats),
         _field("finish_reason", pa.string()),
         pa.field("earlier", _messages),
+        pa.field("token_count", pa.int32()),
     ]
 )
 

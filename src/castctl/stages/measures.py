@@ -8,12 +8,18 @@ from pydantic import BaseModel, ValidationError
 
 from castctl.errors import UserError, one_line
 from castctl.methods.baselines import Baseline, GroupBaseline
+from castctl.methods.correction import (
+    Correction,
+    NoCorrection,
+    divergence_terms,
+    effective_share,
+)
 from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
-from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.columns import completion_lengths, nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.shape import reward_groups
@@ -28,6 +34,7 @@ class Slots(BaseModel):
     baseline: Baseline = GroupBaseline()
     shaping: Shaping = NoShaping()
     overlong: Overlong = KeepOverlong()
+    correction: Correction = NoCorrection()
     longest: int | None = None
     skip_tokens: int = 0
 
@@ -37,15 +44,15 @@ VERDICTS = ("correct", "wrong", "no_answer", "truncated", "timeout", "error")
 
 
 def measure_rollouts(table: pa.Table) -> Measures:
-    """Sizes and lengths (tokens) of the completions."""
-    lengths = table["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
+    """Sizes and lengths (tokens) of the completions; None for lengths that nobody counted."""
+    lengths = completion_lengths(table)
     reasons = np.array(table["finish_reason"].to_pylist())
     return {
         "prompts": len(set(table["prompt_id"].to_pylist())),
         "completions": table.num_rows,
-        "completion_tokens": int(lengths.sum()),
-        "length_mean": _mean(lengths),
-        "length_max": int(lengths.max(initial=0)),
+        "completion_tokens": None if lengths is None else int(lengths.sum()),
+        "length_mean": None if lengths is None else _mean(lengths),
+        "length_max": None if lengths is None else int(lengths.max(initial=0)),
         "truncated_share": _mean(reasons == "length"),
     }
 
@@ -60,7 +67,12 @@ def measure_rewards(table: pa.Table) -> Measures:
     }
 
 
-def measure_signals(signals: pa.Table, rollouts: pa.Table | None, skip_tokens: int = 0) -> Measures:
+def measure_signals(
+    signals: pa.Table,
+    rollouts: pa.Table | None,
+    skip_tokens: int = 0,
+    correction: Correction | None = None,
+) -> Measures:
     """Entropy, the gap l_T - l_old, and sampler against scorer, in nats; the length of bilateral
     prompts, in tokens. Of a gap whose first tokens are left out, their share of its size."""
     if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
@@ -92,8 +104,36 @@ def measure_signals(signals: pa.Table, rollouts: pa.Table | None, skip_tokens: i
     if rollouts is not None:
         sampler = nullable_floats(rollouts, "sampler_logprobs", offsets)
         if sampler is not None:
-            largest = np.nanmax(np.abs(read.policy_N - sampler), initial=0)
-            measures["sampler_gap_max"] = float(largest)
+            measures |= measure_sampler(
+                read.policy_N, sampler, offsets, correction or NoCorrection()
+            )
+    return measures
+
+
+def measure_sampler(
+    policy_N: np.ndarray, sampler_N: np.ndarray, offsets: np.ndarray, correction: Correction
+) -> Measures:
+    """How far sampler and scorer are apart at the tokens drawn (N, nats), and what the correction
+    makes of it.
+
+    - `sampler_gap_max`: the largest |d|, d = l_old - l_sampler; `sampler_kl`: the mean of
+      exp(d) - 1 - d, an estimate of KL(sampler || scorer) in nats a token (k3).
+    - `correction_masked_share`, `correction_capped_share`: of all completion tokens, those that are
+      masked or whose ratio is above the cap, alone or with their completion.
+    - `correction_effective_share`: (sum w)^2 / (n sum w^2) of the correction's weights, n the
+      completion tokens at level `token`, the completions that have tokens at the others.
+    """
+    gap = policy_N - sampler_N
+    told = gap[np.isfinite(gap)]
+    measures: Measures = {
+        "sampler_gap_max": float(np.nanmax(np.abs(gap), initial=0)),
+        "sampler_kl": _mean(divergence_terms(told)),
+    }
+    corrected = correction.corrected(policy_N, sampler_N, offsets)
+    if corrected is not None:
+        measures["correction_masked_share"] = _mean(corrected.masked_N)
+        measures["correction_capped_share"] = _mean(corrected.capped_N)
+        measures["correction_effective_share"] = effective_share(corrected.weights_U)
     return measures
 
 
@@ -158,7 +198,9 @@ def _measure(folder: StepFolder, tables: dict[str, pa.Table]) -> Measures:
     signals = tables.get("signals")
     made = slots_of(folder) if "advantages" in tables else Slots()
     if signals is not None:
-        measures |= measure_signals(signals, tables.get("rollouts"), made.skip_tokens)
+        measures |= measure_signals(
+            signals, tables.get("rollouts"), made.skip_tokens, made.correction
+        )
     if "advantages" in tables and "rewards" in tables:
         measures |= measure_advantages(tables["advantages"], tables["rewards"], signals, made)
     return measures

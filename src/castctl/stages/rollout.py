@@ -108,7 +108,7 @@ def rollout_provenance(
     model_fingerprint: str,
 ) -> Metadata:
     """What decides a rollout besides its prompts, as stored with each part."""
-    settings = sampling.model_dump(mode="json", exclude={"allow_truncated", "temperature"})
+    settings = sampling.model_dump(mode="json", exclude={"temperature"})
     return {
         "model": model_fingerprint,
         "engine": engine.identity,

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.methods.advantages import Ending, compute_advantages, importance_weights
+from castctl.methods.advantages import Ending, compute_advantages
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import spread
-from castctl.shards.columns import list_column, nullable_floats
+from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
+from castctl.stages.sampled import refuse_truncated, sampler_logprobs
 from castctl.stages.signals import StepSignals, read_signals, require_signals
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ SHAPED_BY = (
     "shaping",
     "conditioning",
     "distillation",
-    "importance_cap",
+    "correction",
 )
 """The slots that decide advantages; of the teacher only `skip_tokens` does."""
 
@@ -189,13 +190,21 @@ def _loss_weights(
     has anything to say."""
     offsets = read.tokens.offsets
     masks_N = spread(masks_R, offsets)
-    sampler = None
-    if method.importance_cap is not None and "rollouts" in inputs:
-        rollouts = inputs["rollouts"]
-        try:
-            sampler = nullable_floats(rollouts.table, "sampler_logprobs", offsets)
-        except ValueError as error:
-            raise UserError(f"{rollouts.path}: {error}") from None
-    if sampler is None or method.importance_cap is None:
+    corrected = None
+    if method.correction.kind != "none" and "rollouts" in inputs:
+        refuse_truncated(
+            inputs["rollouts"],
+            "roll out without it, or set method.correction.kind=none to shape what nothing will "
+            "train on",
+        )
+        sampler_N = sampler_logprobs(inputs["rollouts"], offsets)
+        if sampler_N is None:
+            log.warning(
+                "%s has no sampler_logprobs: method.correction has nothing to read, and every "
+                "token weighs 1", inputs["rollouts"].path.parent,
+            )  # fmt: skip
+        else:
+            corrected = method.correction.corrected(read.policy_N, sampler_N, offsets)
+    if corrected is None:
         return masks_N if (masks_R != 1).any() else None
-    return masks_N * importance_weights(read.policy_N, sampler, method.importance_cap)
+    return masks_N * corrected.weights_N

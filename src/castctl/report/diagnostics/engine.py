@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
-from castctl.report.colors import BLACK, BLUE, ORANGE
-from castctl.report.diagnostics.figures import (
-    along_steps,
-    curve,
-    from_zero,
-    logarithmic,
-    name,
-    panels,
-    points,
-    steps_of,
+from castctl.report.diagnostics.engine_correction import (
+    carries,
+    correction_sheet,
+    correction_words,
+    does,
+    touched_of,
 )
+from castctl.report.diagnostics.engine_figure import bins_of, engine_picture
 from castctl.report.diagnostics.words import (
     answer,
     around,
@@ -32,9 +25,6 @@ from castctl.report.diagnostics.words import (
 )
 from castctl.report.document import Picture, Section, Sheet
 from castctl.report.marks import counted, number, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ROUNDING = 1e-3
 """Nats: a mean difference below is what float32 and the order of sums leave."""
@@ -56,23 +46,31 @@ def section(diagnosis: Diagnosis) -> Section:
     blocks: list[str | Sheet | Picture] = [
         _differences(numbers),
         _weights(numbers),
+        *correction_sheet(numbers),
         *_words(numbers),
-        _picture(numbers),
+        engine_picture(numbers),
         _by_logprob(numbers),
         _worst(numbers),
     ]
     if len(numbers["by_step"]) > 1:
-        blocks.append(_steps(numbers["by_step"]))
+        blocks.append(_steps(numbers["by_step"], touched_of(numbers)))
     return Section(diagnosis.name, TITLE, blocks, answer=_answer(numbers))
 
 
 def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
     return answer(
         f"Sampler and scorer differ by {cell(numbers['size'])} nats a token, by "
-        f"{number(numbers['largest'])} at most.",
-        f"That is {_verdict(numbers)}.",
+        f"{number(numbers['largest'])} at most; KL(sampler || scorer) is "
+        f"{_size_of(numbers['k3'])} a token.",
+        carries(numbers) or f"That is {_verdict(numbers)}. {does(numbers)}",
         numbers["prompts"],
     )
+
+
+def _size_of(told: dict[str, Any]) -> str:
+    """An estimate in nats, which may have overflowed."""
+    known = number(told["mean"])
+    return f"{known} nats" if known else "beyond any number"
 
 
 def _differences(numbers: dict[str, Any]) -> Sheet:
@@ -107,41 +105,32 @@ def _weights(numbers: dict[str, Any]) -> Sheet:
     for of in ("token", "completion"):
         told = numbers[f"{of}_weights"]
         quantiles = [number(told["quantiles"].get(level)) for level in ("0.01", "0.99")]
-        effective = told.get("effective")
         rows.append(
             [of, cell(told["mean"], 6), number(told["min"]), *quantiles, number(told["max"]),
-             share_cell(told["above"]), share_cell(told["below"]),
-             percent(effective)]
+             percent(told["effective"])]
         )  # fmt: skip
-    cap = numbers["cap"]
-    headings = ("weight of a", "mean", "min", "1 %", "99 %", "max", f"above {cap:g}, %",
-                f"below {1 / cap:g}, %", "effective")  # fmt: skip
+    headings = ("ratio of a", "mean", "min", "1 %", "99 %", "max", "effective")
     note = (
-        "exp(l_old - l_sampler) of a token, and its product over a completion. The mean is 1 where "
-        "the sampler's log-probs are those it sampled from. Effective: completions of equal weight "
-        "that would count as much, over their number. An empty max is beyond any number."
+        "exp(l_old - l_sampler) of a token, and its product over a completion, before any "
+        "correction. The mean is 1 where the sampler's log-probs are those it sampled from. "
+        "Effective: (sum r)^2 / (n sum r^2), how many of equal weight would count as much, over "
+        "their number. An empty max is beyond any number."
     )
-    first = ("weight of a", "min", "max", *headings[6:])
-    return Sheet("Importance weights that correct for it", headings, rows, note, first=first)
+    first = ("ratio of a", "min", "max", "effective")
+    return Sheet("Ratios of scorer to sampler", headings, rows, note, first=first)
 
 
 def _by_logprob(numbers: dict[str, Any]) -> Sheet:
-    names = _bins(numbers["logprobs"])
-    told = numbers["by_logprob"]
+    names, told = bins_of(numbers["logprobs"]), numbers["by_logprob"]
+    done = touched_of(numbers)
     rows = [
-        [label, percent(part, ""), cell(mean), cell(size)]
-        for label, part, mean, size in zip(
-            names, told["share"], told["mean"], told["size"], strict=False
-        )
+        [names[n], percent(part, ""), cell(told["mean"][n]), cell(told["size"][n])]
+        + ([share_cell(told[done][n])] if done else [])
+        for n, part in enumerate(told["share"])
         if part
     ]
-    headings = ("sampler's log-prob, nats", "tokens, %", "mean difference", "mean size")
-    return Sheet("By the sampler's log-prob", headings, rows)
-
-
-def _bins(edges: list[float]) -> list[str]:
-    inner = [f"{a:g} to {b:g}" for a, b in pairwise(edges)]
-    return [f"below {edges[0]:g}", *inner, f"{edges[-1]:g} and above"]
+    headings = ["sampler's log-prob, nats", "tokens, %", "mean difference", "mean size"]
+    return Sheet("By the sampler's log-prob", headings + ([f"{done}, %"] if done else []), rows)
 
 
 def _worst(numbers: dict[str, Any]) -> Sheet:
@@ -155,20 +144,27 @@ def _worst(numbers: dict[str, Any]) -> Sheet:
     return Sheet("The tokens that differ most, one a prompt, in nats", headings, rows, right=False)
 
 
-def _steps(steps: list[dict[str, Any]]) -> Sheet:
+def _steps(steps: list[dict[str, Any]], done: str | None) -> Sheet:
+    """`done` is what the run's correction does to tokens beyond its bounds."""
     rows = [
         [str(counted(step["step"])), cell(step["mean"]), cell(step["size"]),
-         number(step["largest"]), cell(step["k3"]), share_cell(step["above"]),
-         share_cell(step["below"]), percent(step["effective"])]
+         number(step["largest"]), cell(step["k3"])]
+        + ([share_cell(step["corrected"][done]), percent(step["corrected"]["effective"]["mean"])]
+           if done and step["corrected"] else [""] * (2 if done else 0))
         for step in steps
     ]  # fmt: skip
-    headings = ("step", "mean", "mean size", "largest", "KL (k3)", "above the cap, %",
-                "below 1 / cap, %", "effective")  # fmt: skip
+    headings = ["step", "mean", "mean size", "largest", "KL (k3)"]
+    headings += [f"{done}, %", "effective"] if done else []
     return Sheet("Step by step: differences in nats", headings, rows)
 
 
 def _words(numbers: dict[str, Any]) -> list[str]:
-    words = [_size(numbers), _bias(numbers), _correction(numbers)]
+    words = [_size(numbers), _bias(numbers), correction_words(numbers)]
+    if numbers["truncated"]:
+        words.append(
+            f"The sampling was truncated ({numbers['truncated']}): its log-probs are those of what "
+            "was left of the vocabulary, so that the scorer's lie below them."
+        )
     words.append(
         "What this does not show: which of the two is right, or where they differ. Only sampled "
         "tokens are seen: what the sampler would never draw, such as tokens cut off by a top-k "
@@ -195,8 +191,8 @@ def _verdict(numbers: dict[str, Any]) -> str:
     if size < NOTABLE and largest < 1:
         return "more than rounding in float32, within what half precision leaves"
     return (
-        "more than precision usually explains: look for another temperature, another truncation "
-        "of the distribution (top-k, top-p), stale weights, or another template"
+        "more than precision usually explains: look for another temperature, truncation (top-k, "
+        "top-p), weights or template"
     )
 
 
@@ -214,56 +210,3 @@ def _bias(numbers: dict[str, Any]) -> str:
             "minus the mean is an estimate of KL(sampler || scorer)."
         )
     return words
-
-
-def _correction(numbers: dict[str, Any]) -> str:
-    tokens, completions = numbers["token_weights"], numbers["completion_weights"]
-    return (
-        f"To correct for it token by token, weights run from {number(tokens['min'])} to "
-        f"{number(tokens['max']) or 'beyond any number'}; a cap of {numbers['cap']:g} cuts "
-        f"{share(tokens['above'])} of them. To correct for whole completions leaves "
-        f"{percent(completions['effective'])} of them as effective sample."
-    )
-
-
-def _picture(numbers: dict[str, Any]) -> Picture:
-    return Picture(
-        "engine-differences",
-        "Where and how much sampler and scorer differ",
-        "Four plots of the size of the difference of log-probs: by step, along the completion, by "
-        "the sampler's log-prob, and the share of tokens beyond growing sizes.",
-        lambda: _draw(numbers),
-    )
-
-
-def _draw(numbers: dict[str, Any]) -> Figure:
-    figure, (steps, position, logprob, tail) = panels(2, 2)
-    by_step = numbers["by_step"]
-    draw = curve if len(by_step) > 1 else points
-    draw(steps, steps_of(by_step), [s["size"] for s in by_step], "", BLUE)
-    name(steps, "Mean size of the difference by step", "step", "mean |difference|, nats")
-    along_steps(steps, by_step)
-    tenths = [5 + 10 * n for n in range(10)]
-    curve(position, tenths, numbers["by_position"]["size"], "", BLUE)
-    name(position, "Along the completion", "way through the completion, %",
-         "mean |difference|, nats")  # fmt: skip
-    sizes = numbers["by_logprob"]["size"]
-    names = _bins(numbers["logprobs"])[: len(sizes)]
-    points(logprob, list(range(len(sizes))), sizes, "", ORANGE, marker="s")
-    logprob.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
-    name(logprob, "By the sampler's log-prob", "sampler's log-prob, nats",
-         "mean |difference|, nats")  # fmt: skip
-    if any(told and told["mean"] for told in sizes):
-        logarithmic(logprob.yaxis)
-    found = numbers["tail"]
-    shares = [100 * share if share else None for share in found["shares"]]
-    tail.plot(found["sizes"], np.array(shares, np.float64), color=BLACK, marker="o", markersize=3)
-    tail.axvline(math.log(numbers["cap"]), color=BLACK, linewidth=0.8, linestyle=":")
-    if any(found["shares"]):
-        for axis in (tail.xaxis, tail.yaxis):
-            logarithmic(axis)
-    name(tail, f"Tail (dotted: a weight of {numbers['cap']:g})", "|difference|, nats",
-         "tokens that differ by more, %")  # fmt: skip
-    for axes in (steps, position):
-        from_zero(axes)
-    return figure

@@ -37,6 +37,8 @@ STAGES = {
     "rollout": BLUE, "verify": GREY, "score": GREEN, "shape": PINK, "train": ORANGE,
     "measure": SKY, "eval": WINE,
 }  # fmt: skip
+ROUNDING = 1e-9
+"""Below, a measure is what float32 leaves of nothing."""
 SIZE = (4.6, 2.7)
 """Inches of a plot."""
 
@@ -50,6 +52,12 @@ LINES = {
         {"flipped_share": ("of all tokens", GREY),
          "flipped_down_share": ("of praised", POSITIVE),
          "flipped_up_share": ("of blamed", NEGATIVE)},
+    ),
+    "sampler": ("KL(sampler || scorer)", "nats a token", {"sampler_kl": ("k3", BLUE)}),
+    "correction": (
+        "Importance correction", "of all tokens, %",
+        {"correction_masked_share": ("masked", NEGATIVE),
+         "correction_capped_share": ("capped", ORANGE)},
     ),
     "grad": ("Norm of the gradient", "", {"grad_norm": ("norm", BLUE)}),
 }  # fmt: skip
@@ -95,7 +103,9 @@ def measures_sheet(rows: Rows) -> Sheet:
     """The numbers behind the curves, a row a step."""
     wanted = ["reward_mean", "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
               "flipped_share", "flipped_down_share", "flipped_up_share", "loss", "grad_norm",
-              "clip_share", "kl_old_new", "eval_mean", "seconds"]  # fmt: skip
+              "clip_share", "kl_old_new", "sampler_kl", "correction_masked_share",
+              "correction_capped_share", "correction_effective_share", "eval_mean",
+              "seconds"]  # fmt: skip
     there = [name for name in wanted if _known(rows, name)]
     return Sheet(
         title="Measures of every step",
@@ -120,8 +130,8 @@ def _known(rows: Rows, name: str) -> bool:
 
 
 def _varies(rows: Rows, name: str) -> bool:
-    """Known and not zero throughout, which no plot is needed to say."""
-    return bool(np.nan_to_num(_values(rows, name)).any())
+    """Known and not zero throughout, but for rounding, which no plot is needed to say."""
+    return bool((np.abs(np.nan_to_num(_values(rows, name))) > ROUNDING).any())
 
 
 def _course(what: str, rows: Rows, name: str) -> str:

@@ -11,6 +11,7 @@ from castctl.inspection.run import DEFAULT, RunView, SettingView, view_run
 from castctl.inspection.target import Target
 from castctl.recipe.split import task_of
 from castctl.report.document import Section, Sheet
+from castctl.report.evaluation import endpoint_notes
 from castctl.report.html.curves import curve_pictures, measures_sheet
 from castctl.report.html.page import write_page
 from castctl.report.html.payload import Completions
@@ -133,7 +134,7 @@ def _results(results: list[Result]) -> Sheet:
         title=f"{name}, in per cent",
         headings=["", f"avg@{k} (95 % interval)", f"pass@{k}", f"maj@{k}", "cut off", "tokens"],
         rows=rows,
-        note="Intervals are over problems.",
+        note=" ".join(["Intervals are over problems.", *endpoint_notes(results)]),
     )
 
 

@@ -22,7 +22,7 @@ Result = dict[str, Any]
 KINDS: dict[str, Any] = {
     "name": str, "task": str, "grader": str, "step": int, "k": int, "problems": int,
     "avg": dict, "maj": dict, "pass": dict, "by_problem": dict,
-    "truncated_share": int | float | None, "length_mean": int | float | None,
+    "truncated_share": int | float | None, "length_mean": int | float | None, "endpoint": dict,
 }  # fmt: skip
 """What a result says, and of which kind it is."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from castctl.recipe.recipe import DataSettings, Recipe, SamplingSettings
 from castctl.recipe.split import holds_out, task_of
 from castctl.runs.prompts import prepare_held_out, prompt_lengths, usable_prompts
 from castctl.runs.run import Run
+from castctl.shards.columns import completion_lengths
 from castctl.shards.part import content_hash, write_json
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result
@@ -46,20 +48,37 @@ def eval_sampling(recipe: Recipe) -> SamplingSettings:
     )
 
 
+class Asking(Protocol):
+    """What puts a problem to a model."""
+
+    @property
+    def version(self) -> str:
+        """A digest of all that shapes what is asked."""
+
+    @property
+    def date(self) -> str | None:
+        """The day that is written into prompts; None where none is."""
+
+
+T = TypeVar("T", bound=Asking)
+
+
 @dataclass(frozen=True)
-class Posed:
+class Posed(Generic[T]):
     """A task's problems, as a model is asked them."""
 
     data: DataSettings
-    template: PromptTemplate
+    template: T
     prompts: pa.Table
-    lengths_P: NDArray[np.int64]
-    """Tokens of each prompt."""
+    lengths_P: NDArray[np.int64] | None
+    """Tokens of each prompt; None where the model's tokenizer is a server's."""
     revision: str | None
     """Commit of a hub data set; None for a file."""
 
 
-def pose(run: Run, tokenizer: Any, progress: Progress, file: str | None = None) -> Posed:
+def pose(
+    run: Run, tokenizer: Any, progress: Progress, file: str | None = None
+) -> Posed[PromptTemplate]:
     """The problems of the recipe's task, or those in a `file` of it; of `held-out` those that the
     run keeps from training.
 
@@ -73,25 +92,39 @@ def pose(run: Run, tokenizer: Any, progress: Progress, file: str | None = None) 
         data = recipe.data.model_copy(update={"limit": recipe.eval.limit})
         template = PromptTemplate(tokenizer, data)
     else:
-        data = task_source(task_of(recipe), recipe.data, file)
-        data = data.model_copy(update={"limit": recipe.eval.limit})
+        data = task_data(recipe, file)
         template = PromptTemplate(tokenizer, data)
-        read = usable_prompts(data, recipe.verifier, template, progress, None)
-        if read.dropped.num_rows:
-            raise UserError(
-                f"{task_of(recipe)}: {read.dropped.num_rows} problems cannot be posed "
-                f"({read.dropped['reason'][0]}); an evaluation leaves none out. Mend the data"
-            )
-        prompts, revision = read.table, read.revision
+        prompts, revision = read_problems(recipe, data, progress)
     lengths_P = prompt_lengths(prompts, template, progress)
     return Posed(data, template, prompts, lengths_P, revision)
 
 
-def require_room(posed: Posed, recipe: Recipe, context: int) -> None:
+def task_data(recipe: Recipe, file: str | None) -> DataSettings:
+    """The settings that load the recipe's task, or a `file` of it."""
+    data = task_source(task_of(recipe), recipe.data, file)
+    return data.model_copy(update={"limit": recipe.eval.limit})
+
+
+def read_problems(
+    recipe: Recipe, data: DataSettings, progress: Progress
+) -> tuple[pa.Table, str | None]:
+    """The problems that `data` names, and the commit of a hub data set; `UserError` where one of
+    them has no answer."""
+    read = usable_prompts(data, recipe.verifier, progress)
+    if read.dropped.num_rows:
+        raise UserError(
+            f"{task_of(recipe)}: {read.dropped.num_rows} problems cannot be posed "
+            f"({read.dropped['reason'][0]}); an evaluation leaves none out. Mend the data"
+        )
+    return read.table, read.revision
+
+
+def require_room(posed: Posed[Any], recipe: Recipe, context: int) -> None:
     """Raise `UserError` where a prompt leaves less than the longest completion in a model's
     `context` of so many tokens: none is cut, none left out, and no completion ends sooner than
     another."""
     asked = eval_sampling(recipe).max_tokens
+    assert posed.lengths_P is not None, "who knows a model's context knows its tokens"
     if not (lacking := int((posed.lengths_P + asked > context).sum())):
         return
     longest = int(posed.lengths_P.max())
@@ -111,7 +144,7 @@ def evaluate(
     engine: Engine,
     tokenizer: Any,
     pool: CheckPool,
-    posed: Posed,
+    posed: Posed[PromptTemplate],
     *,
     model_fingerprint: str,
     progress: Progress,
@@ -123,17 +156,43 @@ def evaluate(
     Returns None where this shard is done but others are not. Raises `UserError` rather than report
     on fewer than `eval.k` samples of any problem.
     """
-    prompts = posed.prompts
-    parts = part_count(prompts, PART_SIZE)
+
+    def sample() -> Result:
+        rollout_step(
+            folder, posed.prompts, engine, posed.template, tokenizer, eval_sampling(recipe),
+            seed=recipe.seed, part_size=PART_SIZE, model_fingerprint=model_fingerprint,
+            progress=progress, shard=shard, overwrite=overwrite,
+        )  # fmt: skip
+        return {"model": model_fingerprint, "engine": engine.identity}
+
+    return sampled(
+        folder, recipe, posed, sample, tokenizer, pool,
+        progress=progress, shard=shard, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def sampled(
+    folder: StepFolder,
+    recipe: Recipe,
+    posed: Posed[Any],
+    sample: Callable[[], Result],
+    tokenizer: Any | None,
+    pool: CheckPool,
+    *,
+    progress: Progress,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+) -> Result | None:
+    """`evaluate`, whoever samples: `sample` writes this shard's `rollouts/` and says who made them.
+
+    `tokenizer` is that of their tokens, None where they have none.
+    """
+    parts = part_count(posed.prompts, PART_SIZE)
     file = folder.path / "results.json"
     if overwrite:
         file.unlink(missing_ok=True)  # until its samples are there again it speaks of others
     folder.keep_first(parts, shard, overwrite)
-    rollout_step(
-        folder, prompts, engine, posed.template, tokenizer, eval_sampling(recipe),
-        seed=recipe.seed, part_size=PART_SIZE, model_fingerprint=model_fingerprint,
-        progress=progress, shard=shard, overwrite=overwrite,
-    )  # fmt: skip
+    makers = sample()
     score_rewards(
         folder, recipe.verifier, pool, tokenizer,
         progress=progress, shard=shard, overwrite=overwrite,
@@ -141,22 +200,21 @@ def evaluate(
     if len(folder.parts("rewards")) < parts:
         return None
     rollouts = folder.table("rollouts")
-    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
     rewards, task = folder.table("rewards"), task_of(recipe)
+    numbers = summarise(rewards, completion_lengths(rollouts), truncated, recipe.eval.k, pool, task)
     result = {
         "name": folder.path.parent.name,
         **_made(recipe, posed),
-        "model": model_fingerprint,
-        "engine": engine.identity,
+        **makers,
         "step": folder.step,
-        **summarise(rewards, lengths, truncated, recipe.eval.k, pool, task),
+        **numbers,
     }
     write_json(file, result)
     return result
 
 
-def _made(recipe: Recipe, posed: Posed) -> Result:
+def _made(recipe: Recipe, posed: Posed[Any]) -> Result:
     """What an evaluation was made with, beside the model."""
     loads = resolve(posed.data)
     on_hub = posed.revision is not None
@@ -173,7 +231,7 @@ def _made(recipe: Recipe, posed: Posed) -> Result:
         },
         "model_path": recipe.model.path,
         "template": posed.template.version,
-        "date": posed.template.format.date,
+        "date": posed.template.date,
         "prompt": posed.data.model_dump(mode="json", include=set(RENDERING)),
         "sampling": eval_sampling(recipe).model_dump(mode="json"),
         "seed": recipe.seed,

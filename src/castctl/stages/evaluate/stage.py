@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from castctl.data.files import SUFFIXES, split_name
 from castctl.engines import Place, make_engine
@@ -22,7 +21,7 @@ from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, require_folder, task_name, variant
-from castctl.stages.evaluate.runner import Posed, evaluate, pose, require_room
+from castctl.stages.evaluate.runner import evaluate, pose, require_room
 from castctl.stages.policies import load_sampled, policy_at
 from castctl.verify.judge import judging_pool
 
@@ -50,13 +49,15 @@ def evaluate_tasks(
     before the first is sampled. Raises `UserError` as `pose` and `evaluate` do.
     """
     require_trust(run.recipe.verifier)
+    if "endpoint" in run.manifest:
+        raise UserError(f"run {run.path} evaluates a model at a server; name it with --endpoint")
     source = policy_at(run, step)
     tokenizer = load_tokenizer(source.folder, run.recipe.model)
-    asked = [Run(run.path, _about(run.recipe, task)) for task in tasks]
-    posed = [
-        _posed(each, file, tokenizer, progress)
-        for each, file in zip(asked, tasks.values(), strict=True)
-    ]
+    asked = [Run(run.path, about(run.recipe, task)) for task in tasks]
+    posed = []
+    for each, file in zip(asked, tasks.values(), strict=True):
+        with of_task(each):
+            posed.append(pose(each, tokenizer, progress, file))
     policy = load_sampled(run, source)
     for each, problems in zip(asked, posed, strict=True):
         require_room(problems, each.recipe, policy.model.context_tokens)
@@ -75,11 +76,13 @@ def evaluate_tasks(
             yield Evaluated(folder, result)
 
 
-def _posed(run: Run, file: str | None, tokenizer: Any, progress: Progress) -> Posed:
+@contextlib.contextmanager
+def of_task(run: Run) -> Iterator[None]:
+    """Say in a `UserError` of which of several tasks it speaks."""
     task = task_of(run.recipe)
     try:
-        return pose(run, tokenizer, progress, file)
-    except UserError as error:  # one of several tasks is wrong: say which
+        yield
+    except UserError as error:
         raise error if task in str(error) else UserError(f"{task}: {error}") from None
 
 
@@ -134,6 +137,7 @@ def _file_in(folder: Path, task: str) -> str:
     return str(found[0])
 
 
-def _about(recipe: Recipe, task: str) -> Recipe:
+def about(recipe: Recipe, task: str) -> Recipe:
+    """The recipe, of another task."""
     settings = recipe.eval.model_copy(update={"task": task})
     return recipe.model_copy(update={"eval": settings})

@@ -11,6 +11,7 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
+from castctl.shards.columns import completion_lengths, has_tokens
 from castctl.shards.part import write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.evaluate.results import read_result
@@ -67,11 +68,9 @@ def read_stored(folder: StepFolder, recipe: Recipe) -> Stored:
 
 
 def _rows(folder: StepFolder, rollouts: pa.Table, recipe: Recipe) -> list[Row]:
-    names = ("problem", "completion", "answer", "finish_reason")
-    if not _has_tokens(rollouts):  # from a file, where a thought that the prompt opened is text
-        columns = (rollouts[name].to_pylist() for name in names)
-        return [Row(*values) for values in zip(*columns, strict=True)]
-    tokenizer = _tokenizer(recipe)
+    tokenizer = _tokenizer(rollouts, recipe)
+    if tokenizer is None:
+        return rows_to_judge(rollouts, None)
     for row in rollouts.select(["completion_token_ids", "completion"]).slice(0, 8).to_pylist():
         ids, text = row.values()
         if tokenizer.decode(ids, skip_special_tokens=True) != text:
@@ -82,12 +81,10 @@ def _rows(folder: StepFolder, rollouts: pa.Table, recipe: Recipe) -> list[Row]:
     return rows_to_judge(rollouts, tokenizer)
 
 
-def _has_tokens(rollouts: pa.Table) -> bool:
-    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths()
-    return bool(np.any(lengths))
-
-
-def _tokenizer(recipe: Recipe) -> Any:
+def _tokenizer(rollouts: pa.Table, recipe: Recipe) -> Any | None:
+    """The tokenizer of the completions' tokens; None where a server or a file gave text alone."""
+    if not has_tokens(rollouts):
+        return None
     from castctl.models.loading import load_tokenizer, locate_model
 
     model = recipe.model
@@ -116,23 +113,23 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     The pool remembers what it has judged before. `results.json` is replaced last and at once, so
     that an interruption leaves the old one; the same call makes both agree again.
 
-    Raises `UserError` for completions without tokens: those came from a file, which is to be
-    judged into another run.
+    Raises `UserError` for completions that came from a file, which is to be judged into another
+    run.
     """
     rollouts = folder.table("rollouts")
-    lengths = rollouts["completion_token_ids"].combine_chunks().value_lengths().to_numpy()
-    if not _has_tokens(rollouts):
-        raise UserError(f"{folder.path} came from a file; judge that file again with another --run")
     first = folder.read("rollouts", folder.parts("rollouts")[0]).metadata or {}
+    if "source" in first:
+        raise UserError(f"{folder.path} came from a file; judge that file again with another --run")
     folder = StepFolder(folder.path, first.get("step", folder.step), first.get("total_steps"))
     result = read_result(folder)
-    tokenizer = _tokenizer(recipe)
+    tokenizer = _tokenizer(rollouts, recipe)
     score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
     if result is None:
         return
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"
     rewards = folder.table("rewards")
     try:
+        lengths = completion_lengths(rollouts)
         numbers = summarise(rewards, lengths, truncated, result["k"], pool, result["task"])
     except UserError:
         (folder.path / "results.json").unlink()  # it speaks of other rewards

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from castctl.errors import UserError
 from castctl.models.packing import rows_of
 from castctl.progress import Progress
 from castctl.recipe.recipe import VerifierSettings
-from castctl.shards.columns import ragged_column
+from castctl.shards.columns import has_tokens, ragged_column
 from castctl.shards.part import Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign
 from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
@@ -27,13 +26,15 @@ def score_rewards(
     folder: StepFolder,
     settings: VerifierSettings,
     pool: CheckPool,
-    tokenizer: Any,
+    tokenizer: Any | None,
     *,
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> None:
     """Judge every completion in `rollouts/` into `rewards/`, part by part.
+
+    `tokenizer` is that of their tokens; None where they have text alone.
 
     Raises `UserError` when the share of `error` verdicts passes its bound; the parts judged
     before stay.
@@ -74,15 +75,18 @@ def _judged(rewards: pa.Table) -> list[Judgement]:
 
 def _refuse_silence(rollouts: Part) -> None:
     """One empty completion is a wrong answer; nothing but empty ones is a broken part."""
-    lengths = rollouts.table["completion_token_ids"].combine_chunks().value_lengths()
-    if len(lengths) and not np.any(lengths):
+    table = rollouts.table
+    if table.num_rows and not has_tokens(table) and not any(table["completion"].to_pylist()):
         raise UserError(f"{rollouts.path}: every completion is empty; roll out again")
 
 
-def rows_to_judge(rollouts: pa.Table, tokenizer: Any) -> list[Row]:
-    """What the judge reads of rollouts, whose tokens are this tokenizer's."""
+def rows_to_judge(rollouts: pa.Table, tokenizer: Any | None) -> list[Row]:
+    """What the judge reads of rollouts, whose tokens are this tokenizer's. Where there are none, a
+    thought that the prompt opened stands in the text."""
     names = ("problem", "completion", "answer", "finish_reason")
     columns = (rollouts[name].to_pylist() for name in names)
+    if tokenizer is None:
+        return [Row(*values) for values in zip(*columns, strict=True)]
     thinking = _thinking(rollouts, tokenizer)
     return [Row(*values) for values in zip(*columns, thinking, strict=True)]
 
@@ -105,11 +109,11 @@ def _thinking(rollouts: pa.Table, tokenizer: Any) -> list[bool]:
     ]
 
 
-def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any) -> pa.Table:
+def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any | None) -> pa.Table:
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     spans = [
         None
-        if verdict.start is None or verdict.end is None
+        if tokenizer is None or verdict.start is None or verdict.end is None
         else token_span(tokenizer, row.tolist(), verdict.start, verdict.end)
         for row, verdict in zip(rows_of(ids, offsets), judged, strict=True)
     ]

@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from castctl.errors import UserError
 from castctl.ragged import row_of_value, sums
-from castctl.shards.columns import nullable_floats, ragged_column
+from castctl.shards.columns import ragged_column
 from castctl.shards.part import Part
+from castctl.stages.sampled import sampler_logprobs, truncation
 from castctl.stages.score.scorers import Scorer
 
 BOUNDS = {"float32": 0.01, "bfloat16": 0.3}
@@ -27,15 +28,10 @@ def check_sampler(rollouts: Part, signals: pa.Table, policy: Scorer) -> None:
     sampling, whose log-probs are of another distribution.
     """
     made = rollouts.metadata or {}
-    sampling = made.get("sampling") or {}
-    truncated = sampling.get("top_p", 1) < 1 or sampling.get("top_k") or sampling.get("min_p")
-    if made.get("model") != policy.fingerprint or truncated:
+    if made.get("model") != policy.fingerprint or truncation(made):
         return
     scored_N, offsets = ragged_column(signals, "policy_logprobs")
-    try:
-        sampled_N = nullable_floats(rollouts.table, "sampler_logprobs", offsets)
-    except ValueError as error:
-        raise UserError(f"{rollouts.path}: {error}; roll out again") from None
+    sampled_N = sampler_logprobs(rollouts, offsets)
     if sampled_N is None or not len(sampled_N):
         return
     lengths = np.diff(offsets)
