@@ -62,9 +62,11 @@ def make_model(
     heads: int = 4,
     kv_heads: int = 2,
     head_dim: int = 64,
+    spread: float = 0.1,
     **config: Any,
 ) -> Qwen3ForCausalLM:
-    """The model, the same weights every time; `config` goes to `Qwen3Config`."""
+    """The model, the same weights of standard deviation `spread` every time; `config` goes to
+    `Qwen3Config`."""
     torch.manual_seed(0)
     shape = Qwen3Config(
         vocab_size=vocabulary,
@@ -75,7 +77,7 @@ def make_model(
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         tie_word_embeddings=True,
-        initializer_range=0.1,
+        initializer_range=spread,
         max_position_embeddings=32768,
         **config,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -29,6 +30,8 @@ PROMISED: dict[str, tuple[str, ...]] = {
                          *RATIO, "memory_ratio", "naive_seconds", "naive_extra_gb")),
                      *(f"{form}.fused_{what}" for form in ("reverse_kl", "jsd", "jsd_top_100")
                        for what in ("seconds", "extra_gb"))),
+    "engines": (*RATIO, "castctl_tokens_per_second", "vllm_tokens_per_second", "start_seconds",
+                "sync_seconds", "proof_seconds", "gap_mean", "gb.awake.engine"),
     "head": tuple(f"cases.0.{name}" for name in (
                   *RATIO, "fused_seconds", "naive_seconds", "fused_extra_gb", "naive_extra_gb")),
     "influence": tuple(f"cases.{case}.{what}.{name}" for case in (0, 1) for name in RATIO
@@ -51,12 +54,20 @@ PROMISED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """By benchmark, where its numbers stand in the line; a number in a path counts in a list."""
 
-TELL_MEMORY = {"diagnose", "distillation", "head", "report"}
+NEED_VLLM = {"engines"}
+VLLM = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+TELL_MEMORY = {"diagnose", "distillation", "engines", "head", "report"}
 """These start as a process of their own: the peak of a process starts with its parent's."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=VLLM if name in NEED_VLLM else ()) for name in PROMISED]
+)
 def test_prints_one_line_with_its_numbers(
     name: str, commands: Commands, request: pytest.FixtureRequest
 ) -> None:
