@@ -127,6 +127,7 @@ def evaluate(
             TASK=tasks, data=data, checkpoint=checkpoint, model=model, k=k, limit=limit,
             temperature=temperature, max_tokens=max_tokens, seed=seed, device=device, dtype=dtype,
             shard=shard, markdown=as_markdown or None, tiny=tiny or None, endpoint=endpoint,
+            engine=engine,
             served_model=served_model, concurrency=concurrency, request_timeout=request_timeout,
         )  # fmt: skip
         asked = Asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from castctl.models.policy import Policy
 from castctl.shards.drafts import drafted_folder
+
+log = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")
 """A file system in memory."""
@@ -28,6 +31,10 @@ def exported(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]
     """
     size = sum(p.numel() for p in policy.model.model.parameters()) * dtype.itemsize
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > SPARE * size
+    if not roomy:
+        log.warning(
+            "%s has no room for the weights: they go through %s, more slowly", MEMORY, beside
+        )
     with drafted_folder((MEMORY if roomy else beside) / "weights") as folder:
         folder.chmod(0o700)  # others on this machine have no business in it
         policy.export(folder, dtype)

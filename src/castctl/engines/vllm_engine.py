@@ -158,6 +158,7 @@ class VllmEngine:
 
     def _make_ready(self, replica: Replica) -> None:
         """Start it, or wake it up. A new one is given the weights, and proved."""
+        self._make_room()
         if replica.runs:
             replica.wake()
             return
@@ -178,6 +179,11 @@ class VllmEngine:
                 replica.ask("load", {"folder": str(folder)})
         self._prove(replica)
 
+    def _make_room(self) -> None:
+        """Let go of what training keeps of the GPU without using it."""
+        if self._shares:
+            torch.cuda.empty_cache()
+
     def rest(self) -> None:
         """Give its GPU back to the training beside it."""
         for replica in self._replicas if self._shares else ():
@@ -195,6 +201,7 @@ class VllmEngine:
             return {}
         sums = weight_sums(self._policy, self._dtype)
         changed, self._sums = sums != self._sums, sums
+        self._make_room()
         with exported(self._policy, self._dtype, self._run) as folder:
             for replica in running:
                 try:

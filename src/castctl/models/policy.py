@@ -6,6 +6,7 @@ train, and a copy is a second model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -80,8 +81,14 @@ class FullWeights:
         return model
 
     def save(self, folder: Path) -> None:
+        """The index tells other programs that what lies beside the weights is none."""
         self.model.model.save_pretrained(folder)
         self.model.tokenizer.save_pretrained(folder)
+        index = folder / "model.safetensors.index.json"
+        if not index.exists():
+            with safe_open(folder / "model.safetensors", "pt") as written:
+                names = dict.fromkeys(written.keys(), "model.safetensors")
+            index.write_text(json.dumps({"metadata": {}, "weight_map": names}, indent=2) + "\n")
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         """One file of safetensors under the names of a checkpoint, the output head among them.
