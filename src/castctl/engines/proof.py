@@ -76,13 +76,15 @@ class Proof:
         self.bound = bound
         self.requests: list[Request] = []
 
-    def choose(self, requests: Iterable[Request]) -> None:
-        """Take the longest prompts, whose keys and values a cache is most likely to keep; they stay
-        the same for all changes of weights."""
+    def choose(self, requests: Iterable[Request], room: int) -> None:
+        """Take the longest prompts, whose keys and values a cache is most likely to keep, of those
+        that leave enough of the `room`; they stay the same for all changes of weights."""
         if self.requests:
             return
         distinct = {request.prompt.tobytes(): request.prompt for request in requests}
-        longest = sorted(distinct.values(), key=len, reverse=True)[:PROMPTS]
+        prompts = sorted(distinct.values(), key=len, reverse=True)
+        roomy = [prompt for prompt in prompts if len(prompt) + TOKENS <= room]
+        longest = (roomy or prompts[::-1])[:PROMPTS]
         chosen = [longest[n % len(longest)] for n in range(PROMPTS)] if longest else []
         self.requests = [Request(ids, row_key(0, 0, "proof", n)) for n, ids in enumerate(chosen)]
 
