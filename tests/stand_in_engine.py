@@ -59,7 +59,7 @@ class StandIn(vllm_child.Served):
         self._set(read(arguments["model"]))
         self._cached: NDArray[np.float64] | None = None
         device = "cuda" if fault("built for a GPU") else "cpu"
-        self._say("ready", device=device, dtype=arguments["dtype"], room=arguments["max_model_len"])
+        self._say("ready", device=device)
 
     def _set(self, weights: dict[str, NDArray[np.float32]], head: str = "lm_head.weight") -> None:
         """Take over weights; `head` names the output head's, else the embeddings'."""

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,6 +144,19 @@ def test_a_process_that_fails_is_replaced(
     assert fault != "is_stuck" or "no sign of life for 5 s" in caplog.text
 
 
+def test_a_process_that_nobody_listened_to_is_no_silent_one(
+    made: Callable[..., VllmEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while another one starts, or while who reads writes a part to a slow disk."""
+    engine = made("engine.timeout=2")
+    parts = engine.generate(batches(parts=3), SAMPLING, lambda count: None)
+    with caplog.at_level(logging.WARNING):
+        first = next(parts)
+        time.sleep(3)
+        assert {first[0], *(number for number, _ in parts)} == {0, 1, 2}
+    assert not caplog.text
+
+
 def test_a_process_that_fails_twice_ends_the_stage(
     made: Callable[..., VllmEngine], faults: Faults
 ) -> None:
@@ -204,6 +218,28 @@ def test_a_forgotten_sync_is_noticed(made: Callable[..., VllmEngine], policy: Po
     move(policy)
     with pytest.raises(AssertionError, match="since the last sync"):
         sampled(engine)
+
+
+def test_the_proof_knows_what_rounding_makes(made: Callable[..., VllmEngine]) -> None:
+    """A later gap is held against that of the untouched weights, not against the widest bound."""
+    engine = made("engine.kv_cache_dtype=fp8")
+    assert engine._proof.bound == 0.3
+    sampled(engine)
+    assert 1e-4 < engine._proof.bound < 2e-4
+
+
+def test_a_replica_that_is_refused_is_not_asked_again(
+    made: Callable[..., VllmEngine], faults: Faults, policy: Policy
+) -> None:
+    engine = made()
+    expected = sampled(engine)
+    engine._replicas[0].kill()
+    for fault in ("built_for_a_GPU", "shortens", "leaves_one_out"):
+        faults(**{fault: 1})
+        with pytest.raises(UserError):
+            sampled(engine)
+        assert not engine._replicas[0].runs
+    assert sampled(engine) == expected
 
 
 def test_another_model_is_noticed_at_the_start(
@@ -286,7 +322,7 @@ def test_only_an_engine_beside_training_rests(
     sampled(alone)
     alone.rest()
     assert "rests" not in (tmp_path / "engine-0.log").read_text()
-    monkeypatch.setattr(placement.Placement, "shares", lambda self, device: True)
+    monkeypatch.setattr(placement.Placement, "shares", lambda self, replica, device: True)
     beside = made()
     expected = sampled(beside)
     beside.rest()
@@ -322,9 +358,10 @@ def test_each_replica_sees_its_own_gpus(
     shown = [placed.environment(n)["CUDA_VISIBLE_DEVICES"] for n in range(len(placed.gpus))]
     assert shown == expected
     first = placed.gpus[0][0]
-    assert placed.shares(torch.device("cuda", first))
-    assert not placed.shares(torch.device("cpu"))
-    assert placed.shares(torch.device("cuda")) == (first == 0)
+    assert placed.shares(0, torch.device("cuda", first))
+    assert not placed.shares(0, torch.device("cpu"))
+    assert placed.shares(0, torch.device("cuda")) == (first == 0)
+    assert len(expected) == 1 or not placed.shares(1, torch.device("cuda", first))
 
 
 @pytest.mark.parametrize(
@@ -350,9 +387,12 @@ def test_gpus_that_are_not_there_are_named(
     [
         ("{seed: 1}", "seed is no option: set seed"),
         ("{logprobs_mode: raw_logprobs}", "castctl sets it; take it out"),
-        ("{worker_cls: mine.Worker}", "may name code or a file"),
-        ("{kv_transfer_config: {kv_connector_module_path: 'a.b'}}", "may name code or a file"),
-        ("{block_size: [{'x/y': 1}]}", "may name code or a file"),
+        ("{enable_prefix_caching: false}", "castctl sets it; take it out"),
+        ("{block_size: a/b}", "'a/b' may name code or a file"),
+        ("{worker_cls: evil}", "'evil' may name code or a file"),
+        ("{reasoning_parser_plugin: evil}", "'evil' may name code or a file"),
+        ("{kv_transfer_config: {kv_connector_module_path: evil}}", "no single word or number"),
+        ("{logits_processors: [evil]}", "no single word or number"),
     ],
 )
 def test_options_may_neither_replace_settings_nor_name_code(options: str, words: str) -> None:

@@ -115,4 +115,4 @@ def _beyond(told: Told | None, limit: float, side: int) -> str:
     if told is None or told["mean"] is None or side * told["mean"] <= side * limit:
         return "no"
     near = told["low"] if side > 0 else told["high"]
-    return "maybe" if near is not None and side * near <= side * limit else "yes"
+    return "maybe" if near is None or side * near <= side * limit else "yes"

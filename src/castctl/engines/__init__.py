@@ -74,11 +74,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where an engine's policy comes from and where its log may go: the folder with the weights as
-    they are, and the run's."""
+    """Where an engine's policy comes from and where its logs go: the folder with the weights as
+    they are, the run's, and how the names of the logs begin."""
 
     weights: Path
     run: Path
+    name: str = "engine"
+
+    def log(self, replica: int) -> Path:
+        """The log of a replica."""
+        return self.run / f"{self.name}-{replica}.log"
 
 
 def make_engine(recipe: Recipe, policy: Policy, place: Place) -> Engine:

@@ -24,7 +24,23 @@ SPARE = 2
 
 @contextlib.contextmanager
 def exported(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
-    """A folder with the weights in `dtype`, in memory if they fit and else in the folder `beside`.
+    """A folder with the weights in `dtype`, for an engine that has others of the same model."""
+    with _folder(policy, dtype, beside) as folder:
+        policy.export(folder, dtype)
+        yield folder
+
+
+@contextlib.contextmanager
+def saved(policy: Policy, beside: Path) -> Iterator[Path]:
+    """A folder with the whole model, for an engine that starts."""
+    with _folder(policy, torch.float32, beside) as folder:
+        policy.save(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def _folder(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
+    """A folder for weights in `dtype`, in memory if they fit and else in the folder `beside`.
 
     It is new each time, so that nothing that was read from it before is taken for it; it goes
     afterwards, and with the next one where this process is killed.
@@ -37,7 +53,6 @@ def exported(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]
         )
     with drafted_folder((MEMORY if roomy else beside) / "weights") as folder:
         folder.chmod(0o700)  # others on this machine have no business in it
-        policy.export(folder, dtype)
         yield folder
 
 

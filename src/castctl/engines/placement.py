@@ -27,12 +27,14 @@ class Placement:
     def on_gpu(self) -> bool:
         return bool(self.gpus[0])
 
-    def shares(self, device: torch.device) -> bool:
-        """Whether the policy's device is one of them."""
-        return device.type == "cuda" and any((device.index or 0) in gpus for gpus in self.gpus)
+    def shares(self, replica: int, device: torch.device) -> bool:
+        """Whether the policy's device is one of a replica's."""
+        return device.type == "cuda" and (device.index or 0) in self.gpus[replica]
 
     def environment(self, replica: int) -> dict[str, str]:
         """Variables that show a replica its GPUs and nothing else."""
+        if not self.on_gpu:
+            return {}
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = [name.strip() for name in visible.split(",")] if visible else None
         mine = [str(gpu) if names is None else names[gpu] for gpu in self.gpus[replica]]

@@ -17,12 +17,12 @@ from castctl.engines.wire import Message
 
 @dataclass(frozen=True)
 class Launch:
-    """How the process is started: the function it runs, its variables, what `start` tells it, and
-    how long it may take to start and to be silent (seconds)."""
+    """How the process is started: the function it runs, its variables, the arguments of its model,
+    and how long it may take to start and to be silent (seconds)."""
 
     entry: str
     environment: Mapping[str, str]
-    facts: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     start_timeout: float
     timeout: float
 
@@ -39,13 +39,17 @@ class Replica:
         self._log = log
         self._child: Child | None = None
         self._heard = 0.0
-        self._resting = False
-        self.ready: Mapping[str, Any] = {}
-        """What it said of itself when it had started."""
+        self._starts = self._resting = False
 
     @property
     def runs(self) -> bool:
+        """Whether there is a process, which may still be starting."""
         return self._child is not None
+
+    @property
+    def starts(self) -> bool:
+        """Whether nobody has waited yet until it has started."""
+        return self._child is not None and self._starts
 
     @property
     def connection(self) -> Connection:
@@ -56,16 +60,23 @@ class Replica:
         """Seconds that it may still be silent."""
         return max(0.0, self._heard + self._launch.timeout - time.monotonic())
 
-    def start(self) -> None:
+    def begin(self, weights: Path) -> None:
+        """Let it start from a folder of weights; others may start meanwhile."""
         self._child = Child(self._launch.entry, self._log, self._launch.environment)
-        self._resting = False
-        self.ready = self.ask("start", self._launch.facts, seconds=self._launch.start_timeout).facts
+        self._starts, self._resting = True, False
+        self.tell("start", {"arguments": {**self._launch.arguments, "model": str(weights)}})
 
-    def ask(
-        self, kind: str, facts: Mapping[str, Any] | None = None, *, seconds: float | None = None
-    ) -> Message:
-        """Tell it something and wait for its answer."""
+    def started(self) -> Mapping[str, Any]:
+        """Wait until it has started; what it says of itself."""
+        self._starts = False
+        return self._answer(self._launch.start_timeout).facts
+
+    def ask(self, kind: str, facts: Mapping[str, Any] | None = None, *, long: bool = False) -> None:
+        """Tell it something and wait until it is done; a `long` work takes as long as a start."""
         self.tell(kind, facts)
+        self._answer(self._launch.start_timeout if long else None)
+
+    def _answer(self, seconds: float | None) -> Message:
         while (message := self.hear(seconds)).kind == "alive":
             pass
         return message
@@ -86,8 +97,9 @@ class Replica:
     def hear(self, seconds: float | None = None) -> Message:
         """The next message, which may take its patience, or so many seconds, since the last one."""
         limit = self._launch.timeout if seconds is None else seconds
+        waits = self.connection.poll()  # it spoke while nobody listened
         try:
-            message = self._running.receive(limit, time.monotonic() - self._heard)
+            message = self._running.receive(limit, 0 if waits else time.monotonic() - self._heard)
         except ChildFailed:
             self.kill()
             raise
@@ -97,12 +109,12 @@ class Replica:
     def rest(self) -> None:
         """Let it give back its GPU's memory."""
         if self.runs and not self._resting:
-            self.ask("rest")
+            self.ask("rest", long=True)
             self._resting = True
 
     def wake(self) -> None:
         if self._resting:
-            self.ask("wake")
+            self.ask("wake", long=True)
             self._resting = False
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ def read_json(reply: Reply, asked: Asked) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        begins = asked.words(reply.body[:60].decode(errors="replace")) or "nothing"
+        begins = asked.words(reply.body[:20_000].decode(errors="replace"))[:60] or "nothing"
         raise Trouble(
             f"{asked.host} replies at {asked.place} with what is no JSON object",
             "is --endpoint the URL of an OpenAI-compatible server?",

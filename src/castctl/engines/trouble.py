@@ -94,15 +94,16 @@ def words_in(body: bytes) -> str:
     said = value.get("error") or value if isinstance(value, dict) else value
     if isinstance(said, dict):
         said = said.get("message") or said.get("detail") or said
-    return said if isinstance(said, str) else json.dumps(said)
+    try:
+        return said if isinstance(said, str) else json.dumps(said)
+    except RecursionError:
+        return text
 
 
 def refusal(reply: Reply, asked: Asked) -> Trouble:
     """What a reply of another status than 200 means."""
     status, host, said = reply.status, asked.host, asked.words(words_in(reply.body))
-    no_room = any(
-        word in said.lower() for word in ("context", "too long", "too large", "max_model_len")
-    )
+    no_room = any(word in said.lower() for word in NO_ROOM)
     wait = _retry_after(reply.headers.get("retry-after"))
 
     def trouble(what: str, remedy: str = "", again: bool = False) -> Trouble:

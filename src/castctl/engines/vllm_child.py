@@ -2,7 +2,7 @@
 
 | asked | facts; arrays | answered |
 | --- | --- | --- |
-| start | the arguments of `LLM` as `arguments` | ready: `device`, `dtype`, `room` (tokens) |
+| start | the arguments of `LLM` as `arguments` | ready: `device` |
 | generate | sampling; `prompts`, `offsets`, `prompt_of`, `seeds` | finished ..., done |
 | load | `folder` of weights in the form of a checkpoint | loaded |
 | reset, rest, wake | | the same word |
@@ -45,15 +45,9 @@ class Served:
             # A seed of one's own and a prompt read in chunks crash it there (vLLM 0.32.0).
             room = arguments["max_model_len"]
             arguments |= {"enable_chunked_prefill": False, "enforce_eager": True}
-            arguments["max_num_batched_tokens"] = max(16384, room)
+            arguments.setdefault("max_num_batched_tokens", max(16384, room))
         self._llm = LLM(**arguments)
-        config = self._llm.model_config
-        self._say(
-            "ready",
-            device=current_platform.device_type,
-            dtype=str(config.dtype).removeprefix("torch."),
-            room=int(config.max_model_len),
-        )
+        self._say("ready", device=current_platform.device_type)
 
     def generate(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
         """One completion a seed; each is told as soon as it is finished."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -12,9 +13,9 @@ import torch
 from castctl.engines import Batches, Completion, Measures, Place
 from castctl.engines.child import ChildFailed
 from castctl.engines.exchange import SEED_BITS, Asked
-from castctl.engines.handover import age, exported, weight_sums
+from castctl.engines.handover import age, exported, saved, weight_sums
 from castctl.engines.placement import place
-from castctl.engines.proof import BOUNDS, COARSE, Cause, Gap, Proof, equal, refusal
+from castctl.engines.proof import COARSE, EXACT, ROUNDED, Cause, Gap, Proof, equal, refusal
 from castctl.engines.replica import Replica
 from castctl.engines.stops import stop_token_ids
 from castctl.engines.vllm_launch import arithmetic, installed_version, launch
@@ -42,23 +43,21 @@ class VllmEngine:
 
     def __init__(self, recipe: Recipe, policy: Policy, at: Place) -> None:
         settings, model = recipe.engine, policy.model
-        self._settings, self._policy, self._run = settings, policy, at.run
+        self._settings, self._policy, self._at = settings, policy, at
         self._version = installed_version()
-        self._placement = place(settings, recipe.model)
-        self._shares = self._placement.shares(model.device)
-        dtype = arithmetic(recipe, self._placement)
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._on_gpu = (placement := place(settings, recipe.model)).on_gpu
+        self._dtype: torch.dtype = getattr(torch, arithmetic(recipe, placement))
         self._room = min(settings.max_model_len or longest_row(recipe), model.context_tokens)
         self._stop_ids = stop_token_ids(model)
-        coarse = settings.kv_cache_dtype != "auto" or bool(settings.options)
-        self._proof = Proof(model, COARSE if coarse else BOUNDS[dtype])
+        exact = {self._dtype, model.dtype} == {torch.float32} and not self._on_gpu
+        self._proof = Proof(model, COARSE if settings.coarse else EXACT if exact else ROUNDED)
+        numbers = range(settings.replicas)
+        shares = [placement.shares(number, model.device) for number in numbers]
         self._replicas = [
-            Replica(
-                launch(recipe, self._placement, number, at.weights, self._room, self._shares),
-                at.run / f"engine-{number}.log",
-            )
-            for number in range(settings.replicas)
+            Replica(launch(recipe, placement, number, self._room, shares[number]), at.log(number))
+            for number in numbers
         ]
+        self._sharing = [r for r, shared in zip(self._replicas, shares, strict=True) if shared]
         self._proved: dict[Replica, tuple[list[Completion], Gap]] = {}
         self._moved = False  # whether the weights are others than those of the folder
         self._sums: list[int] = []  # of the weights that the replicas were given
@@ -124,6 +123,7 @@ class VllmEngine:
             return None
 
         try:
+            self._start([replica for replica in asked if not replica.runs])
             for replica in asked:
                 attempt(replica, begin)
             while busy := [replica for replica in asked if asked[replica].open]:
@@ -158,37 +158,52 @@ class VllmEngine:
                 "more"
             )
 
-    def _make_ready(self, replica: Replica) -> None:
-        """Start it, or wake it up. A new one is given the weights, and proved."""
-        self._make_room()
-        if replica.runs:
-            replica.wake()
+    def _start(self, replicas: Sequence[Replica]) -> None:
+        """Start processes side by side, from the weights as they are."""
+        if not replicas:
             return
+        self._make_room()
+        there = nullcontext(self._at.weights)
         try:
-            replica.start()
-        except ChildFailed as failure:
-            raise UserError(f"the engine did not start: it {failure}") from None
-        if (replica.ready["device"] != "cpu") != self._placement.on_gpu:
-            here, there = ("a GPU", "the CPU") if self._placement.on_gpu else ("the CPU", "a GPU")
-            replica.kill()
+            with saved(self._policy, self._at.run) if self._moved else there as folder:
+                for replica in replicas:
+                    replica.begin(folder)
+                for replica in replicas:
+                    self._refuse_elsewhere(replica.started()["device"])
+                    self._proved.pop(replica, None)
+        except BaseException as error:
+            for replica in replicas:
+                replica.kill()
+            if isinstance(error, ChildFailed):
+                raise UserError(f"the engine did not start: it {error}") from None
+            raise
+        self._sums = weight_sums(self._policy, self._dtype)
+
+    def _refuse_elsewhere(self, device: str) -> None:
+        if (device != "cpu") != self._on_gpu:
+            here, there = ("a GPU", "the CPU") if self._on_gpu else ("the CPU", "a GPU")
             raise UserError(
                 f"the engine is to be on {here}, and this vLLM was built for {there}; set "
                 "engine.device, or install the other build"
             )
-        self._sums = self._sums or weight_sums(self._policy, self._dtype)
-        if self._moved:
-            with exported(self._policy, self._dtype, self._run) as folder:
-                replica.ask("load", {"folder": str(folder)})
-        self._prove(replica)
+
+    def _make_ready(self, replica: Replica) -> None:
+        """Start it or wake it up where it does not run, and prove it where it is new."""
+        if not replica.runs:
+            self._start([replica])
+        self._make_room()
+        replica.wake()
+        if replica not in self._proved:
+            self._prove(replica)
 
     def _make_room(self) -> None:
-        """Let go of what training keeps of the GPU without using it."""
-        if self._shares:
+        """Let go of what training keeps of a shared GPU without using it."""
+        if self._sharing:
             torch.cuda.empty_cache()
 
     def rest(self) -> None:
         """Give its GPU back to the training beside it."""
-        for replica in self._replicas if self._shares else ():
+        for replica in self._sharing:
             try:
                 replica.rest()
             except ChildFailed as failure:
@@ -206,11 +221,11 @@ class VllmEngine:
         differing = sum(new != old for new, old in zip(sums, self._sums, strict=True))
         changed, self._sums = 2 * differing > len(sums), sums
         self._make_room()
-        with exported(self._policy, self._dtype, self._run) as folder:
+        with exported(self._policy, self._dtype, self._at.run) as folder:
             for replica in running:
                 try:
                     replica.wake()
-                    replica.ask("load", {"folder": str(folder)})
+                    replica.ask("load", {"folder": str(folder)}, long=True)
                     self._prove(replica, changed)
                 except ChildFailed as failure:
                     _tell_of(failure)
@@ -227,12 +242,18 @@ class VllmEngine:
     def _prove(self, replica: Replica, changed: bool = False) -> None:
         """Raise `UserError` unless it samples from the policy, whose weights have `changed` since
         it was proved last."""
-        completions = self._completed(replica)
-        gap, bound = self._proof.gap(completions), self._proof.bound
-        if changed and equal(self._proved[replica][0], completions):
-            raise refusal(gap, bound, Cause.UNMOVED)
-        if not gap.mean <= bound:
-            raise refusal(gap, bound, self._cause(replica))
+        try:
+            completions = self._completed(replica)
+            before, gap = self._proved.get(replica), self._proof.gap(completions)
+            if changed and before is not None and equal(before[0], completions):
+                raise refusal(gap, self._proof.bound, Cause.UNMOVED)
+            if not gap.mean <= self._proof.bound:
+                raise refusal(gap, self._proof.bound, self._cause(replica))
+        except UserError:
+            replica.kill()  # it may be in the middle of an answer
+            raise
+        if not self._moved:
+            self._proof.expect(gap)
         self._proved[replica] = completions, gap
 
     def _completed(self, replica: Replica) -> list[Completion]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from importlib.metadata import packages_distributions, version
-from pathlib import Path
 from typing import Any
 
 from castctl.engines.placement import ALONE, SHARED, Placement
@@ -54,16 +53,13 @@ def arithmetic(recipe: Recipe, placement: Placement) -> str:
     return next((dtype for dtype in asked if dtype != "auto"), usual)
 
 
-def launch(
-    recipe: Recipe, placement: Placement, number: int, weights: Path, room: int, shares: bool
-) -> Launch:
-    """How replica `number` starts from a folder of weights, for rows of `room` tokens; on a GPU
-    that it `shares` with training it can rest."""
+def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares: bool) -> Launch:
+    """How replica `number` starts, for rows of `room` tokens; on a GPU that it `shares` with
+    training it can rest."""
     settings = recipe.engine
     arguments: dict[str, Any] = {
         **settings.options,
         **FIXED,
-        "model": str(weights),
         "trust_remote_code": recipe.model.trust_remote_code,
         "dtype": arithmetic(recipe, placement),
         "max_model_len": room,
@@ -78,7 +74,7 @@ def launch(
     return Launch(
         ENTRY,
         ENVIRONMENT | cache | placement.environment(number),
-        {"arguments": arguments},
+        arguments,
         settings.start_timeout,
         settings.timeout,
     )

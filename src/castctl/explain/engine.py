@@ -89,7 +89,9 @@ def engine_memory(
     settings, placement = recipe.engine, _placement(recipe)
     dtype = dtype_of(recipe, placement)
     width = getattr(torch, dtype).itemsize
-    shares = training.on_gpu and placement.shares(torch.device(_gpu(recipe.model.device)))
+    trainer = torch.device(_gpu(recipe.model.device))
+    shared = (placement.shares(replica, trainer) for replica in range(settings.replicas))
+    shares = training.on_gpu and any(shared)
     utilization = settings.gpu_memory_utilization or (SHARED if shares else ALONE)
     gpus, size = settings.tensor_parallel_size, shape.parameters * width
     longest = settings.max_model_len or longest_row(recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -19,9 +18,18 @@ OURS = {
     "enforce_eager": "engine.enforce_eager", "kv_cache_dtype": "engine.kv_cache_dtype",
     "data_parallel_size": "engine.replicas",
     "generation_config": None, "load_format": None, "logprobs_mode": None,
-    "enable_sleep_mode": None, "skip_tokenizer_init": None, "enable_lora": None,
+    "enable_prefix_caching": None, "disable_log_stats": None, "enable_sleep_mode": None,
+    "skip_tokenizer_init": None, "enable_lora": None,
 }  # fmt: skip
 """Arguments of vLLM's that are no options: the setting that is one's own, None for none."""
+
+CODE = re.compile("cls|config|dir|model|module|parser|path|plugin|processor|template|tokenizer")
+WORD = re.compile("[A-Za-z0-9_-]*")
+"""What the name of an option must not hold whose value is a text, and all that such a text may be:
+vLLM imports, or reads from the folder it is in, what some of its arguments name."""
+
+COARSE = {"quantization"}
+"""Options with which weights or cache are coarser than `dtype` says."""
 
 
 class EngineSettings(Section):
@@ -47,10 +55,11 @@ class EngineSettings(Section):
     data.max_prompt_tokens and max_tokens allow."""
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: slower, and sooner ready."""
-    kv_cache_dtype: Annotated[str, Field(pattern=r"[a-z0-9_]+", max_length=40)] = "auto"
+    kv_cache_dtype: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=40)] = "auto"
     """Numbers of the cache of keys and values; `auto` is the model's, `fp8` is coarser."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's `LLM`, by its names; they may name neither code nor a file."""
+    """Further arguments of vLLM's `LLM`, by its names: words and numbers, which name neither code
+    nor a file."""
     start_timeout: Annotated[float, Field(gt=0, le=86_400)] = 1800.0
     """Seconds that it may take to load (ours)."""
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
@@ -66,14 +75,15 @@ class EngineSettings(Section):
     @field_validator("options")
     @classmethod
     def _options_are_vllms(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
+        for name, value in options.items():
             if name in OURS:
                 where = OURS[name]
                 remedy = f"set {where}" if where else "castctl sets it; take it out"
                 raise ValueError(f"{name} is no option: {remedy}")
-        for text in _texts(options):
-            if re.search(r"[./:\\]", text):  # vLLM imports what some of its options name
-                raise ValueError(f"{text!r} may name code or a file, which no option does here")
+            if isinstance(value, str) and (CODE.search(name) or not WORD.fullmatch(value)):
+                raise ValueError(f"{name}: {value!r} may name code or a file, which no option does")
+            if not isinstance(value, str | bool | int | float):
+                raise ValueError(f"{name} is no single word or number; those alone are options")
         return options
 
     @property
@@ -81,13 +91,7 @@ class EngineSettings(Section):
         """Whether it holds a copy of the weights, beside the policy's."""
         return self.kind != "transformers"
 
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a tree of plain values, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    @property
+    def coarse(self) -> bool:
+        """Whether it computes with coarser numbers than its `dtype`."""
+        return self.kv_cache_dtype != "auto" or not COARSE.isdisjoint(self.options)

@@ -121,12 +121,15 @@ def parse_metadata(raw: bytes) -> Metadata:
 
 
 def _of_today(metadata: Metadata) -> Metadata:
-    """The metadata with today's names of settings, so that an older run goes on."""
+    """The metadata as it is said today, so that an older run goes on."""
     settings = metadata.get("settings", {})
     if "importance_cap" in settings and "correction" not in settings:
         settings = dict(settings)
         cap = settings.pop("importance_cap")
         metadata = metadata | {"settings": settings | {"correction": of_cap(cap)}}
+    engine = metadata.get("engine", {})
+    if engine.get("kind") == "transformers" and "seeds" not in engine:  # there was no other rule
+        metadata = metadata | {"engine": engine | {"seeds": "philox-128"}}
     return metadata
 
 

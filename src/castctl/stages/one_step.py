@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines import Place, make_engine
+from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.models.policy import Policy
 from castctl.models.teacher import TeacherCopy
@@ -27,6 +27,7 @@ from castctl.stages.policies import (
     load_sampled,
     make_scorers,
     make_teacher,
+    place_of,
     reference_of,
 )
 from castctl.stages.rollout import part_count, rollout_step
@@ -80,7 +81,7 @@ def rollout_stage(
     prompts = prompts_of_step(prepare_prompts(run, tokenizer, progress), run, step)
     folder = run.step(step)
     folder.keep_first(part_count(prompts, recipe.train.part_size), shard, overwrite)
-    place = Place(source.folder, run.path)
+    place = place_of(run, source, shard)
     with contextlib.closing(make_engine(recipe, policy, place)) as engine:
         rollout_step(
             folder, prompts, engine, template, tokenizer, recipe.sampling,

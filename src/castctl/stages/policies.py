@@ -10,6 +10,7 @@ from pathlib import Path
 
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.teacher_template import TeacherTemplate, endings_warning
+from castctl.engines import Place
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
@@ -19,6 +20,7 @@ from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.runs.run import Run
+from castctl.shards.stage import WHOLE, Shard
 from castctl.stages.score.part import Budget
 from castctl.stages.score.scorers import Scorer, Scorers
 from castctl.stages.train.provenance import provenance_of
@@ -90,6 +92,12 @@ def reference_of(run: Run, policy: Policy) -> Scorer:
     source = named_policy(settings)
     reference = policy.reference(lambda: source.load(settings).model)
     return Scorer(reference, source.fingerprint)
+
+
+def place_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Place:
+    """Where an engine of a run works; each shard has logs of its own."""
+    name = f"engine-shard-{shard.index}" if shard.count > 1 else "engine"
+    return Place(source.folder, run.path, name)
 
 
 def load_sampled(run: Run, source: PolicySource) -> Policy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,8 @@ from castctl.shards.part import Metadata, content_hash
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.rollout import part_count
 from castctl.verify.visible import CLOSED, OPENED
+
+log = logging.getLogger(__name__)
 
 SEED_BITS = 63
 """What fits a server's signed 64-bit seed."""
@@ -71,7 +75,8 @@ def ask_step(
 
         def write(number: int) -> None:
             part = parts.pop(number)
-            said = decisive | {"endpoint": where(endpoint)}
+            left = sorted(part.left | set(endpoint.left))
+            said = decisive | {"endpoint": where(endpoint) | {"left_to_server": left}}
             folder.make("rollouts", number, {"prompts": part.prompts}, said, part.table, overwrite)
             part.journal.remove()
 
@@ -86,7 +91,7 @@ def ask_step(
         with contextlib.closing(endpoint.answers(questions, sampling)) as answers:
             for index, answer in answers:
                 number, row = places[index]
-                parts[number].take(row, answer)
+                parts[number].take(row, answer, endpoint.left)
                 advance(1)
                 if parts[number].whole:
                     write(number)
@@ -101,7 +106,7 @@ def where(endpoint: Endpoint) -> Metadata:
 def _provenance(
     endpoint: Endpoint, sampling: SamplingSettings, template: MessagesTemplate, seed: int
 ) -> Metadata:
-    unused = {"allow_truncated", "temperature", "max_rows"}
+    unused = {"temperature", "max_rows"}
     return {
         "model": endpoint.model,
         "engine": endpoint.identity,
@@ -122,12 +127,14 @@ class _Part:
 
     def __post_init__(self) -> None:
         self.answers: dict[int, Answer] = {}
+        self.left: set[str] = set()  # what the server was left to do, of all that is kept
         for row, kept in self.journal.rows.items():
             match kept:
                 case {"text": str(text), "finish_reason": "stop" | "length" as reason,
                       "tokens": int() | None as tokens} if row in range(len(self)):  # fmt: skip
                     count = tokens if tokens in range(2**31) else None
                     self.answers[row] = Answer(valid_text(text), reason, count)
+                    self.left |= {name for name in kept.get("left", []) if isinstance(name, str)}
 
     def __len__(self) -> int:
         return self.prompts.num_rows * self.n
@@ -140,8 +147,9 @@ class _Part:
     def missing(self) -> list[int]:
         return [row for row in range(len(self)) if row not in self.answers]
 
-    def take(self, row: int, answer: Answer) -> None:
-        self.journal.add(row, answer.__dict__)
+    def take(self, row: int, answer: Answer, left: Iterable[str]) -> None:
+        self.left |= set(left)
+        self.journal.add(row, answer.__dict__ | {"left": sorted(self.left)})
         self.answers[row] = answer
 
     def questions(self, template: MessagesTemplate, seed: int, step: int) -> list[Question]:
@@ -182,6 +190,11 @@ def with_opened_thoughts(answers: list[Answer]) -> list[str]:
     never opened. One that was cut before would otherwise be read as if it had no thoughts.
     """
     ended = [answer.text for answer in answers if answer.finish_reason == "stop"]
+    if answers and not ended:
+        log.warning(
+            "no completion came to an end, so it is not known whether the server's chat template "
+            "opens <think>; if it does, start the server with a reasoning parser"
+        )
     closing = sum(CLOSED in text and OPENED not in text.partition(CLOSED)[0] for text in ended)
     opened = closing > len(ended) / 2
     return [

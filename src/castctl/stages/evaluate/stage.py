@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.data.files import SUFFIXES, split_name
-from castctl.engines import Place, make_engine
+from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.files import regular
 from castctl.models.loading import load_tokenizer
@@ -22,7 +22,7 @@ from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, require_folder, task_name, variant
 from castctl.stages.evaluate.runner import evaluate, pose, require_room
-from castctl.stages.policies import load_sampled, policy_at
+from castctl.stages.policies import load_sampled, place_of, policy_at
 from castctl.verify.judge import judging_pool
 
 
@@ -61,7 +61,7 @@ def evaluate_tasks(
     policy = load_sampled(run, source)
     for each, problems in zip(asked, posed, strict=True):
         require_room(problems, each.recipe, policy.model.context_tokens)
-    place = Place(source.folder, run.path)
+    place = place_of(run, source, shard)
     with (
         contextlib.closing(make_engine(run.recipe, policy, place)) as engine,
         judging_pool(run.recipe.verifier) as pool,

@@ -38,9 +38,10 @@ def check_sampler(rollouts: Part, signals: pa.Table, policy: Scorer) -> None:
     gap_R = sums(np.abs(scored_N - sampled_N), row_of_value(offsets), len(lengths))
     gap_R /= np.maximum(lengths, FEWEST)
     there_R = rollouts.table["sampler_logprobs"].combine_chunks().is_valid()
-    dtypes = {str(policy.model.dtype).removeprefix("torch.")}
-    dtypes.add(str((made.get("engine") or {}).get("dtype")))
-    bound = BOUNDS["float32" if dtypes == {"float32"} else "bfloat16"]
+    engine = made.get("engine") or {}
+    dtypes = {str(policy.model.dtype).removeprefix("torch."), str(engine.get("dtype"))}
+    coarse = engine.get("kv_cache_dtype", "auto") != "auto" or engine.get("options")
+    bound = BOUNDS["float32" if dtypes == {"float32"} and not coarse else "bfloat16"]
     bound /= min(1.0, float(made.get("temperature", 1)))
     worst = float(gap_R[there_R.to_numpy(zero_copy_only=False)].max(initial=0))
     if worst <= bound:
@@ -48,6 +49,7 @@ def check_sampler(rollouts: Part, signals: pa.Table, policy: Scorer) -> None:
     raise UserError(
         f"{rollouts.path}: a completion's log-probs under the sampler are {worst:.2g} nats a token "
         f"from the scorer's, and {bound:.2g} is the most that rounding makes; training on them "
-        "would follow another policy. Try model.dtype=float32; if it stays, this version of "
-        "transformers decodes the model otherwise than it trains it: take another model"
+        "would follow another policy. Try float32 for both (model.dtype, engine.dtype); if it "
+        f"stays, this version of {engine.get('kind', 'the engine')} decodes the model otherwise "
+        "than it is trained: take another engine.kind, or another model"
     )

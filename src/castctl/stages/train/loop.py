@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from castctl.data.templates import PromptTemplate
-from castctl.engines import Place, make_engine
+from castctl.engines import make_engine
 from castctl.errors import UserError
 from castctl.methods.baselines import ratio_margin
 from castctl.models.policy import Policy
@@ -33,6 +33,7 @@ from castctl.stages.policies import (
     budget_of,
     make_scorers,
     make_teacher,
+    place_of,
     policy_at,
     policy_name,
     reference_of,
@@ -177,7 +178,7 @@ class _Loop:
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = prepare_prompts(run, self.tokenizer, progress)
-        self.engine = make_engine(recipe, policy, Place(source.folder, run.path))
+        self.engine = make_engine(recipe, policy, place_of(run, source))
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         tell_of_missing(self.metrics, run, start)
