@@ -108,7 +108,8 @@ def metrics_without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             k: repr(v)
             for k, v in row.items()
-            if not k.startswith("seconds") and k != "peak_memory_gb"
+            if not k.startswith("seconds")
+            and k not in ("peak_memory_gb", "sampled_tokens_per_second")
         }
         for row in rows
     ]
