@@ -390,6 +390,7 @@ def test_gpus_that_are_not_there_are_named(
         ("{enable_prefix_caching: false}", "castctl sets it; take it out"),
         ("{block_size: a/b}", "'a/b' may name code or a file"),
         ("{worker_cls: evil}", "'evil' may name code or a file"),
+        ("{log_config_file: evil}", "'evil' may name code or a file"),
         ("{reasoning_parser_plugin: evil}", "'evil' may name code or a file"),
         ("{kv_transfer_config: {kv_connector_module_path: evil}}", "no single word or number"),
         ("{logits_processors: [evil]}", "no single word or number"),
@@ -399,6 +400,12 @@ def test_options_may_neither_replace_settings_nor_name_code(options: str, words:
     with pytest.raises(UserError, match=words):
         recipe(f"engine.options={options}")
     assert recipe("engine.options={swap_space: 4, quantization: fp8}").engine.options
+
+
+@pytest.mark.parametrize("dtype", ["../x", "fp8 e4", ""])
+def test_a_dtype_of_the_cache_is_a_word(dtype: str) -> None:
+    with pytest.raises(UserError, match="kv_cache_dtype"):
+        recipe(f"engine.kv_cache_dtype={dtype!r}")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -17,6 +17,10 @@ BROKEN_OFF = ("abort", "error", "insufficient_system_resource")
 """Reasons of vLLM and SGLang, of OpenRouter and of DeepSeek for what another attempt may finish."""
 
 
+LONGEST_NAME = 1000
+"""Characters of a model's name; a longer one is none."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A completion as text, with its thoughts in `<think>` where the server keeps them apart;
@@ -57,8 +61,10 @@ def read_models(reply: Reply, asked: Asked) -> dict[str, str | None]:
     served: dict[str, str | None] = {}
     for entry in entries if isinstance(entries, list) else []:
         match entry:
+            case {"id": str(name)} if not 0 < len(name) <= LONGEST_NAME:
+                continue
             case {"id": str(name), "root": str(root)}:
-                served[valid_text(name)] = valid_text(root)
+                served[valid_text(name)] = valid_text(root[:LONGEST_NAME])
             case {"id": str(name)}:
                 served[valid_text(name)] = None
     return served

@@ -54,7 +54,8 @@ class Asked:
 
     def words(self, text: str) -> str:
         """What a server said, in a line, without the key that it may repeat."""
-        return one_line(text.replace(self.key, "***") if self.key else text, 300)
+        shown = text.replace(self.key, "***") if self.key else text
+        return one_line(shown, 300) if shown.strip() else ""
 
 
 class Trouble(Exception):

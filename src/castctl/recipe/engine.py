@@ -23,7 +23,9 @@ OURS = {
 }  # fmt: skip
 """Arguments of vLLM's that are no options: the setting that is one's own, None for none."""
 
-CODE = re.compile("cls|config|dir|model|module|parser|path|plugin|processor|template|tokenizer")
+CODE = re.compile(
+    "cls|config|dir|file|model|module|parser|path|plugin|processor|template|tokenizer"
+)
 WORD = re.compile("[A-Za-z0-9_-]*")
 """What the name of an option must not hold whose value is a text, and all that such a text may be:
 vLLM imports, or reads from the folder it is in, what some of its arguments name."""

@@ -203,7 +203,8 @@ def discarded_if_empty(run: Run, shard: Shard = WHOLE) -> Iterator[None]:
 def _remove_if_empty(run: Run) -> None:
     parts = (path.parent for path in run.path.rglob("part-*.parquet"))
     read = [folder.stage_path("prompts") for folder in (run.prompts_folder, run.held_out_folder)]
-    begun = any(run.path.rglob(journal.ANY))
+    # An error may send its reader to an engine's log.
+    begun = any(run.path.rglob(journal.ANY)) or any(run.path.glob("engine*.log"))
     if not begun and not run.checkpoints() and all(each in read for each in parts):
         shutil.rmtree(run.path, ignore_errors=True)
 
