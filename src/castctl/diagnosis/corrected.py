@@ -110,9 +110,9 @@ def _effective_of(sums_BK: Floats) -> Floats:
 
 
 def _beyond(told: Told | None, limit: float, side: int) -> str:
-    """Whether an estimate is above (`side` 1) or below (-1) a limit: `yes` with its whole interval,
-    `maybe` without."""
+    """Whether an estimate is above (`side` 1) or below (-1) a limit: `yes` with its whole interval
+    or where prompts do not differ, `maybe` with a part of it."""
     if told is None or told["mean"] is None or side * told["mean"] <= side * limit:
         return "no"
     near = told["low"] if side > 0 else told["high"]
-    return "maybe" if near is None or side * near <= side * limit else "yes"
+    return "maybe" if near is not None and side * near <= side * limit else "yes"
