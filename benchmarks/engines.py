@@ -19,7 +19,7 @@ import psutil
 import random_qwen3
 import torch
 
-from castctl.engines import Engine, Place, Request, make_engine
+from castctl.engines import Engine, Request, Site, make_engine
 from castctl.engines.replica import Replica
 from castctl.engines.sampling import row_key
 from castctl.engines.transformers_engine import TransformersEngine
@@ -52,7 +52,8 @@ def main() -> None:
     count, n, tokens = WORK[shape]
 
     clock = measure.Clock()
-    for name in ("start", "rest", "wake"):
+    clock.wrap(VllmEngine, "_start", "start", opaque=True)
+    for name in ("rest", "wake"):
         clock.wrap(Replica, name, name, opaque=True)
     clock.wrap(VllmEngine, "_prove", "proof", opaque=True)
     with engines(shape, tokens) as (policy, vllm):
@@ -123,8 +124,8 @@ def engines(shape: str, tokens: int) -> Iterator[tuple[Policy, Engine]]:
             model={"path": folder},
         )
         policy = named_policy(recipe.model).load(recipe.model)
-        place = Place(Path(folder), Path(folder))
-        with contextlib.closing(make_engine(recipe, policy, place)) as engine:
+        site = Site(Path(folder), Path(folder))
+        with contextlib.closing(make_engine(recipe, policy, site)) as engine:
             yield policy, engine
 
 

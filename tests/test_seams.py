@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import castctl
-from castctl.engines import Measures, Place, make_engine
+from castctl.engines import Measures, Site, make_engine
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.errors import UserError
 from castctl.inspection.target import find_target
@@ -91,8 +91,8 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_rollouts_say_what_drew_them(rolled: Run) -> None:
     policy = policy_at(rolled, 0).load(rolled.recipe.model)
-    at = Place(policy_at(rolled, 0).folder, rolled.path)
-    identity = make_engine(rolled.recipe, policy, at).identity
+    site = Site(policy_at(rolled, 0).folder, rolled.path)
+    identity = make_engine(rolled.recipe, policy, site).identity
     assert identity.keys() == {"kind", "version", "dtype", "seeds"}
     for part in rolled.step(0).parts("rollouts"):
         assert rolled.step(0).read("rollouts", part).metadata["engine"] == identity

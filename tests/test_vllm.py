@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from castctl.engines import Completion, Place, Request, vllm_launch
+from castctl.engines import Completion, Request, Site, vllm_launch
 from castctl.engines.sampling import next_token_scores
 from castctl.engines.stops import check_stops, first_stop
 from castctl.engines.vllm_engine import VllmEngine
@@ -84,7 +84,7 @@ def making(folders: dict[str, Path], run: Path) -> Iterator[Make]:
     def make(name: str, *settings: str) -> tuple[VllmEngine, Policy]:
         asked = load_recipe("tiny", ["engine.kind=vllm", "model.device=cpu", *settings])
         policy = load_policy(folders[name], asked.model)
-        engines.append(VllmEngine(asked, policy, Place(folders[name], run)))
+        engines.append(VllmEngine(asked, policy, Site(folders[name], run)))
         return engines[-1], policy
 
     yield make
@@ -193,7 +193,7 @@ def test_logprobs_are_of_the_distribution_that_is_drawn_from(
 
 def test_stops_greedy_and_endings(still: tuple[VllmEngine, Policy]) -> None:
     engine, policy = still
-    asked, words = batches(), policy.model.tokenizer
+    asked, words = batches(parts=16), policy.model.tokenizer
     greedy = sampled(engine, asked, SAMPLING.model_copy(update={"temperature": 0.0}))
     assert all(completion.logprobs is None for completion in greedy)
     for twin, other in zip(greedy[::2], greedy[1::2], strict=True):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import stand_in_engine
-from castctl.engines import Completion, Place, Request, placement, vllm_engine, vllm_launch
+from castctl.engines import Completion, Request, Site, placement, vllm_engine, vllm_launch
 from castctl.engines.stops import StopSearch, first_stop
 from castctl.engines.vllm_engine import VllmEngine
 from castctl.errors import UserError
@@ -77,8 +77,8 @@ def made(tmp_path: Path, folder: Path, policy: Policy) -> Iterator[Callable[...,
     engines: list[VllmEngine] = []
 
     def make(*settings: str) -> VllmEngine:
-        at = Place(folder, tmp_path)
-        engines.append(VllmEngine(recipe(*settings), policy, at))
+        site = Site(folder, tmp_path)
+        engines.append(VllmEngine(recipe(*settings), policy, site))
         return engines[-1]
 
     yield make
@@ -246,7 +246,7 @@ def test_another_model_is_noticed_at_the_start(
     tmp_path: Path, folder: Path, policy: Policy
 ) -> None:
     move(policy)
-    engine = VllmEngine(recipe(), policy, Place(folder, tmp_path))
+    engine = VllmEngine(recipe(), policy, Site(folder, tmp_path))
     with pytest.raises(UserError, match="nothing has been trained yet"):
         sampled(engine)
     engine.close()
@@ -417,7 +417,8 @@ def test_a_missing_package_is_named_in_a_line(castctl: Cli, tmp_path: Path) -> N
 
 def test_there_is_room_for_the_longest_of_rollouts_and_evaluations() -> None:
     asked = recipe("eval.max_tokens=4000", "sampling.max_tokens=100", "data.max_prompt_tokens=50")
-    assert vllm_engine.longest_row(asked) == 4050
+    assert vllm_launch.room_of(asked, 10_000) == 4050
+    assert vllm_launch.room_of(asked, 1000) == 1000
 
 
 def test_few_changed_bits_are_no_lost_weights(

@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """Where an engine's policy comes from and where its logs go: the folder with the weights as
     they are, the run's, and how the names of the logs begin."""
 
@@ -86,7 +86,7 @@ class Place:
         return self.run / f"{self.name}-{replica}.log"
 
 
-def make_engine(recipe: Recipe, policy: Policy, place: Place) -> Engine:
+def make_engine(recipe: Recipe, policy: Policy, site: Site) -> Engine:
     """The engine of a recipe, sampling from a policy's weights as they are.
 
     Raises `UserError` where what it needs is not there.
@@ -96,6 +96,6 @@ def make_engine(recipe: Recipe, policy: Policy, place: Place) -> Engine:
 
     makers: dict[str, Callable[[], Engine]] = {
         "transformers": lambda: TransformersEngine(policy.model),
-        "vllm": lambda: VllmEngine(recipe, policy, place),
+        "vllm": lambda: VllmEngine(recipe, policy, site),
     }
     return makers[recipe.engine.kind]()

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.engines import Batches, Completion
+from castctl.engines.sampling import request_seed
 from castctl.engines.stops import first_stop
 from castctl.engines.wire import Message
 from castctl.errors import UserError
 from castctl.models.packing import flattened
 from castctl.recipe.recipe import SamplingSettings
 
-SEED_BITS = 63
 """A seed of more makes vLLM hang."""
 
 
@@ -45,12 +45,11 @@ class Asked:
         distinct = {request.prompt.tobytes(): request.prompt for request in requests}
         number = {key: index for index, key in enumerate(distinct)}
         prompts, offsets = flattened(list(distinct.values()))
-        mask = 2**SEED_BITS - 1
         arrays = {
             "prompts": prompts,
             "offsets": offsets,
             "prompt_of": np.array([number[r.prompt.tobytes()] for r in requests], np.int64),
-            "seeds": np.array([request.key & mask for request in requests], np.int64),
+            "seeds": np.array([request_seed(r.key) for r in requests], np.int64),
         }
         return Message("generate", {"sampling": self._settings()}, arrays)
 

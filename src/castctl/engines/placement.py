@@ -23,6 +23,17 @@ class Placement:
 
     gpus: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def on_cpu(cls, replicas: int) -> Placement:
+        return cls(((),) * replicas)
+
+    @classmethod
+    def from_gpu(cls, first: int, engine: EngineSettings) -> Placement:
+        """From the GPU `first` on, `tensor_parallel_size` for each replica."""
+        size = engine.tensor_parallel_size
+        starts = range(first, first + engine.replicas * size, size)
+        return cls(tuple(tuple(range(gpu, gpu + size)) for gpu in starts))
+
     @property
     def on_gpu(self) -> bool:
         return bool(self.gpus[0])
@@ -42,7 +53,7 @@ class Placement:
 
 
 def place(engine: EngineSettings, model: ModelSettings) -> Placement:
-    """Where the replicas go: from the first GPU on, `tensor_parallel_size` each.
+    """Where the replicas go.
 
     Raises `UserError` where there are not as many.
     """
@@ -54,7 +65,7 @@ def place(engine: EngineSettings, model: ModelSettings) -> Placement:
                 f"engine.tensor_parallel_size={size} needs as many GPUs, and the engine is on the "
                 f"{first.type.upper()}; set it to 1"
             )
-        return Placement(((),) * engine.replicas)
+        return Placement.on_cpu(engine.replicas)
     start = first.index or 0
     last = start + engine.replicas * size
     if last > torch.cuda.device_count():
@@ -63,4 +74,9 @@ def place(engine: EngineSettings, model: ModelSettings) -> Placement:
             f"cuda:{start} on need {last} GPUs, and there are {torch.cuda.device_count()}; lower "
             "one of them"
         )
-    return Placement(tuple(tuple(range(gpu, gpu + size)) for gpu in range(start, last, size)))
+    return Placement.from_gpu(start, engine)
+
+
+def share_of_gpu(engine: EngineSettings, shares: bool) -> float:
+    """Of a GPU's memory, what a replica takes that `shares` it with training or does not."""
+    return engine.gpu_memory_utilization or (SHARED if shares else ALONE)

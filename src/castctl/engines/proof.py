@@ -32,7 +32,7 @@ bfloat16."""
 
 GROWTH, SLACK = 5.0, 1e-4
 """Once the gap of the untouched weights is known, which is rounding alone, later ones may be so
-many times as large, and so much more. An old head made 0.02 nats and more."""
+many times as large, and so much more."""
 
 SCORED_TOKENS = 16384
 HEAD_TOKENS = 256

@@ -39,17 +39,12 @@ class Replica:
         self._log = log
         self._child: Child | None = None
         self._heard = 0.0
-        self._starts = self._resting = False
+        self._resting = False
 
     @property
     def runs(self) -> bool:
         """Whether there is a process, which may still be starting."""
         return self._child is not None
-
-    @property
-    def starts(self) -> bool:
-        """Whether nobody has waited yet until it has started."""
-        return self._child is not None and self._starts
 
     @property
     def connection(self) -> Connection:
@@ -63,12 +58,11 @@ class Replica:
     def begin(self, weights: Path) -> None:
         """Let it start from a folder of weights; others may start meanwhile."""
         self._child = Child(self._launch.entry, self._log, self._launch.environment)
-        self._starts, self._resting = True, False
+        self._resting = False
         self.tell("start", {"arguments": {**self._launch.arguments, "model": str(weights)}})
 
     def started(self) -> Mapping[str, Any]:
         """Wait until it has started; what it says of itself."""
-        self._starts = False
         return self._answer(self._launch.start_timeout).facts
 
     def ask(self, kind: str, facts: Mapping[str, Any] | None = None, *, long: bool = False) -> None:

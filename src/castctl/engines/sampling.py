@@ -12,6 +12,9 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 BLOCK = 512
 
+SEED_BITS = 63
+"""What fits the signed 64-bit seed of a request to another sampler."""
+
 
 class RowUniforms:
     """Uniform numbers in [0, 1) of many rows, each from its own counter-based stream.
@@ -36,6 +39,11 @@ def row_key(seed: int, step: int, prompt_id: str, sample: int) -> int:
     """The 128-bit key of one completion's randomness."""
     text = f"{seed}/{step}/{prompt_id}/{sample}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+
+
+def request_seed(key: int) -> int:
+    """The seed of a request to another sampler, from the key of its completion."""
+    return key % 2**SEED_BITS
 
 
 def next_token_scores(

@@ -10,18 +10,20 @@ from typing import TypeVar
 
 import torch
 
-from castctl.engines import Batches, Completion, Measures, Place
+from castctl.engines import Batches, Completion, Measures, Site
 from castctl.engines.child import ChildFailed
-from castctl.engines.exchange import SEED_BITS, Asked
+from castctl.engines.exchange import Asked
 from castctl.engines.handover import age, exported, saved, weight_sums
 from castctl.engines.placement import place
 from castctl.engines.proof import COARSE, EXACT, ROUNDED, Cause, Gap, Proof, equal, refusal
 from castctl.engines.replica import Replica
+from castctl.engines.sampling import SEED_BITS
 from castctl.engines.stops import stop_token_ids
-from castctl.engines.vllm_launch import arithmetic, installed_version, launch
+from castctl.engines.vllm_launch import arithmetic, installed_version, launch, room_of
 from castctl.errors import UserError
 from castctl.models.policy import Policy
 from castctl.progress import Advance
+from castctl.recipe.engine import coarser
 from castctl.recipe.recipe import Recipe, SamplingSettings
 from castctl.shards.part import Metadata
 
@@ -41,20 +43,21 @@ class VllmEngine:
     has no room, and where a replica does not sample from the policy.
     """
 
-    def __init__(self, recipe: Recipe, policy: Policy, at: Place) -> None:
+    def __init__(self, recipe: Recipe, policy: Policy, site: Site) -> None:
         settings, model = recipe.engine, policy.model
-        self._settings, self._policy, self._at = settings, policy, at
+        self._settings, self._policy, self._site = settings, policy, site
         self._version = installed_version()
         self._on_gpu = (placement := place(settings, recipe.model)).on_gpu
         self._dtype: torch.dtype = getattr(torch, arithmetic(recipe, placement))
-        self._room = min(settings.max_model_len or longest_row(recipe), model.context_tokens)
+        self._room = room_of(recipe, model.context_tokens)
         self._stop_ids = stop_token_ids(model)
+        coarse = coarser(settings.kv_cache_dtype, settings.options)
         exact = {self._dtype, model.dtype} == {torch.float32} and not self._on_gpu
-        self._proof = Proof(model, COARSE if settings.coarse else EXACT if exact else ROUNDED)
+        self._proof = Proof(model, COARSE if coarse else EXACT if exact else ROUNDED)
         numbers = range(settings.replicas)
         shares = [placement.shares(number, model.device) for number in numbers]
         self._replicas = [
-            Replica(launch(recipe, placement, number, self._room, shares[number]), at.log(number))
+            Replica(launch(recipe, placement, number, self._room, shares[number]), site.log(number))
             for number in numbers
         ]
         self._sharing = [r for r, shared in zip(self._replicas, shares, strict=True) if shared]
@@ -163,9 +166,9 @@ class VllmEngine:
         if not replicas:
             return
         self._make_room()
-        there = nullcontext(self._at.weights)
+        there = nullcontext(self._site.weights)
         try:
-            with saved(self._policy, self._at.run) if self._moved else there as folder:
+            with saved(self._policy, self._site.run) if self._moved else there as folder:
                 for replica in replicas:
                     replica.begin(folder)
                 for replica in replicas:
@@ -221,7 +224,7 @@ class VllmEngine:
         differing = sum(new != old for new, old in zip(sums, self._sums, strict=True))
         changed, self._sums = 2 * differing > len(sums), sums
         self._make_room()
-        with exported(self._policy, self._dtype, self._at.run) as folder:
+        with exported(self._policy, self._dtype, self._site.run) as folder:
             for replica in running:
                 try:
                     replica.wake()
@@ -277,12 +280,6 @@ class VllmEngine:
     def close(self) -> None:
         for replica in self._replicas:
             replica.close()
-
-
-def longest_row(recipe: Recipe) -> int:
-    """Tokens of the longest prompt and completion that rollouts and evaluations ask for."""
-    longest = max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
-    return recipe.data.max_prompt_tokens + longest
 
 
 def _tell_of(failure: ChildFailed) -> None:

@@ -7,7 +7,7 @@ import os
 from importlib.metadata import packages_distributions, version
 from typing import Any
 
-from castctl.engines.placement import ALONE, SHARED, Placement
+from castctl.engines.placement import Placement, share_of_gpu
 from castctl.engines.replica import Launch
 from castctl.errors import UserError
 from castctl.recipe.recipe import Recipe
@@ -53,6 +53,14 @@ def arithmetic(recipe: Recipe, placement: Placement) -> str:
     return next((dtype for dtype in asked if dtype != "auto"), usual)
 
 
+def room_of(recipe: Recipe, context: int) -> int:
+    """Tokens of the longest row that the engine takes: of prompt and completion as rollouts and
+    evaluations ask for them, within a model's `context`."""
+    longest = max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
+    asked = recipe.engine.max_model_len or recipe.data.max_prompt_tokens + longest
+    return min(asked, context)
+
+
 def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares: bool) -> Launch:
     """How replica `number` starts, for rows of `room` tokens; on a GPU that it `shares` with
     training it can rest."""
@@ -67,7 +75,7 @@ def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares:
         "enforce_eager": settings.enforce_eager,
         "kv_cache_dtype": settings.kv_cache_dtype,
         "tensor_parallel_size": settings.tensor_parallel_size,
-        "gpu_memory_utilization": settings.gpu_memory_utilization or (SHARED if shares else ALONE),
+        "gpu_memory_utilization": share_of_gpu(settings, shares),
         "enable_sleep_mode": shares,
     }
     cache = {} if CPU_CACHE in os.environ else {CPU_CACHE: "1"}

@@ -7,15 +7,15 @@ cache. Not measured on a GPU.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from math import floor
 
 import torch
 
-from castctl.engines.placement import ALONE, SHARED, Placement
+from castctl.engines.placement import Placement, share_of_gpu
 from castctl.engines.proof import HEAD_TOKENS
-from castctl.engines.vllm_engine import longest_row
-from castctl.engines.vllm_launch import CPU_CACHE
+from castctl.engines.vllm_launch import CPU_CACHE, room_of
 from castctl.engines.vllm_launch import arithmetic as dtype_of
 from castctl.explain.footprint import FLOAT32, Arithmetic, on_gpu
 from castctl.explain.model_shape import ModelShape
@@ -92,10 +92,9 @@ def engine_memory(
     trainer = torch.device(_gpu(recipe.model.device))
     shared = (placement.shares(replica, trainer) for replica in range(settings.replicas))
     shares = training.on_gpu and any(shared)
-    utilization = settings.gpu_memory_utilization or (SHARED if shares else ALONE)
+    utilization = share_of_gpu(settings, shares)
     gpus, size = settings.tensor_parallel_size, shape.parameters * width
-    longest = settings.max_model_len or longest_row(recipe)
-    longest = min(longest, shape.context or longest)
+    longest = room_of(recipe, shape.context or sys.maxsize)
     kept = 1 if settings.kv_cache_dtype.startswith("fp8") else width
     completion = longest * shape.layers * 2 * shape.keys * kept // gpus
     weights = size // gpus
@@ -151,10 +150,8 @@ def _placement(recipe: Recipe) -> Placement:
     """Where the engine will be, whether this machine has these GPUs or not."""
     settings, device = recipe.engine, recipe.engine.device or recipe.model.device
     if not on_gpu(device):
-        return Placement(((),) * settings.replicas)
-    first, size = torch.device(_gpu(device)).index, settings.tensor_parallel_size
-    starts = range(first, first + settings.replicas * size, size)
-    return Placement(tuple(tuple(range(gpu, gpu + size)) for gpu in starts))
+        return Placement.on_cpu(settings.replicas)
+    return Placement.from_gpu(torch.device(_gpu(device)).index, settings)
 
 
 def _gpus(placement: Placement) -> list[tuple[str, int]]:

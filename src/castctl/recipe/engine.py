@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -29,9 +30,6 @@ CODE = re.compile(
 WORD = re.compile("[A-Za-z0-9_-]*")
 """What the name of an option must not hold whose value is a text, and all that such a text may be:
 vLLM imports, or reads from the folder it is in, what some of its arguments name."""
-
-COARSE = {"quantization"}
-"""Options with which weights or cache are coarser than `dtype` says."""
 
 
 class EngineSettings(Section):
@@ -93,7 +91,7 @@ class EngineSettings(Section):
         """Whether it holds a copy of the weights, beside the policy's."""
         return self.kind != "transformers"
 
-    @property
-    def coarse(self) -> bool:
-        """Whether it computes with coarser numbers than its `dtype`."""
-        return self.kv_cache_dtype != "auto" or not COARSE.isdisjoint(self.options)
+
+def coarser(kv_cache_dtype: str, options: Mapping[str, Any]) -> bool:
+    """Whether an engine's weights or cache are coarser than its dtype says."""
+    return kv_cache_dtype != "auto" or "quantization" in options

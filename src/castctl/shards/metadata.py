@@ -58,6 +58,15 @@ class _Signal(_Typed):
     seed: int = 0
 
 
+class _Engine(_Typed):
+    """What sampled."""
+
+    kind: str = ""
+    dtype: str = ""
+    kv_cache_dtype: str = "auto"
+    options: dict[str, Any] = {}
+
+
 class _Endpoint(_Typed):
     """The server that was asked."""
 
@@ -76,7 +85,7 @@ class _Made(_Typed):
     inputs: dict[str, str] = {}
     foreign: list[str] = []
     model: str = ""
-    engine: dict[str, Any] = {}
+    engine: _Engine = _Engine()
     endpoint: _Endpoint = _Endpoint()
     templates: dict[str, Any] = {}
     temperature: Temperature = 1.0

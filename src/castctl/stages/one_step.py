@@ -27,8 +27,8 @@ from castctl.stages.policies import (
     load_sampled,
     make_scorers,
     make_teacher,
-    place_of,
     reference_of,
+    site_of,
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
@@ -81,8 +81,8 @@ def rollout_stage(
     prompts = prompts_of_step(prepare_prompts(run, tokenizer, progress), run, step)
     folder = run.step(step)
     folder.keep_first(part_count(prompts, recipe.train.part_size), shard, overwrite)
-    place = place_of(run, source, shard)
-    with contextlib.closing(make_engine(recipe, policy, place)) as engine:
+    site = site_of(run, source, shard)
+    with contextlib.closing(make_engine(recipe, policy, site)) as engine:
         rollout_step(
             folder, prompts, engine, template, tokenizer, recipe.sampling,
             seed=recipe.seed, part_size=recipe.train.part_size,

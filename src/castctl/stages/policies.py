@@ -10,7 +10,7 @@ from pathlib import Path
 
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.teacher_template import TeacherTemplate, endings_warning
-from castctl.engines import Place
+from castctl.engines import Site
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
@@ -94,10 +94,10 @@ def reference_of(run: Run, policy: Policy) -> Scorer:
     return Scorer(reference, source.fingerprint)
 
 
-def place_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Place:
+def site_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Site:
     """Where an engine of a run works; each shard has logs of its own."""
     name = f"engine-shard-{shard.index}" if shard.count > 1 else "engine"
-    return Place(source.folder, run.path, name)
+    return Site(source.folder, run.path, name)
 
 
 def load_sampled(run: Run, source: PolicySource) -> Policy:

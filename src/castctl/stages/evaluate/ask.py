@@ -14,7 +14,7 @@ from castctl.data.conversation import earlier_in
 from castctl.data.messages import MessagesTemplate
 from castctl.engines.endpoint import Endpoint, Question
 from castctl.engines.replies import Answer, valid_text
-from castctl.engines.sampling import row_key
+from castctl.engines.sampling import request_seed, row_key
 from castctl.progress import Progress
 from castctl.recipe.recipe import SamplingSettings
 from castctl.shards.columns import list_column
@@ -25,9 +25,6 @@ from castctl.stages.rollout import part_count
 from castctl.verify.visible import CLOSED, OPENED
 
 log = logging.getLogger(__name__)
-
-SEED_BITS = 63
-"""What fits a server's signed 64-bit seed."""
 
 
 def ask_step(
@@ -159,7 +156,7 @@ class _Part:
         fields, ids = template.questions(asked), self.prompts["prompt_id"].to_pylist()
         places = (divmod(row, self.n) for row in self.missing)
         return [
-            Question(fields[prompt], row_key(seed, step, ids[prompt], sample) % 2**SEED_BITS)
+            Question(fields[prompt], request_seed(row_key(seed, step, ids[prompt], sample)))
             for prompt, sample in places
         ]
 

@@ -22,7 +22,7 @@ from castctl.runs.run import Run
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, require_folder, task_name, variant
 from castctl.stages.evaluate.runner import evaluate, pose, require_room
-from castctl.stages.policies import load_sampled, place_of, policy_at
+from castctl.stages.policies import load_sampled, policy_at, site_of
 from castctl.verify.judge import judging_pool
 
 
@@ -61,9 +61,9 @@ def evaluate_tasks(
     policy = load_sampled(run, source)
     for each, problems in zip(asked, posed, strict=True):
         require_room(problems, each.recipe, policy.model.context_tokens)
-    place = place_of(run, source, shard)
+    site = site_of(run, source, shard)
     with (
-        contextlib.closing(make_engine(run.recipe, policy, place)) as engine,
+        contextlib.closing(make_engine(run.recipe, policy, site)) as engine,
         judging_pool(run.recipe.verifier) as pool,
     ):
         for each, problems in zip(asked, posed, strict=True):

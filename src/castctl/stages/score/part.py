@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from castctl.data.conversation import earlier_in
-from castctl.engines.sampling import row_key
+from castctl.engines.sampling import request_seed, row_key
 from castctl.errors import UserError
 from castctl.models.packing import Ids, by_prompt, flattened, rows_of
 from castctl.models.perturbation import perturbation_scores
@@ -233,7 +233,7 @@ class PartScorer:
         keys = zip(
             *(self._rollouts[name].to_pylist() for name in ("prompt_id", "sample")), strict=True
         )
-        seeds = [row_key(self._scorers.seed, self._step, *key) % 2**63 for key in keys]
+        seeds = [request_seed(row_key(self._scorers.seed, self._step, *key)) for key in keys]
         with self._timed("gradient"):
             return gradient_scores(
                 self._scorers.policy.model, self._prompts, self._completions,

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from castctl.errors import UserError
 from castctl.ragged import row_of_value, sums
+from castctl.recipe.engine import coarser
 from castctl.shards.columns import ragged_column
 from castctl.shards.part import Part
 from castctl.stages.sampled import sampler_logprobs, truncation
@@ -40,7 +41,7 @@ def check_sampler(rollouts: Part, signals: pa.Table, policy: Scorer) -> None:
     there_R = rollouts.table["sampler_logprobs"].combine_chunks().is_valid()
     engine = made.get("engine") or {}
     dtypes = {str(policy.model.dtype).removeprefix("torch."), str(engine.get("dtype"))}
-    coarse = engine.get("kv_cache_dtype", "auto") != "auto" or engine.get("options")
+    coarse = coarser(engine.get("kv_cache_dtype", "auto"), engine.get("options", {}))
     bound = BOUNDS["float32" if dtypes == {"float32"} and not coarse else "bfloat16"]
     bound /= min(1.0, float(made.get("temperature", 1)))
     worst = float(gap_R[there_R.to_numpy(zero_copy_only=False)].max(initial=0))

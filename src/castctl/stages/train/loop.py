@@ -33,10 +33,10 @@ from castctl.stages.policies import (
     budget_of,
     make_scorers,
     make_teacher,
-    place_of,
     policy_at,
     policy_name,
     reference_of,
+    site_of,
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
@@ -178,7 +178,7 @@ class _Loop:
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = prepare_prompts(run, self.tokenizer, progress)
-        self.engine = make_engine(recipe, policy, place_of(run, source))
+        self.engine = make_engine(recipe, policy, site_of(run, source))
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         tell_of_missing(self.metrics, run, start)
