@@ -42,6 +42,16 @@ class Nothing(vllm_child.Served):
         self._say("loaded")
 
 
+class SameAdapter(vllm_child.Served):
+    """Hands every adapter over under the number of the first."""
+
+    def _adapt(self, folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._adapter = LoRARequest("adapter", 1, folder)
+        self._llm.llm_engine.add_lora(self._adapter)
+
+
 def tied_head(connection: Connection) -> None:
     vllm_child.serve(connection, TiedHead)
 
@@ -52,3 +62,7 @@ def cache(connection: Connection) -> None:
 
 def nothing(connection: Connection) -> None:
     vllm_child.serve(connection, Nothing)
+
+
+def same_adapter(connection: Connection) -> None:
+    vllm_child.serve(connection, SameAdapter)

@@ -37,7 +37,8 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
 from castctl.models.positions import context_of
 from castctl.models.twin import CONTEXT, WINDOW, shrunken, still
-from castctl.recipe.recipe import ModelSettings, SamplingSettings
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import SamplingSettings
 from models import SHAPE, Rows, packed_hidden, plain_logits, random_ids, tokenizer
 
 ROOT = Path(__file__).parents[1]

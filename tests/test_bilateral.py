@@ -18,7 +18,8 @@ from castctl.data.templates import PromptTemplate
 from castctl.methods.conditioning import Bilateral
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Silent
-from castctl.recipe.recipe import DataSettings, ModelSettings
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.runs.run import Run, create_run
 from castctl.shards.part import write_part
 from castctl.stages.evaluate.stage import evaluate_tasks

@@ -32,9 +32,12 @@ from castctl.models import attention
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_tokenizer
 from castctl.models.packing import pack
+from castctl.models.policy import load_policy
+from castctl.models.weights import Weights
 from castctl.recipe.choices import choice_of
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import load_recipe, read_recipe
-from castctl.recipe.recipe import ModelSettings, Recipe
+from castctl.recipe.recipe import Recipe
 from castctl.settings import settings_in
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from conftest import Cli
@@ -488,3 +491,34 @@ def test_memory_of_a_real_run_is_as_estimated(castctl: Cli, tmp_path: Path) -> N
         measured.append(max(rows["peak_memory_gb"].to_pylist()) * 2**30)
     ratio = (estimated[0] - estimated[1]) / (measured[0] - measured[1])
     assert 0.75 < ratio < 1.35, f"estimated {estimated}, measured {measured}"
+
+
+def test_memory_of_an_adapter() -> None:
+    """What does not train has neither gradient nor moments, and rests in bfloat16 on a GPU."""
+
+    def memory(*overrides: str) -> Any:
+        common = ["model.lora={r: 8, alpha: 16}", "method.anchor.kind=k3", *overrides]
+        return estimate_memory(load_recipe("tiny", common, method={"name": "cast"}))
+
+    cpu, gpu = memory("model.device=cpu"), memory("model.device=cuda")
+    policy = load_policy(Weights(embedded.ensure().model),
+                         load_recipe("tiny", ["model.lora={r: 8, alpha: 16}"]).model)  # fmt: skip
+    trained = sum(factor.numel() for _, factor in policy.trained())
+    layers = [w for name, w in policy.model.model.named_parameters() if "base_layer" in name]
+    assert cpu.trained == gpu.trained == trained == 8 * sum(sum(w.shape) for w in layers)
+    linear = sum(weight.numel() for weight in layers)
+    assert cpu.held["weights"] == 4 * cpu.parameters
+    assert gpu.held["weights"] == 4 * (cpu.parameters - linear) + 2 * linear
+    for held in (cpu.held, gpu.held):
+        assert held["adapter"] == held["gradients"] == held["teacher"] == 4 * trained
+        assert held["optimizer moments"] == 8 * trained and held["reference"] == 0
+    assert not any("gradient of the output head" in parts for parts in cpu.phases.values())
+    assert not cpu.fits and gpu.fits
+
+
+def test_a_named_gpu_holds_it_or_does_not(castctl: Cli) -> None:
+    for size, fits in (("80", True), ("1", False)):
+        page = castctl("explain", "grpo", "--tiny", "--lora", "--gpu-memory", size).stdout
+        line = next(line for line in page.splitlines() if "training takes" in line)
+        assert f"a GPU of {size} GiB" in line and ("does not fit" in line) != fits
+    assert "--gpu-memory" in castctl("explain", "--tiny", "--gpu-memory", "0", code=2).stderr

@@ -11,9 +11,10 @@ import torch
 from transformers import Qwen3Config
 
 from castctl.engines.vllm_launch import CPU_CACHE
-from castctl.explain.engine import COMMON, CONTEXT, EngineMemory, engine_memory
+from castctl.explain.engine import EngineMemory, engine_memory
 from castctl.explain.estimate import estimate_memory
 from castctl.explain.footprint import Arithmetic
+from castctl.explain.gpu import COMMON, CONTEXT
 from castctl.explain.model_shape import shape_of
 from castctl.recipe.reader import load_recipe
 from conftest import Cli

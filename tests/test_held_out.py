@@ -20,8 +20,9 @@ from castctl.errors import UserError
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Silent
 from castctl.recipe.files import default_recipe_path
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import dump_recipe, load_recipe
-from castctl.recipe.recipe import DataSettings, ModelSettings, Recipe
+from castctl.recipe.recipe import DataSettings, Recipe
 from castctl.recipe.split import task_of
 from castctl.runs.prompts import prepare_held_out, prepare_prompts
 from castctl.runs.run import Run, create_run, open_run

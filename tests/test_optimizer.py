@@ -22,7 +22,9 @@ from castctl.models.language_model import LanguageModel
 from castctl.models.loading import load_language_model
 from castctl.models.policy import FullWeights, load_policy
 from castctl.models.teacher import TeacherCopy
-from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
+from castctl.models.weights import Weights
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import OptimizerSettings, Recipe
 from castctl.runs.run import Run
 from castctl.stages.train.checkpoint import (
     TrainState,
@@ -34,14 +36,14 @@ from castctl.stages.train.checkpoint import (
 from castctl.stages.train.optimizer import Optimizer
 from models import CONFIGS, tiny
 
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
-def weights(model: LanguageModel) -> Weights:
+def weights(model: LanguageModel) -> Tensors:
     return {name: p.detach().clone() for name, p in model.model.named_parameters()}
 
 
-def same(one: Weights, other: Weights) -> bool:
+def same(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -69,7 +71,7 @@ def advance(model: LanguageModel, optimizer: Optimizer, steps: range) -> list[fl
     return rates
 
 
-def moments(optimizer: Optimizer, folder: Path) -> Weights:
+def moments(optimizer: Optimizer, folder: Path) -> Tensors:
     """What the optimizer remembers of each parameter."""
     folder.mkdir(exist_ok=True)
     optimizer.save(folder)
@@ -478,7 +480,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(kind: str, tmp_path: Pat
     assert folder == run.checkpoint(4) and run.checkpoints() == [4]
     train(straight, range(4, 8))
 
-    policy = load_policy(folder, ModelSettings(device="cpu"))
+    policy = load_policy(Weights(folder), ModelSettings(device="cpu"))
     teacher = TeacherCopy(Teacher(kind=kind, every=3), policy, 4)
     resumed = TrainState(policy, teacher, Optimizer(policy.trained(), settings(), 20))
     load_state(folder, resumed.teacher, resumed.optimizer)

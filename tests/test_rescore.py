@@ -18,7 +18,8 @@ from castctl.data.conversation import Message
 from castctl.data.prompts import prompt_id
 from castctl.errors import UserError
 from castctl.progress import Silent
-from castctl.recipe.recipe import ModelSettings, Recipe
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import Recipe
 from castctl.report.rescore import rescored_page
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder

@@ -26,7 +26,10 @@ from castctl.stages.train import loop
 from runs import small_recipe
 
 PACKAGE = Path(castctl.__file__).parent
-KINDS = {"TransformersEngine", "VllmEngine", "FullWeights", "FullCopy"}
+KINDS = {
+    "TransformersEngine", "VllmEngine", "FullWeights", "FullCopy", "AdapterWeights", "AdapterCopy",
+    "AdaptedModel",
+}  # fmt: skip
 
 
 def test_only_the_makers_name_a_kind() -> None:

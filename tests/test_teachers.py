@@ -18,7 +18,8 @@ from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_language_model
 from castctl.progress import Silent
-from castctl.recipe.recipe import DataSettings, ModelSettings
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.runs.run import Run, create_run
 from castctl.stages.one_step import rollout_stage, score_stage
 from castctl.stages.policies import policy_at

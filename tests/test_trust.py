@@ -19,7 +19,8 @@ import castctl
 from castctl import embedded
 from castctl.data.templates import PromptTemplate
 from castctl.models.loading import load_tokenizer
-from castctl.recipe.recipe import DataSettings, ModelSettings, VerifierSettings
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import DataSettings, VerifierSettings
 from castctl.recipe.trust import runs_code
 from castctl.runs.run import Run
 from castctl.shards.seal import digests_of

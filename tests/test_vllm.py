@@ -23,6 +23,7 @@ from castctl.engines.stops import check_stops, first_stop
 from castctl.engines.vllm_engine import VllmEngine
 from castctl.errors import UserError
 from castctl.models.policy import Policy, load_policy
+from castctl.models.weights import Weights
 from castctl.progress import Silent
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import SamplingSettings
@@ -83,7 +84,7 @@ def making(folders: dict[str, Path], run: Path) -> Iterator[Make]:
 
     def make(name: str, *settings: str) -> tuple[VllmEngine, Policy]:
         asked = load_recipe("tiny", ["engine.kind=vllm", "model.device=cpu", *settings])
-        policy = load_policy(folders[name], asked.model)
+        policy = load_policy(Weights(folders[name]), asked.model)
         engines.append(VllmEngine(asked, policy, Site(folders[name], run)))
         return engines[-1], policy
 
@@ -152,6 +153,50 @@ def test_logprobs_are_the_scorers_also_after_five_changes_of_weights(made: Make,
         assert off(policy, asked, done) < 1e-4
         pairs = zip(before, done, strict=True)
         assert not all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
+
+
+LORA = "model.lora={r: 4, alpha: 8}"
+
+
+@torch.no_grad()
+def move_adapter(policy: Policy) -> None:
+    """Its factors begin with zeros, which no product moves."""
+    for _, parameter in policy.trained():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "llama-untied"])
+def test_logprobs_are_the_scorers_over_six_adapters(made: Make, name: str) -> None:
+    engine, policy = made(name, LORA)
+    asked = batches(LONG_PROMPT)
+    done = sampled(engine, asked)
+    assert off(policy, asked, done) < 1e-4
+    for _ in range(6):
+        move_adapter(policy)
+        assert engine.sync()["sync_gap_max"] < 1e-4
+        before, done = done, sampled(engine, asked)
+        assert off(policy, asked, done) < 1e-4
+        pairs = zip(before, done, strict=True)
+        assert not all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
+
+
+def test_an_engine_that_starts_takes_the_adapter_as_it_is(made: Make, tmp_path: Path) -> None:
+    engine, policy = made("qwen3-tied", LORA)
+    move_adapter(policy)
+    engine.sync()
+    asked = batches()
+    assert off(policy, asked, sampled(engine, asked)) < 1e-4
+
+
+def test_the_proof_sees_an_adapter_under_a_number_that_was_given(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_launch, "ENTRY", "broken_vllm:same_adapter")
+    engine, policy = made("qwen3-tied", LORA)
+    sampled(engine, batches())
+    move_adapter(policy)
+    with pytest.raises(UserError, match="the new weights never reached it"):
+        engine.sync()
 
 
 def test_completions_hang_on_their_key_alone(still: tuple[VllmEngine, Policy], made: Make) -> None:

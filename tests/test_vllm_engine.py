@@ -20,6 +20,7 @@ from castctl.engines.stops import StopSearch, first_stop
 from castctl.engines.vllm_engine import VllmEngine
 from castctl.errors import UserError
 from castctl.models.policy import FullWeights, Policy, load_policy
+from castctl.models.weights import Weights
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe, SamplingSettings
 from conftest import Cli
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> Policy:
-    return load_policy(folder, recipe().model)
+    return load_policy(Weights(folder), recipe().model)
 
 
 @pytest.fixture

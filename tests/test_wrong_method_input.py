@@ -20,8 +20,9 @@ from castctl.methods.conditioning import Bilateral
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_tokenizer
 from castctl.progress import Silent
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import load_recipe
-from castctl.recipe.recipe import DataSettings, ModelSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.runs.run import Run, create_run, open_run
 from castctl.stages.one_step import rollout_stage, score_stage, train_stage
 from castctl.stages.policies import policy_at

@@ -31,6 +31,7 @@ __all__ = [
     "create_run",
     "diagnose",
     "evaluate",
+    "export",
     "grade",
     "load_recipe",
     "open_run",
@@ -211,6 +212,16 @@ def update(
     return train_stage(target, step, _source(target, step, model), overwrite)[0]
 
 
+def export(
+    run: Run | str | Path, folder: str | Path, step: int | None = None, *, merged: bool = False
+) -> int:
+    """Write a checkpoint's model or adapter into a new folder, as `castctl export`; its step."""
+    before_torch()
+    from castctl.stages.export import export_policy
+
+    return export_policy(_run(run), step, Path(folder), merged=merged)
+
+
 def evaluate(
     run: Run | str | Path,
     *tasks: str,
@@ -323,7 +334,7 @@ def _with_model(overrides: dict[str, Any], model: str | Path | None) -> dict[str
 def _source(run: Run, step: int, model: str | Path | None) -> PolicySource:
     from castctl.stages.policies import named_policy, policy_at
 
-    return policy_at(run, step) if model is None else named_policy(run.recipe.model)
+    return policy_at(run, step) if model is None else named_policy(run.recipe)
 
 
 def _progress(quiet: bool) -> Progress:

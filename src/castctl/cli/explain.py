@@ -1,6 +1,6 @@
 """`castctl explain`, and what `castctl train --dry-run` prints."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,11 @@ def explain(
     data: opt.DataOption = None,
     engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
+    lora: opt.LoraOption = False,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option("--gpu-memory", min=1, help="Say whether it fits a GPU of so many GiB."),
+    ] = None,
     set_: opt.SetOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
     as_json: opt.JsonOption = False,
@@ -40,20 +45,30 @@ def explain(
         set_,
         method=method,
         tiny=tiny,
-        model={"path": model, "device": device},
+        model={
+            "path": model,
+            "lora": {} if lora else None,
+            "device": device or ("cuda" if gpu_memory else None),
+        },
         data={"path": data},
         engine={"kind": engine},
         trust_remote_code=trust_remote_code,
     )
-    show_explanation(*asked.new_recipe(), as_json=as_json)
+    show_explanation(*asked.new_recipe(), as_json=as_json, gpu_memory=gpu_memory)
 
 
-def show_explanation(recipe: "Recipe", origins: "Origins", *, as_json: bool = False) -> None:
+def show_explanation(
+    recipe: "Recipe",
+    origins: "Origins",
+    *,
+    as_json: bool = False,
+    gpu_memory: float | None = None,
+) -> None:
     """Print what a recipe will do; `UserError` where it cannot train."""
     from castctl.explain.explanation import explain_recipe
     from castctl.report.explanation import explanation_page
     from castctl.report.marks import print_json
     from castctl.report.tables import show
 
-    explanation = explain_recipe(recipe, origins)
+    explanation = explain_recipe(recipe, origins, gpu_memory)
     print_json(explanation.as_json()) if as_json else show(explanation_page(explanation))

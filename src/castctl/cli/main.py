@@ -17,6 +17,7 @@ from castctl.cli import (
     diagnose,
     evaluate,
     explain,
+    export,
     init,
     inspect,
     methods,
@@ -48,7 +49,7 @@ app = SpelledApp(
 )
 for command in (
     init, rollout, score, shape, train, evaluate, compare, diagnose, report, explain, inspect, runs,
-    methods, recipes,
+    export, methods, recipes,
 ):  # fmt: skip
     command.register(app)
 

@@ -37,6 +37,9 @@ MethodOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hub id or folder; `embedded` is castctl's own.")
 ]
+LoraOption = Annotated[
+    bool, typer.Option("--lora", help="Train adapters of the model's linear layers (LoRA).")
+]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help="Problems: a Parquet, JSONL or CSV file, a benchmark or a hub id."),

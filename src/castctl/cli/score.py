@@ -60,7 +60,7 @@ def score(
 
     wanted = None if signals is None else [name.strip() for name in signals.split(",")]
     check_signal_names(wanted or [])
-    source = policy_at(target, number) if model is None else named_policy(target.recipe.model)
+    source = policy_at(target, number) if model is None else named_policy(target.recipe)
     score_stage(
         target, number, source, wanted, progress=progress(), shard=share, overwrite=overwrite
     )

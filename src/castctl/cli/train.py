@@ -40,6 +40,7 @@ def train(
         typer.Option("--from", metavar="RUN/STEP", help="One update from a step's shaped shards."),
     ] = None,
     model: opt.ModelOption = None,
+    lora: opt.LoraOption = False,
     data: opt.DataOption = None,
     limit: opt.LimitOption = None,
     n: opt.SamplesOption = None,
@@ -76,7 +77,7 @@ def train(
     asked = Asked(
         recipe, set_, seed, method, tiny,
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
-        model={"path": model, "device": device, "dtype": dtype},
+        model={"path": model, "lora": {} if lora else None, "device": device, "dtype": dtype},
         engine={"kind": engine},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
@@ -171,7 +172,7 @@ def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -
     from castctl.stages.one_step import train_stage
     from castctl.stages.policies import named_policy, policy_at
 
-    source = policy_at(target, step) if model is None else named_policy(target.recipe.model)
+    source = policy_at(target, step) if model is None else named_policy(target.recipe)
     folder, stats = train_stage(target, step, source, overwrite)
     for name, value in stats.row().items() if stats else ():
         print(f"{name:16} {value:.6g}")

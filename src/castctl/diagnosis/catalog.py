@@ -8,7 +8,8 @@ from castctl.diagnosis.needs import Need
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
-from castctl.recipe.recipe import ModelSettings, Recipe
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import Recipe
 from castctl.runs.run import is_run
 
 

@@ -14,7 +14,8 @@ from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
 from castctl.methods.correction import Correction, Truncate
-from castctl.recipe.recipe import ModelSettings, Recipe
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json
 from castctl.versions import VERSION
 

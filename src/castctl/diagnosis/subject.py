@@ -13,8 +13,8 @@ from castctl.diagnosis.missing import compute_missing
 from castctl.diagnosis.needs import Need, teacher_context
 from castctl.errors import UserError
 from castctl.progress import Progress
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import load_recipe
-from castctl.recipe.recipe import ModelSettings
 from castctl.runs.run import Run
 from castctl.shards.part import count_values, read_metadata
 from castctl.shards.stage import StepFolder

@@ -24,7 +24,7 @@ SPARE = 2
 
 @contextlib.contextmanager
 def exported(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
-    """A folder with the weights in `dtype`, for an engine that has others of the same model."""
+    """A folder with what moves of the weights, in `dtype`, for an engine that runs the model."""
     with _folder(policy, dtype, beside) as folder:
         policy.export(folder, dtype)
         yield folder
@@ -45,7 +45,7 @@ def _folder(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
     It is new each time, so that nothing that was read from it before is taken for it; it goes
     afterwards, and with the next one where this process is killed.
     """
-    size = sum(p.numel() for p in policy.model.model.parameters()) * dtype.itemsize
+    size = sum(parameter.numel() for _, parameter in policy.trained()) * dtype.itemsize
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > SPARE * size
     if not roomy:
         log.warning(

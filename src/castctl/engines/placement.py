@@ -10,7 +10,7 @@ import torch
 from castctl.errors import UserError
 from castctl.models.loading import resolve_device
 from castctl.recipe.engine import EngineSettings
-from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.model import ModelSettings
 
 ALONE, SHARED = 0.9, 0.3
 """Share of a GPU's memory that the engine takes where nothing else is on it, and beside training

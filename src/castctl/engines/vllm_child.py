@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | start | the arguments of `LLM` as `arguments` | ready: `device` |
 | generate | sampling; `prompts`, `offsets`, `prompt_of`, `seeds` | finished ..., done |
-| load | `folder` of weights in the form of a checkpoint | loaded |
+| load | `folder` of weights in the form of a checkpoint, or of an adapter | loaded |
 | reset, rest, wake | | the same word |
 
 `alive` comes in between, once a second, where an answer takes long.
@@ -33,6 +33,8 @@ class Served:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._llm: Any = None
+        self._adapter: Any = None
+        self._adapters = 0
         self._told = 0.0
 
     def start(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
@@ -61,7 +63,9 @@ class Served:
             zip(arrays["prompt_of"].tolist(), arrays["seeds"].tolist(), strict=True)
         ):
             settings = SamplingParams(**facts["sampling"], seed=seed, output_kind=kind)
-            engine.add_request(str(number), {"prompt_token_ids": ids[prompt]}, settings)
+            engine.add_request(
+                str(number), {"prompt_token_ids": ids[prompt]}, settings, lora_request=self._adapter
+            )
             self._alive()
         while engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
@@ -88,10 +92,26 @@ class Served:
         )
 
     def load(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
-        """Replace the weights, and forget the keys and values that the old ones made."""
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts["folder"]})
+        """Replace the weights or the adapter, and forget the keys and values of the old."""
+        if os.path.exists(os.path.join(facts["folder"], "adapter_config.json")):
+            self._adapt(facts["folder"])
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts["folder"]})
         self._forget()
         self._say("loaded")
+
+    def _adapt(self, folder: str) -> None:
+        """Take an adapter in, under a number that none had: of one that it knows vLLM would keep
+        the old without a word."""
+        from vllm.lora.request import LoRARequest
+
+        engine, old = self._llm.llm_engine, self._adapter
+        self._adapters += 1
+        self._adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, folder)
+        if not engine.add_lora(self._adapter):
+            raise RuntimeError(f"the adapter in {folder} was not taken")
+        if old is not None:
+            engine.remove_lora(old.lora_int_id)
 
     def reset(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
         self._forget()

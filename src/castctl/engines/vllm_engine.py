@@ -57,7 +57,10 @@ class VllmEngine:
         numbers = range(settings.replicas)
         shares = [placement.shares(number, model.device) for number in numbers]
         self._replicas = [
-            Replica(launch(recipe, placement, number, self._room, shares[number]), site.log(number))
+            Replica(
+                launch(recipe, placement, number, self._room, shares[number], policy.adapter_rank),
+                site.log(number),
+            )
             for number in numbers
         ]
         self._sharing = [r for r, shared in zip(self._replicas, shares, strict=True) if shared]
@@ -168,12 +171,16 @@ class VllmEngine:
         self._make_room()
         there = nullcontext(self._site.weights)
         try:
-            with saved(self._policy, self._site.run) if self._moved else there as folder:
+            with saved(self._policy, self._site.run) if self._folder_is_old else there as folder:
                 for replica in replicas:
                     replica.begin(folder)
                 for replica in replicas:
                     self._refuse_elsewhere(replica.started()["device"])
                     self._proved.pop(replica, None)
+            if self._adapts:
+                with exported(self._policy, self._dtype, self._site.run) as folder:
+                    for replica in replicas:
+                        replica.ask("load", {"folder": str(folder)}, long=True)
         except BaseException as error:
             for replica in replicas:
                 replica.kill()
@@ -181,6 +188,15 @@ class VllmEngine:
                 raise UserError(f"the engine did not start: it {error}") from None
             raise
         self._sums = weight_sums(self._policy, self._dtype)
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether it is the weights of an adapter that move, and not those in the folder."""
+        return self._policy.adapter_rank is not None
+
+    @property
+    def _folder_is_old(self) -> bool:
+        return self._moved and not self._adapts
 
     def _refuse_elsewhere(self, device: str) -> None:
         if (device != "cpu") != self._on_gpu:
@@ -222,7 +238,7 @@ class VllmEngine:
         sums = weight_sums(self._policy, self._dtype)
         # A bit or two of a few tensors may change no log-prob at all.
         differing = sum(new != old for new, old in zip(sums, self._sums, strict=True))
-        changed, self._sums = 2 * differing > len(sums), sums
+        changed, self._sums = 2 * differing >= len(sums), sums
         self._make_room()
         with exported(self._policy, self._dtype, self._site.run) as folder:
             for replica in running:
@@ -275,7 +291,8 @@ class VllmEngine:
         replica.ask("reset")
         if self._proof.gap(self._completed(replica)).mean <= self._proof.bound:
             return Cause.CACHE
-        return Cause.TIED if self._policy.model.model.config.tie_word_embeddings else Cause.OTHER
+        tied = self._policy.model.model.config.tie_word_embeddings
+        return Cause.TIED if tied and not self._adapts else Cause.OTHER
 
     def close(self) -> None:
         for replica in self._replicas:

@@ -14,6 +14,9 @@ from castctl.recipe.recipe import Recipe
 
 ENTRY = "castctl.engines.vllm_child:serve"
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM has room for; a smaller adapter is filled up."""
+
 FIXED = {
     "logprobs_mode": "processed_logprobs",  # at the temperature, of the distribution drawn from
     "generation_config": "vllm",  # the model folder's own temperature and top-k stay out
@@ -61,9 +64,19 @@ def room_of(recipe: Recipe, context: int) -> int:
     return min(asked, context)
 
 
-def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares: bool) -> Launch:
-    """How replica `number` starts, for rows of `room` tokens; on a GPU that it `shares` with
-    training it can rest."""
+def launch(
+    recipe: Recipe,
+    placement: Placement,
+    number: int,
+    room: int,
+    shares: bool,
+    rank: int | None,
+) -> Launch:
+    """How replica `number` starts, for rows of `room` tokens and adapters of `rank`; on a GPU that
+    it `shares` with training it can rest.
+
+    Raises `UserError` for a rank that vLLM does not take.
+    """
     settings = recipe.engine
     arguments: dict[str, Any] = {
         **settings.options,
@@ -78,6 +91,8 @@ def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares:
         "gpu_memory_utilization": share_of_gpu(settings, shares),
         "enable_sleep_mode": shares,
     }
+    if rank is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(rank)}
     cache = {} if CPU_CACHE in os.environ else {CPU_CACHE: "1"}
     return Launch(
         ENTRY,
@@ -86,3 +101,13 @@ def launch(recipe: Recipe, placement: Placement, number: int, room: int, shares:
         settings.start_timeout,
         settings.timeout,
     )
+
+
+def _room_for(rank: int) -> int:
+    found = next((room for room in RANKS if room >= rank), None)
+    if found is None:
+        raise UserError(
+            f"vLLM takes adapters of a rank up to {RANKS[-1]}, and this one has {rank}; lower "
+            "model.lora.r, or set engine.kind=transformers"
+        )
+    return found

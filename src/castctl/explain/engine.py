@@ -18,17 +18,12 @@ from castctl.engines.proof import HEAD_TOKENS
 from castctl.engines.vllm_launch import CPU_CACHE, room_of
 from castctl.engines.vllm_launch import arithmetic as dtype_of
 from castctl.explain.footprint import FLOAT32, Arithmetic, on_gpu
+from castctl.explain.gpu import CONTEXT, gpus
 from castctl.explain.model_shape import ModelShape
 from castctl.recipe.recipe import Recipe
 
-CONTEXT = 2**30
-"""About what CUDA, its libraries and graphs take of a GPU for each process (ours, not measured)."""
-
 PASS_TOKENS = 16384
 """Tokens that vLLM reads in one pass, on a large GPU and on the CPU."""
-
-COMMON = {"24 GB": 23.6, "40 GB": 39.5, "80 GB": 79.2, "141 GB": 139.8}
-"""GiB that CUDA tells of common GPUs."""
 
 STEP = 0.05
 """In steps of which a share of a GPU is recommended."""
@@ -82,7 +77,12 @@ class EngineMemory:
 
 
 def engine_memory(
-    recipe: Recipe, shape: ModelShape, training: Arithmetic, held: int, together: int
+    recipe: Recipe,
+    shape: ModelShape,
+    training: Arithmetic,
+    held: int,
+    together: int,
+    gpu_memory: float | None = None,
 ) -> EngineMemory:
     """The memory of a recipe's engine beside training, which holds `held` bytes, peaks at
     `together` and whose passes are in the arithmetic `training`."""
@@ -93,12 +93,12 @@ def engine_memory(
     shared = (placement.shares(replica, trainer) for replica in range(settings.replicas))
     shares = training.on_gpu and any(shared)
     utilization = share_of_gpu(settings, shares)
-    gpus, size = settings.tensor_parallel_size, shape.parameters * width
+    split, size = settings.tensor_parallel_size, shape.parameters * width
     longest = room_of(recipe, shape.context or sys.maxsize)
     kept = 1 if settings.kv_cache_dtype.startswith("fp8") else width
-    completion = longest * shape.layers * 2 * shape.keys * kept // gpus
-    weights = size // gpus
-    read = PASS_TOKENS * 3 * (shape.hidden + shape.inner) * width // gpus
+    completion = longest * shape.layers * 2 * shape.keys * kept // split
+    weights = size // split
+    read = PASS_TOKENS * 3 * (shape.hidden + shape.inner) * width // split
     one_pass = read + 3 * settings.max_num_seqs * shape.vocabulary * FLOAT32
     proof = _cast(shape, training) + 4 * HEAD_TOKENS * shape.vocabulary * FLOAT32
     beside = held + proof if shares else 0
@@ -120,9 +120,12 @@ def engine_memory(
             most=most if fits else None,
         )  # fmt: skip
 
+    found = gpus(placement.gpus[0][0], gpu_memory) if placement.on_gpu else []
+    fits = [fit(*gpu) for gpu in found]
     head = shape.vocabulary * shape.hidden * width
+    handed = 2 * size + head if shape.adapter is None else shape.adapter * FLOAT32
     host = {
-        "weights on their way to the engine": 2 * size + head,
+        "weights on their way to the engine": handed,
         "the scorer of castctl rollout and eval": shape.parameters * FLOAT32,
     }
     if not placement.on_gpu:
@@ -132,7 +135,7 @@ def engine_memory(
         host |= {"weights of the resting engine": settings.replicas * size}
     return EngineMemory(
         dtype, placement.on_gpu, shares, utilization, weights, one_pass, longest, completion,
-        beside, host, [fit(*gpu) for gpu in _gpus(placement)],
+        beside, host, fits,
     )  # fmt: skip
 
 
@@ -152,14 +155,3 @@ def _placement(recipe: Recipe) -> Placement:
     if not on_gpu(device):
         return Placement.on_cpu(settings.replicas)
     return Placement.from_gpu(torch.device(_gpu(device)).index, settings)
-
-
-def _gpus(placement: Placement) -> list[tuple[str, int]]:
-    """Names and bytes of the engine's GPU, or of common ones where this machine has none."""
-    if not placement.on_gpu:
-        return []
-    if torch.cuda.is_available():
-        index = min(placement.gpus[0][0], torch.cuda.device_count() - 1)
-        facts = torch.cuda.get_device_properties(index)
-        return [(facts.name, facts.total_memory)]
-    return [(name, int(size * 2**30)) for name, size in COMMON.items()]

@@ -6,7 +6,7 @@ Everything is counted at its longest, prompts of `data.max_prompt_tokens` and co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from castctl.explain.engine import EngineMemory, engine_memory
@@ -19,9 +19,11 @@ from castctl.explain.footprint import (
     on_gpu,
     pass_bytes,
 )
+from castctl.explain.gpu import CONTEXT, TrainingFit, gpus
 from castctl.explain.model_shape import ModelShape, model_shape
 from castctl.methods.conditioning import Bilateral
-from castctl.recipe.recipe import ModelSettings, Recipe, SamplingSettings
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import Recipe, SamplingSettings
 from castctl.stages.evaluate.runner import PART_SIZE, eval_sampling
 
 Parts = dict[str, int]
@@ -31,13 +33,17 @@ Parts = dict[str, int]
 @dataclass(frozen=True)
 class Memory:
     """Bytes: what is held from the first update on, and what each phase in turn adds to it; apart
-    from these an engine with weights of its own."""
+    from these an engine with weights of its own. Of `parameters` and an adapter's, `trained` move;
+    frozen linear layers rest in `resting`."""
 
     parameters: int
+    trained: int
+    resting: str
     arithmetic: str
     held: Parts
     phases: dict[str, Parts]
     all_logits: int
+    fits: list[TrainingFit] = field(default_factory=list)
     engine: EngineMemory | None = None
 
     @property
@@ -51,42 +57,75 @@ class Memory:
         return sum(self.held.values()) + sum(self.phases[self.peak_phase].values())
 
 
-def estimate_memory(recipe: Recipe) -> Memory:
-    """The memory of training by a recipe; `UserError` where its model cannot be reached."""
+def estimate_memory(recipe: Recipe, gpu_memory: float | None = None) -> Memory:
+    """The memory of training by a recipe, and whether it fits a GPU of `gpu_memory` GiB, or those
+    at hand; `UserError` where its model cannot be reached."""
     shape = model_shape(recipe.model)
     arithmetic = arithmetic_of(recipe.model)
-    weights = shape.parameters * FLOAT32
+    adapts = shape.adapter is not None
+    trained = shape.parameters if shape.adapter is None else shape.adapter
+    resting = _resting(recipe.model, arithmetic)
+    moving, frozen = trained * FLOAT32, _frozen_bytes(shape, resting)
     held = {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer moments": 2 * weights,
-        "teacher": _teacher_bytes(recipe, weights),
-        "reference": weights if "ref_logprobs" in recipe.method.needs else 0,
+        "weights": frozen if adapts else moving,
+        **({"adapter": moving} if adapts else {}),
+        "gradients": moving,
+        "optimizer moments": 2 * moving,
+        "teacher": _teacher_bytes(recipe, moving, resting),
+        "reference": 0 if adapts or "ref_logprobs" not in recipe.method.needs else frozen,
     }
     separate = recipe.engine.brings_weights
     phases = {} if separate else _decoding(recipe, shape, arithmetic)
     phases |= _passes(recipe, shape, arithmetic)
     if arithmetic.width < FLOAT32:  # autocast keeps what it has cast, for the backward pass too
-        cast = {"weights in bfloat16": shape.parameters * arithmetic.width}
+        rested = shape.linear if adapts and resting < FLOAT32 else 0
+        count = shape.parameters - rested + (trained if adapts else 0)
+        cast = {"weights in bfloat16": count * arithmetic.width}
         phases = {phase: parts | cast for phase, parts in phases.items()}
-    copies = weights if arithmetic.on_gpu else 2 * _embedding(shape)
+    copies = moving if arithmetic.on_gpu else 2 * min(moving, _embedding(shape))
     phases["update, optimizer step"] = {"temporary copies": copies}
     tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
-    memory = Memory(shape.parameters, arithmetic.name, held, phases, all_logits)
+    name = Arithmetic(arithmetic.on_gpu, resting).name
+    memory = Memory(shape.parameters, trained, name, arithmetic.name, held, phases, all_logits)
     if not separate:
-        return memory
+        return replace(memory, fits=_fits(recipe, arithmetic, memory.together, gpu_memory))
     total = sum(held.values())
-    return replace(memory, engine=engine_memory(recipe, shape, arithmetic, total, memory.together))
+    engine = engine_memory(recipe, shape, arithmetic, total, memory.together, gpu_memory)
+    return replace(memory, engine=engine)
 
 
-def _teacher_bytes(recipe: Recipe, weights: int) -> int:
-    """Weights of the teacher, where it is not the policy itself."""
+def _fits(
+    recipe: Recipe, arithmetic: Arithmetic, together: int, gpu_memory: float | None
+) -> list[TrainingFit]:
+    """Training against GPUs; none for the CPU."""
+    if not arithmetic.on_gpu:
+        return []
+    index = int(recipe.model.device.partition(":")[2] or 0)
+    found = gpus(index, gpu_memory)
+    return [TrainingFit(name, total, together + CONTEXT) for name, total in found]
+
+
+def _teacher_bytes(recipe: Recipe, moving: int, resting: int) -> int:
+    """Weights of the teacher, where it is not the policy itself: a copy is of what moves."""
     teacher = recipe.method.teacher
     if teacher.path is None:
-        return weights if teacher.is_copy else 0
-    named = recipe.model.model_copy(update={"path": teacher.path, "revision": teacher.revision})
-    return model_shape(named).parameters * FLOAT32
+        return moving if teacher.is_copy else 0
+    named = {"path": teacher.path, "revision": teacher.revision, "lora": None, "adapter": None}
+    return _frozen_bytes(model_shape(recipe.model.model_copy(update=named)), resting)
+
+
+def _resting(settings: ModelSettings, arithmetic: Arithmetic) -> int:
+    """Bytes of a weight in a linear layer that does not train."""
+    half = settings.weights == "bfloat16" or (
+        settings.weights == "auto" and arithmetic.on_gpu and arithmetic.width < FLOAT32
+    )
+    return 2 if half else FLOAT32
+
+
+def _frozen_bytes(shape: ModelShape, resting: int) -> int:
+    """Weights of a model of which nothing trains."""
+    return shape.linear * resting + (shape.parameters - shape.linear) * FLOAT32
 
 
 def prompts_per_step(recipe: Recipe) -> int:
@@ -163,16 +202,16 @@ def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[s
             )
         }
     return phases | {
-        "update, output head": {
-            **kept,
-            "gradient of the output head": _embedding(shape),
-            **trained_logits,
-        },
-        "update, backward pass": {
-            **kept,
-            "gradient of the output head, twice": 2 * _embedding(shape),
-        },
+        "update, output head": {**kept, **_head_gradient(shape, 1), **trained_logits},
+        "update, backward pass": {**kept, **_head_gradient(shape, 2)},
     }
+
+
+def _head_gradient(shape: ModelShape, times: int) -> Parts:
+    """A gradient of the output head's weight; a frozen one has none."""
+    if shape.adapter is not None:
+        return {}
+    return {"gradient of the output head" + ", twice" * (times - 1): times * _embedding(shape)}
 
 
 def _logits(shape: ModelShape, chunk: int, buffers: int) -> Parts:

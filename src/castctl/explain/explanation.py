@@ -71,12 +71,15 @@ class Explanation:
         }
 
 
-def explain_recipe(recipe: Recipe, origins: Origins) -> Explanation:
-    """What training by the recipe will do; `UserError` where it cannot train."""
+def explain_recipe(
+    recipe: Recipe, origins: Origins, gpu_memory: float | None = None
+) -> Explanation:
+    """What training by the recipe will do, and whether it fits a GPU of so many GiB; `UserError`
+    where it cannot train."""
     warnings = recipe.check_training()
     memory, missing = None, None
     try:
-        memory = estimate_memory(recipe)
+        memory = estimate_memory(recipe, gpu_memory)
     except UserError as error:
         missing = str(error)
     settings = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from castctl.errors import UserError
@@ -11,13 +12,17 @@ from castctl.models.folder import check_model_folder
 from castctl.models.loading import CONFIG_FILES, locate_model
 from castctl.models.own_code import refused, runs_own_code
 from castctl.models.positions import context_of
-from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.model import ModelSettings
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes that memory depends on; `queries` and `keys` are heads times head size, `context`
-    is the longest row in tokens, 0 where the configuration states none."""
+    is the longest row in tokens, 0 where the configuration states none.
+
+    Of `parameters`, weights, `linear` stand in linear layers between embeddings and output head;
+    `adapter` are those of the adapter that trains in their place, None where there is none.
+    """
 
     parameters: int
     vocabulary: int
@@ -27,6 +32,8 @@ class ModelShape:
     queries: int
     keys: int
     context: int
+    linear: int = 0
+    adapter: int | None = None
 
 
 def model_shape(settings: ModelSettings) -> ModelShape:
@@ -37,6 +44,7 @@ def model_shape(settings: ModelSettings) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from castctl.models.adapter import linear_layers
     from castctl.models.compatibility import check_architecture, refuse_unpackable
 
     folder = locate_model(settings.path, settings.revision, CONFIG_FILES)
@@ -55,7 +63,28 @@ def model_shape(settings: ModelSettings) -> ModelShape:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = shape_of(config.get_text_config(), parameters)
     check_architecture(type(model), config)
-    return shape
+    layers = [model.get_submodule(name).weight for name in linear_layers(model)]
+    linear = sum(weight.numel() for weight in layers)
+    return replace(shape, linear=linear, adapter=_adapter_size(model, settings))
+
+
+def _adapter_size(model: Any, settings: ModelSettings) -> int | None:
+    """Weights of the adapter that the settings ask for: two factors a layer."""
+    from castctl.models.adapter import linear_layers, read_config, require_targets
+
+    layers = linear_layers(model)
+    if settings.adapter is not None:
+        stored = read_config(Path(settings.adapter).expanduser())
+        rank, targets = int(stored["r"]), stored["target_modules"]
+    elif settings.lora is not None:
+        rank, targets = settings.lora.r, require_targets(layers, settings.lora)
+    else:
+        return None
+    return sum(
+        rank * sum(model.get_submodule(name).weight.shape)
+        for name in layers
+        if any(f".{name}".endswith(f".{target}") for target in targets)
+    )
 
 
 def shape_of(config: Any, parameters: int) -> ModelShape:

@@ -27,7 +27,9 @@ def run_tokenizer(run: Run | None, trust_remote_code: bool = False) -> Any | Non
     if trust_remote_code:
         settings = settings.model_copy(update={"trust_remote_code": True}).with_trust(True)
     saved = run.checkpoints()
-    folder = run.checkpoint(saved[-1]) if saved else find_model(settings.path, settings.revision)
+    folder = run.checkpoint(saved[-1]) if saved else None
+    if folder is None or not (folder / "config.json").is_file():  # an adapter's has no tokenizer
+        folder = find_model(settings.path, settings.revision)
     try:
         if folder is None:
             raise UserError(f"model {settings.path} is not on this machine")

@@ -125,7 +125,7 @@ class LanguageModel:
         positions = torch.from_numpy(batch.position_ids_L).to(self.device)[None]
         predictors = torch.from_numpy(batch.predictor_N).to(self.device)
         with self.autocast(), packing(batch.segments):
-            output = self.model.base_model(
+            output = self._decode(
                 **inputs,
                 position_ids=positions,
                 # Without a mask transformers would look for rows in the positions.
@@ -133,6 +133,10 @@ class LanguageModel:
                 use_cache=False,
             )
         return output.last_hidden_state[0].index_select(0, predictors).to(self.dtype)
+
+    def _decode(self, **inputs: Any) -> Any:
+        """The decoder's outputs, before the head."""
+        return self.model.base_model(**inputs)
 
     def head(self, temperature: float, chunk_tokens: int) -> OutputHead:
         """The output head at a sampling temperature."""

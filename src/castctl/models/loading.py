@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from castctl.errors import UserError, one_line
 from castctl.models.folder import check_model_folder
 from castctl.models.own_code import refused, runs_own_code
-from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.model import ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,11 @@ def locate_model(
         return ALIASES[path]()
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if (folder / "adapter").is_dir():
+            raise UserError(
+                f"{path} is the checkpoint of an adapter; name the model that it was trained on "
+                f"with --model, and --adapter {folder / 'adapter'}"
+            )
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} holds no config.json, so it is no Hugging Face model folder")
         return folder
@@ -143,8 +148,8 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
 def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     """A model with float32 weights on its device, without dropout, and its tokenizer.
 
-    Only safetensors are read. Raises `UserError` where the folder cannot be loaded or the
-    log-probs of the architecture or its weights would be wrong.
+    Only safetensors are read. Raises `UserError` where the folder cannot be loaded, holds other
+    weights than the architecture has, or where log-probs would be wrong.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -165,27 +170,79 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     tokenizer = load_tokenizer(folder, settings)
     trust = runs_own_code(folder, settings, "config.json")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation=attention.NAME,
             use_safetensors=True,
             trust_remote_code=trust,
             local_files_only=True,
+            output_loading_info=True,
         )
+        model, report = loaded
     except Exception as error:  # transformers and safetensors raise many kinds
         refuse_own_attention(f"{folder.name}'s kind of", error)
         raise refused(folder, error, f"cannot load the model in {folder}") from None
     refuse_unpackable(model.config)
+    _refuse_other_keys(folder, report)
     still(model)
     _refuse_foreign_tokenizer(folder, tokenizer, model)
-    model = model.to(device).eval()  # type: ignore[arg-type]
+    model = model.to(device).eval()
     check_weights(model)
     check_architecture(type(model), model.config)
     wanted = settings.dtype
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"
     return LanguageModel(model, tokenizer, getattr(torch, wanted))
+
+
+def load_frozen(folder: Path, settings: ModelSettings) -> LanguageModel:
+    """A model of which nothing trains; `UserError` as `load_language_model` and `lay_to_rest`."""
+    model = load_language_model(folder, settings)
+    model.model.requires_grad_(False)
+    lay_to_rest(model, settings)
+    return model
+
+
+def lay_to_rest(model: LanguageModel, settings: ModelSettings) -> None:
+    """Keep linear layers that do not train in what `model.weights` says: not the output head,
+    which the embeddings may share. In passes in bfloat16 they are cast to it anyway.
+
+    Raises `UserError` where that would change what passes compute.
+    """
+    import torch
+
+    asked, passes = settings.weights, str(model.dtype).removeprefix("torch.")
+    if asked == "bfloat16" and passes != asked:
+        raise UserError(
+            f"model.weights=bfloat16 would round what passes in {passes} read; set "
+            "model.dtype=bfloat16 as well, or model.weights=float32"
+        )
+    if asked == "auto" and passes == "bfloat16" and model.device.type == "cuda":
+        asked = "bfloat16"
+    if asked != "bfloat16":
+        return
+    head = model.model.get_output_embeddings()
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _refuse_other_keys(folder: Path, report: dict[str, Any]) -> None:
+    """Raise `UserError` for weights that are not the architecture's: transformers makes up those
+    that it does not find."""
+    kinds = {
+        "missing_keys": "lacks", "mismatched_keys": "has in another shape",
+        "unexpected_keys": "has beside the model's",
+    }  # fmt: skip
+    for kind, words in kinds.items():
+        if keys := sorted(map(str, report.get(kind, ()))):
+            raise UserError(
+                f"{folder} {words} {len(keys)} weights, such as {one_line(keys[0], 120)}; it is "
+                "damaged, or of another architecture than its config.json says"
+            )
 
 
 def _refuse_foreign_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:

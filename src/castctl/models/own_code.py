@@ -7,7 +7,7 @@ from pathlib import Path
 
 from castctl.errors import UserError, one_line
 from castctl.files import read_text
-from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.trust import FLAGS, REMOTE_CODE
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")

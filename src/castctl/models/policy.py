@@ -1,23 +1,34 @@
 """A model in training, as loop, teachers, engines and checkpoints know it.
 
-Whoever trains asks these questions alone, and never how the answers come about: today all weights
-train, and a copy is a second model.
+Whoever trains asks these questions alone, and never how the answers come about: where all weights
+train, a copy is a second model; where adapters do, a few tensors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from castctl.models.adapter import AdaptedModel, Adapter, fresh_adapter, stored_adapter
 from castctl.models.language_model import LanguageModel
-from castctl.models.loading import load_language_model, load_weights
-from castctl.recipe.recipe import ModelSettings
+from castctl.models.loading import (
+    ALIASES,
+    fingerprint,
+    lay_to_rest,
+    load_frozen,
+    load_language_model,
+    load_weights,
+    locate_model,
+)
+from castctl.models.weights import ADAPTER, Weights
+from castctl.recipe.model import ModelSettings
 
 NamedParameters = list[tuple[str, torch.nn.Parameter]]
 
@@ -52,19 +63,30 @@ class Policy(Protocol):
     def copy(self) -> PolicyCopy:
         """The policy as it is now, which stays while the policy moves."""
 
-    def reference(self, initial: Callable[[], LanguageModel]) -> LanguageModel:
-        """The policy before any training, frozen; `initial` loads it where it is not at hand."""
+    def reference(self, initial: Weights, settings: ModelSettings) -> LanguageModel:
+        """The policy before any training, frozen, which `settings` load from `initial` where it is
+        not at hand."""
 
     def save(self, folder: Path) -> None:
-        """Write what `load_policy` reads into a folder that is there, the tokenizer beside it."""
+        """Write what moves into a folder that is there, for `load_policy`."""
+
+    def save_whole(self, folder: Path) -> None:
+        """Write a whole model in Hugging Face format into a folder that is there; there is no
+        policy any more."""
+
+    @property
+    def adapter_rank(self) -> int | None:
+        """The rank of the adapter that trains; None where whole weights do."""
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         """Write what an engine with weights of its own takes over, in its `dtype`, into a folder
-        that is there."""
+        that is there: all weights, or the adapter to those it has."""
 
 
 class FullWeights:
     """A policy of which every weight trains; copies and the reference are models of their own."""
+
+    adapter_rank = None
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -75,13 +97,12 @@ class FullWeights:
     def copy(self) -> PolicyCopy:
         return FullCopy(self.model)
 
-    def reference(self, initial: Callable[[], LanguageModel]) -> LanguageModel:
-        model = initial()
-        model.model.requires_grad_(False)
-        return model
+    def reference(self, initial: Weights, settings: ModelSettings) -> LanguageModel:
+        return _frozen(initial, settings)
 
     def save(self, folder: Path) -> None:
-        """The index tells other programs that what lies beside the weights is none."""
+        """The whole model, its tokenizer beside it. The index tells other programs that what lies
+        beside the weights is none."""
         self.model.model.save_pretrained(folder)
         self.model.tokenizer.save_pretrained(folder)
         index = folder / "model.safetensors.index.json"
@@ -89,6 +110,9 @@ class FullWeights:
             with safe_open(folder / "model.safetensors", "pt") as written:
                 names = dict.fromkeys(written.keys(), "model.safetensors")
             index.write_text(json.dumps({"metadata": {}, "weight_map": names}, indent=2) + "\n")
+
+    def save_whole(self, folder: Path) -> None:
+        self.save(folder)
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         """One file of safetensors under the names of a checkpoint, the output head among them.
@@ -132,7 +156,102 @@ class FullCopy:
         load_weights(self.model.model, folder)
 
 
-def load_policy(folder: Path, settings: ModelSettings) -> Policy:
-    """The policy in a model's or a checkpoint's folder, on its device; `UserError` as
-    `load_language_model` raises it."""
-    return FullWeights(load_language_model(folder, settings))
+class AdapterWeights:
+    """A policy whose adapter trains over frozen weights. Copies and the reference are the same
+    model under other factors."""
+
+    def __init__(
+        self, model: LanguageModel, adapter: Adapter, weights: Path, settings: ModelSettings
+    ) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.base = fingerprint(weights)
+        self._settings = settings
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.adapter.rank
+
+    def trained(self) -> NamedParameters:
+        return list(self.adapter.tensors.items())
+
+    def copy(self) -> PolicyCopy:
+        return AdapterCopy(self)
+
+    def reference(self, initial: Weights, settings: ModelSettings) -> LanguageModel:
+        """Zeros for factors `B` switch the adapter off."""
+        if fingerprint(initial.model) != self.base:
+            return _frozen(initial, settings)
+        tensors = {
+            name: torch.zeros_like(factor) if ".lora_B." in name else factor.detach().clone()
+            for name, factor in self.trained()
+        }
+        if initial.adapter is not None:
+            self.adapter.read(initial.adapter, self.base, tensors)
+        return AdaptedModel(self.model, tensors)
+
+    def save(self, folder: Path) -> None:
+        self.write(folder / ADAPTER, dict(self.trained()))
+
+    def save_whole(self, folder: Path) -> None:
+        """The adapter is merged into the weights at hand; from there it cannot be taken out."""
+        merged = LanguageModel(self.adapter.merged(), self.model.tokenizer, self.model.dtype)
+        FullWeights(merged).save(folder)
+
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        """In float32, whatever the engine's: it casts them itself."""
+        self.write(folder, dict(self.trained()))
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Factors as an adapter in peft's format."""
+        path = self._settings.path
+        local = path in ALIASES or Path(path).expanduser().is_dir()
+        named = str(locate_model(path).resolve()) if local else path
+        self.adapter.write(folder, tensors, named, self.base)
+
+
+class AdapterCopy:
+    """The factors of a policy's adapter at some step."""
+
+    def __init__(self, policy: AdapterWeights) -> None:
+        self._policy = policy
+        self._tensors = {name: factor.detach().clone() for name, factor in policy.trained()}
+        self.model = AdaptedModel(policy.model, self._tensors)
+
+    @torch.no_grad()
+    def blend(self, keep: float) -> None:
+        for name, theirs in self._policy.trained():
+            mine = self._tensors[name]
+            mine.copy_(theirs) if keep == 0 else mine.lerp_(theirs, 1 - keep)
+
+    def save(self, folder: Path) -> None:
+        self._policy.write(folder, self._tensors)
+
+    def load(self, folder: Path) -> None:
+        self._policy.adapter.read(folder, self._policy.base, self._tensors)
+
+
+def load_policy(weights: Weights, settings: ModelSettings, seed: int = 0) -> Policy:
+    """The policy on its device; `seed` decides the factors of an adapter that begins.
+
+    Raises `UserError` as `load_language_model`, `fresh_adapter` and `stored_adapter` do.
+    """
+    if weights.adapter is None and settings.lora is None:
+        return FullWeights(load_language_model(weights.model, settings))
+    model = load_language_model(weights.model, settings)
+    if weights.adapter is not None:
+        adapter = stored_adapter(model, weights.adapter, fingerprint(weights.model))
+    else:
+        assert settings.lora is not None, "an adapter that is not there has settings"
+        adapter = fresh_adapter(model, settings.lora, seed)
+    lay_to_rest(model, settings)
+    return AdapterWeights(model, adapter, weights.model, settings)
+
+
+def _frozen(weights: Weights, settings: ModelSettings) -> LanguageModel:
+    """A model of which nothing trains."""
+    if weights.adapter is None:
+        return load_frozen(weights.model, settings)
+    model = load_policy(weights, settings).model
+    model.model.requires_grad_(False)
+    return model

@@ -8,9 +8,9 @@ from pathlib import Path
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
-from castctl.models.loading import fingerprint, load_language_model, locate_model
+from castctl.models.loading import fingerprint, load_frozen, locate_model
 from castctl.models.policy import Policy, PolicyCopy
-from castctl.recipe.recipe import ModelSettings
+from castctl.recipe.model import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ def load_other_teacher(
     if settings.path is None:
         return None
     folder = locate_model(settings.path, settings.revision)
-    teacher = load_language_model(folder, model)
-    teacher.model.requires_grad_(False)
+    teacher = load_frozen(folder, model)
     same_words = teacher.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same_words or teacher.vocabulary != policy.vocabulary:
         raise UserError(

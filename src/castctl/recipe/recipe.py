@@ -8,7 +8,6 @@ states it, `(ours)` or `(ours; ...)` where the papers leave it open and castctl 
 from __future__ import annotations
 
 import datetime
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.recipe.engine import EngineSettings
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
@@ -31,27 +31,6 @@ Derive it rigorously, step by step, and do not mention that it was given."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ModelSettings(CodeSection):
-    path: str = "embedded"
-    """Hub id, folder in Hugging Face format, or `embedded`, the tiny model castctl makes itself."""
-    revision: str | None = None
-    """Hub revision; the newest when left out."""
-    device: str = "auto"
-    """`auto` (CUDA, then CPU), `cpu`, `cuda` or `cuda:N`."""
-
-    @field_validator("device")
-    @classmethod
-    def _device_is_known(cls, name: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-            raise ValueError(f"no device {name!r}; use auto, cpu, cuda or cuda:N")
-        return name
-
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the passes, `auto` being bfloat16 on a GPU; weights stay float32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; in a file, only beside --trust-remote-code."""
 
 
 class DataSettings(Section):
@@ -305,6 +284,11 @@ class Recipe(Section):
             warnings.append(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
+            )
+        if self.model.adapts and "lr" not in self.optimizer.model_fields_set:
+            warnings.append(
+                f"optimizer.lr={self.optimizer.lr:g} is the default of full weights; adapters take "
+                "more, about three times here: set optimizer.lr"
             )
         if self.model.path == "embedded" and self.data.prompt_template.strip() != "{{ problem }}":
             warnings.append(

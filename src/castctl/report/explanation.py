@@ -11,6 +11,7 @@ from castctl.diagnosis.kept import lost_answers
 from castctl.explain.engine import EngineMemory, Fit
 from castctl.explain.estimate import Memory
 from castctl.explain.explanation import Explanation
+from castctl.explain.gpu import TrainingFit
 from castctl.recipe.choices import ExplainedSetting
 from castctl.recipe.split import holds_out, task_of
 from castctl.recipe.trust import runs_code
@@ -137,16 +138,33 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
     table.add_row(Text(f"memory, together ({memory.peak_phase})", "bold"), _gib(memory.together))
     table.add_row("all logits of a step at once would take", _gib(memory.all_logits))
     note = (
-        f"{memory.parameters:,} float32 weights, passes in {memory.arithmetic}. Phases take turns; "
+        f"{_weights(memory)}, passes in {memory.arithmetic}. Phases take turns; "
         "the largest counts. All is counted at its longest: prompts of "
         f"{recipe.data.max_prompt_tokens:,} tokens (data.max_prompt_tokens), completions of "
         f"{recipe.sampling.max_tokens:,}; a longer prompt of an evaluation is not. On a CPU, "
         "Python and its libraries add about 0.6 GiB."
     )
     pages: list[RenderableType] = [title("Memory"), Text(note), Text(), table]
+    if memory.fits:
+        pages += [Text(), facts_table({fit.gpu: _trains(fit) for fit in memory.fits}), Text()]
     if memory.peak_phase in LESS:
         pages.append(Text(f"To need less, lower {LESS[memory.peak_phase]}."))
     return pages if memory.engine is None else [*pages, *_engine(memory.engine)]
+
+
+def _weights(memory: Memory) -> str:
+    """How many weights there are, and which train."""
+    if memory.trained == memory.parameters:
+        return f"{memory.parameters:,} float32 weights"
+    return (
+        f"{memory.parameters:,} weights that do not train, their linear layers in "
+        f"{memory.resting}; {memory.trained:,} of the adapter, in float32"
+    )
+
+
+def _trains(fit: TrainingFit) -> str:
+    """Whether training fits into a GPU, CUDA's own share included."""
+    return f"{fit.total / 2**30:.1f} GiB: training takes {_of(fit.needed, fit.fits)}"
 
 
 def _engine(engine: EngineMemory) -> list[RenderableType]:

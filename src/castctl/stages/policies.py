@@ -14,12 +14,13 @@ from castctl.engines import Site
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
-from castctl.models.loading import fingerprint, locate_model
 from castctl.models.policy import Policy, load_policy
 from castctl.models.teacher import TeacherCopy, load_other_teacher
-from castctl.recipe.reader import load_recipe
-from castctl.recipe.recipe import ModelSettings, Recipe
+from castctl.models.weights import Weights
+from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
+from castctl.runs.weights import began_with, initial_weights, weights_of
 from castctl.shards.stage import WHOLE, Shard
 from castctl.stages.score.part import Budget
 from castctl.stages.score.scorers import Scorer, Scorers
@@ -30,14 +31,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PolicySource:
-    """A folder of weights, and the name its numbers go by in the metadata."""
+    """Where a policy comes from, and the name its numbers go by in the metadata.
+
+    `folder` is a model's or a checkpoint's, with the optimizer and the teacher; `seed` decides the
+    factors of an adapter that begins.
+    """
 
     folder: Path
     fingerprint: str
+    weights: Weights
+    seed: int = 0
 
     def load(self, settings: ModelSettings) -> Policy:
         """The policy on its device."""
-        return load_policy(self.folder, settings)
+        return load_policy(self.weights, settings, self.seed)
 
 
 def policy_at(run: Run, step: int) -> PolicySource:
@@ -47,7 +54,7 @@ def policy_at(run: Run, step: int) -> PolicySource:
     `train --from` made by what it was made from too.
     """
     if step == 0:
-        return named_policy(run.recipe.model)
+        return named_policy(run.recipe)
     folder = run.checkpoint(step)
     if not folder.is_dir():
         there = ", ".join(str(k) for k in [0, *run.checkpoints()])
@@ -60,13 +67,13 @@ def policy_at(run: Run, step: int) -> PolicySource:
     made = provenance_of(folder)
     if made is not None:  # by an update of its own, which another one may replace
         name += f"-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]}"
-    return PolicySource(folder, name)
+    return PolicySource(folder, name, weights_of(run, step))
 
 
-def named_policy(settings: ModelSettings) -> PolicySource:
-    """The model that the settings name."""
-    folder = locate_model(settings.path, settings.revision)
-    return PolicySource(folder, fingerprint(folder))
+def named_policy(recipe: Recipe) -> PolicySource:
+    """The policy that a recipe names."""
+    weights = initial_weights(recipe.model)
+    return PolicySource(weights.model, weights.fingerprint, weights, recipe.seed)
 
 
 def chosen_policy(run: Run) -> PolicySource:
@@ -76,7 +83,7 @@ def chosen_policy(run: Run) -> PolicySource:
     for step in run.checkpoints():
         if run.checkpoint(step).absolute() == named:
             return policy_at(run, step)
-    return named_policy(run.recipe.model)
+    return named_policy(run.recipe)
 
 
 def policy_name(run: Run, step: int) -> str:
@@ -86,18 +93,15 @@ def policy_name(run: Run, step: int) -> str:
 
 def reference_of(run: Run, policy: Policy) -> Scorer:
     """The frozen initial policy of the run, whatever model a command names for its own work."""
-    began = load_recipe(run.path / "recipe.yaml").model
-    named = {"path": began.path, "revision": began.revision}
-    settings = run.recipe.model.model_copy(update=named)
-    source = named_policy(settings)
-    reference = policy.reference(lambda: source.load(settings).model)
-    return Scorer(reference, source.fingerprint)
+    began = began_with(run)
+    initial = initial_weights(began)
+    return Scorer(policy.reference(initial, began), initial.fingerprint)
 
 
 def site_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Site:
     """Where an engine of a run works; each shard has logs of its own."""
     name = f"engine-shard-{shard.index}" if shard.count > 1 else "engine"
-    return Site(source.folder, run.path, name)
+    return Site(source.weights.model, run.path, name)
 
 
 def load_sampled(run: Run, source: PolicySource) -> Policy:

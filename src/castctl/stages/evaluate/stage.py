@@ -52,7 +52,7 @@ def evaluate_tasks(
     if "endpoint" in run.manifest:
         raise UserError(f"run {run.path} evaluates a model at a server; name it with --endpoint")
     source = policy_at(run, step)
-    tokenizer = load_tokenizer(source.folder, run.recipe.model)
+    tokenizer = load_tokenizer(source.weights.model, run.recipe.model)
     asked = [Run(run.path, about(run.recipe, task)) for task in tasks]
     posed = []
     for each, file in zip(asked, tasks.values(), strict=True):
