@@ -85,7 +85,7 @@ RANGES = [
     ("cast", "teacher.decay", "1", "less than 1, got 1"),
     ("cast", "teacher.skip_tokens", "-1", "greater than or equal to 0, got -1"),
     ("cast", "teacher.path", "3", "valid string, got 3"),
-    ("rlsd", "teacher.context", "hint", "'answer', 'solution' or 'solution_or_answer'"),
+    ("rlsd", "teacher.context", "hint", "'solution_or_answer' or 'peer'"),
     ("rlsd", "teacher.template", "[]", "valid string"),
     ("cast", "teacher.chat", "plain", "valid boolean"),
     ("rlsd", "teacher.chat_template_options", "3", "valid dictionary, got 3"),

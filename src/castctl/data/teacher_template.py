@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from castctl.data.conversation import Earlier
 from castctl.data.lengths import surely_longer
@@ -21,11 +21,34 @@ TOLD = {
     "answer": frozenset({"answer"}),
     "solution": frozenset({"answer", "solution"}),
     "solution_or_answer": frozenset({"answer", "solution"}),
+    "peer": frozenset({"peer"}),
 }
 """What each context tells beside the problem."""
 
-Told = tuple[str, str | None, str | None, Earlier]
-"""A problem, its answer and solution, and what was said before it."""
+CONTEXTS = {
+    "answer": "answer, solution or solution_or_answer",
+    "solution": "solution or solution_or_answer",
+    "peer": "peer",
+}
+"""The contexts that tell a value."""
+
+PEER_TEMPLATE = """\
+{{ prompt }}
+
+[Correct rollout]
+{{ peer }}
+"""
+"""With the heading of RLRT's public launchers (arXiv 2605.10781)."""
+
+
+class Told(NamedTuple):
+    """A problem, what may be told of it, and what was said before it."""
+
+    problem: str
+    answer: str | None = None
+    solution: str | None = None
+    earlier: Earlier = ()
+    peer: str | None = None
 
 
 class PlainText:
@@ -77,22 +100,28 @@ class TeacherTemplate:
         self._student = PromptTemplate(tokenizer, data)
         self._student_chat = data.chat
         setting, self._text = "method.teacher.template", teacher.template
-        if self._text is None and teacher.privileged:
+        if self._text is None and teacher.told_by_peers:
+            self._text = PEER_TEMPLATE
+        elif self._text is None and teacher.privileged:
             setting, self._text = "data.teacher_template", data.teacher_template
-        names = ["prompt", "problem", "answer", "solution"]
-        self._user = None if self._text is None else TextTemplate(self._text, setting, names)
-        used = self._user.used & {"answer", "solution"} if self._user else frozenset()
+        self._user = None
+        used = frozenset[str]()
+        if self._text is not None:
+            self._user = TextTemplate(self._text, setting, ["prompt", "problem", *CONTEXTS])
+            used = self._user.used & CONTEXTS.keys()
         self._shown = used & TOLD[teacher.context]
-        if used and not teacher.privileged:
+        untold = used - TOLD[teacher.context]
+        # A solution's template may name both, and tells the answer alone where that is the context.
+        if untold and not (self._shown and "peer" not in used):
             raise UserError(
-                f"{setting} uses {', '.join(sorted(used))}, which method.teacher.context=none does "
-                "not tell; set it to answer, solution or solution_or_answer"
+                f"{setting} uses {', '.join(sorted(untold))}, which method.teacher.context="
+                f"{teacher.context} does not tell; set it to {CONTEXTS[min(untold)]}"
             )
-        needed = {"solution"} if teacher.context == "solution" else {"answer", "solution"}
+        needed = TOLD[teacher.context] - ({"answer"} if teacher.context == "solution" else set())
         if teacher.privileged and not self._shown & needed:
             raise UserError(
                 f"{setting} leaves out what method.teacher.context={teacher.context} tells; write "
-                f"{{{{ {' }} or {{ '.join(sorted(needed & TOLD[teacher.context]))} }}}} into it"
+                f"{{{{ {' }} or {{ '.join(sorted(needed))} }}}} into it"
             )
         options = data.chat_template_options | teacher.chat_template_options
         self._chat = (
@@ -115,7 +144,7 @@ class TeacherTemplate:
         if self._chat is not None:
             student, teacher = self._student.format.ending, self._chat.ending
         else:
-            [(text, _)] = self._asked([(PROBE, PROBE, PROBE, ())])
+            [(text, _)] = self._asked([Told(PROBE, PROBE, PROBE, (), PROBE)])
             teacher = _after_probe(text)
             bare = _after_probe(self._student.user_text(PROBE))
             student = self._student.format.ending if self._student_chat else bare
@@ -123,7 +152,7 @@ class TeacherTemplate:
 
     def lacks(self, answer: str | None, solution: str | None) -> str | None:
         """What a problem must have for the teacher to be told and has not; None if nothing."""
-        if self.context == "none":
+        if self.context in ("none", "peer"):
             return None
         if self.context != "solution_or_answer":
             return None if {"answer": answer, "solution": solution}[self.context] else self.context
@@ -137,7 +166,7 @@ class TeacherTemplate:
 
         Raises UserError where the problem lacks what it tells.
         """
-        return self.render_all([(problem, answer, solution, earlier)])[0]
+        return self.render_all([Told(problem, answer, solution, earlier)])[0]
 
     def render_all(self, told: Sequence[Told]) -> list[list[int]]:
         """`render` of each problem."""
@@ -148,27 +177,22 @@ class TeacherTemplate:
         return self._format.lengths(self._asked(told), self.max_prompt_tokens)
 
     def _asked(self, told: Sequence[Told]) -> list[Asked]:
-        for problem, answer, solution, _ in told:
-            if missing := self.lacks(answer, solution):
+        for each in told:
+            if missing := self.lacks(each.answer, each.solution):
                 raise UserError(
                     f"a teacher with context {self.context} needs the {missing}, and a problem has "
-                    f"none ({problem[:60]!r}); set method.teacher.context, or take other data"
+                    f"none ({each.problem[:60]!r}); set method.teacher.context, or take other data"
                 )
-        texts = self._student.user_texts([problem for problem, *_ in told])
+        texts = self._student.user_texts([each.problem for each in told])
         if self._user is not None:
             tells = TOLD[self.context]
-            texts = self._user.render(
-                [
-                    {
-                        "prompt": prompt,
-                        "problem": problem,
-                        "answer": answer if answer and "answer" in tells else "",
-                        "solution": solution if solution and "solution" in tells else "",
-                    }
-                    for prompt, (problem, answer, solution, _) in zip(texts, told, strict=True)
-                ]
-            )
-        return [(text, earlier) for text, (*_, earlier) in zip(texts, told, strict=True)]
+            values = []
+            for prompt, each in zip(texts, told, strict=True):
+                known = {"answer": each.answer, "solution": each.solution, "peer": each.peer}
+                said = {name: text or "" if name in tells else "" for name, text in known.items()}
+                values.append({"prompt": prompt, "problem": each.problem, **said})
+            texts = self._user.render(values)
+        return [(text, each.earlier) for text, each in zip(texts, told, strict=True)]
 
 
 def _after_probe(text: str) -> str:

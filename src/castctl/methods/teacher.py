@@ -27,19 +27,22 @@ class Teacher(Section):
     """Hub id or folder of the `model`."""
     revision: str | None = None
     """Hub revision of the `model`; the newest when left out."""
-    context: Literal["none", "answer", "solution", "solution_or_answer"] = "none"
+    context: Literal["none", "answer", "solution", "solution_or_answer", "peer"] = "none"
     """What its prompt tells beside the problem: nothing; the answer; the worked solution and the
-    answer; or those where there is a solution, else the answer."""
+    answer; those where there is a solution, else the answer; or a `peer`, another completion of
+    the prompt, which is correct and drawn by `seed`."""
     template: str | None = None
     """Jinja template of its user text over `prompt` (the student's), `problem` and what the context
-    tells; `data.teacher_template` where left out, the student's own with context `none`."""
+    tells; where left out `data.teacher_template`, with context `none` the student's own, and with
+    `peer` the prompt, `[Correct rollout]` and the peer (ours, after RLRT's public launchers)."""
     chat: bool = True
     """Whether its user text stands in the student's conversation; false: the rendered text alone,
     tokenised as it stands, without chat template, system prompt and special tokens."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template that differ from the student's, such as `enable_thinking`."""
     max_prompt_tokens: Count = 8192
-    """A problem with a longer teacher's prompt is dropped and counted, never cut (ours)."""
+    """A problem with a longer teacher's prompt is dropped and counted, never cut; with context
+    `peer` a completion with one has no teacher (ours)."""
     skip_tokens: Amount = 0
     """First tokens of each completion at which it is not heard, as where another chat template
     makes them unlikely (ours)."""
@@ -70,8 +73,13 @@ class Teacher(Section):
 
     @property
     def privileged(self) -> bool:
-        """Whether it sees the answer or the solution."""
+        """Whether it sees the answer, the solution or a correct completion."""
         return self.context != "none"
+
+    @property
+    def told_by_peers(self) -> bool:
+        """Whether it sees another completion, so that one without a peer has no teacher."""
+        return self.context == "peer"
 
     @property
     def own_prompt(self) -> bool:
@@ -81,11 +89,13 @@ class Teacher(Section):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The settings that its prompt depends on."""
-        return self.model_dump(mode="json", include=ASKED)
+        """The settings that its prompt depends on, and which completions have one."""
+        bound = {"max_prompt_tokens"} if self.told_by_peers else set()
+        return self.model_dump(mode="json", include=ASKED | bound)
 
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that its log-probs depend on."""
         own = {"snapshot": {"every"}, "ema": {"decay"}, "model": {"path", "revision"}}
-        return self.model_dump(mode="json", include=ASKED | {"kind"} | own.get(self.kind, set()))
+        who = self.model_dump(mode="json", include={"kind"} | own.get(self.kind, set()))
+        return who | self.asked
