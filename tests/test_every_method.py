@@ -68,7 +68,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
             assert len(flat) == offsets[-1] and np.isfinite(flat).all()
     assert pc.is_null(rewards["reward"]).to_numpy().sum() == 0
     assert (kept == (kinds == "mixed")).all() if name == "dapo" else kept.all()
-    if name == "opsd":
+    if name in ("opsd", "sdpo"):
         assert (base == 0).all()
     elif name == "cast":
         assert (base[kinds == "all_correct"] == 1).all() and (
@@ -77,7 +77,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
     else:
         assert (base[kinds != "mixed"] == 0).all()
     distill = nullable_floats(shaped, "distill_weights", offsets)
-    assert (distill is not None) == ("opsd" in name or "sdpg" in name)
+    assert (distill is not None) == ("opsd" in name or "sdp" in name)
     if "sdpg" in name:
         gate = np.repeat(base > 0, np.diff(offsets))
         np.testing.assert_allclose(distill, np.where(gate, np.float32(0.001), 0))
@@ -102,7 +102,8 @@ def _assert_parts_do_not_matter(run: Run, tmp_path: Path) -> None:
     assert content_hash(both[0]) == content_hash(both[1])
 
 
-OTHERS = ("dapo", "opsd", "grpo+opsd", "rlsd", "sdpg-ufkl", "oar-p", "oar-g", "bicc+rcc")
+OTHERS = ("dapo", "opsd", "grpo+opsd", "rlsd", "rlrt", "sdpo", "sdpg-ufkl", "oar-p",
+          "oar-g", "bicc+rcc")  # fmt: skip
 """With CAST, which has tests of its own, every slot's every way through the loop."""
 
 

@@ -17,7 +17,8 @@ TEACHERS = {
     "opsd": ("initial", "solution_or_answer"),
     "grpo+opsd": ("initial", "solution_or_answer"),
     "rlsd": ("current", "solution_or_answer"),
-    "rlrt": ("current", "solution_or_answer"),
+    "rlrt": ("current", "peer"),
+    "sdpo": ("ema", "peer"),
     "sdpg-urkl": ("current", "solution_or_answer"),
     "sdpg-ufkl": ("current", "solution_or_answer"),
 }
@@ -27,6 +28,7 @@ NEEDS = {
     "grpo+opsd": ["teacher_prompt_token_ids"],
     "rlsd": ["teacher_logprobs"],
     "rlrt": ["teacher_logprobs"],
+    "sdpo": ["teacher_prompt_token_ids"],
     "sdpg-urkl": ["ref_logprobs", "teacher_prompt_token_ids"],
     "sdpg-ufkl": ["ref_logprobs", "teacher_prompt_token_ids"],
     "oar-p": ["importance_perturb"],
@@ -127,7 +129,11 @@ def test_whose_choice_a_value_is(castctl: Cli) -> None:
         },
         "rlrt": {
             "shaping.decay_steps": "paper", "shaping.eps_w": "paper", "shaping.kind": "paper",
-            "teacher.kind": "paper", "teacher.context": "ours",
+            "teacher.kind": "paper", "teacher.context": "paper",
+        },
+        "sdpo": {
+            "teacher.kind": "paper", "teacher.decay": "paper", "distillation.tokens": "paper",
+            "surrogate.aggregation": "ours",
         },
         "oar-p": {"shaping.score": "ours"},
         "oar-g": {"shaping.score": "paper"},

@@ -15,6 +15,7 @@ REINFORCE, NO_SURROGATE = ("reinforce",), ("none",)
 CURRENT = ("current", "solution_or_answer")
 INITIAL = ("initial", "solution_or_answer")
 SNAPSHOT = ("snapshot", "none")
+PEER = ("current", "peer")
 NO_TEACHER = ("none", "none")
 
 TABLE = {
@@ -27,7 +28,8 @@ TABLE = {
     "opsd": ("none", "zero", "none", INITIAL, NO_SURROGATE, "token_mean"),
     "grpo+opsd": ("mean_std", "zero", "none", INITIAL, GRPO_CLIP, "sequence_mean"),
     "rlsd": ("mean_std", "zero", "rlsd", CURRENT, DAPO_CLIP, "token_mean"),
-    "rlrt": ("mean_std", "zero", "rlrt", CURRENT, DAPO_CLIP, "token_mean"),
+    "rlrt": ("mean_std", "zero", "rlrt", PEER, DAPO_CLIP, "token_mean"),
+    "sdpo": ("none", "zero", "none", ("ema", "peer"), NO_SURROGATE, "token_mean"),
     "sdpg-urkl": ("mean_std", "zero", "none", CURRENT, REINFORCE, "token_mean"),
     "sdpg-ufkl": ("mean_std", "zero", "none", CURRENT, REINFORCE, "token_mean"),
     "oar-p": ("mean_std", "zero", "oar-p", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
@@ -48,6 +50,7 @@ MORE: dict[str, dict[str, Any]] = {
     "dapo": {"overlong": {"kind": "penalty", "cache": None}},
     "opsd": {"distillation": OPSD_LOSS},
     "grpo+opsd": {"distillation": OPSD_LOSS},
+    "sdpo": {"distillation": {**OPSD_LOSS, "tokens": "top_k_tail"}},
     "sdpg-urkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "urkl", "coefficient": 0.001}},
     "sdpg-ufkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "ufkl", "coefficient": 0.001}},
     "bicc": {"conditioning": {"kind": "bilateral", "share": 0.4, "context_tokens": None}},
@@ -128,6 +131,7 @@ def test_the_teachers_numbers() -> None:
     cast = method(name="cast").teacher
     assert (cast.every, cast.decay) == (10, 0.99)
     assert method(name="opsd").teacher.decay == 0.999, "of `ema`, for those who choose it"
+    assert method(name="sdpo").teacher.decay == 0.95
 
 
 NEEDS = {
@@ -136,6 +140,7 @@ NEEDS = {
     "grpo+opsd": {"teacher_prompt_token_ids"},
     "rlsd": {"teacher_logprobs"},
     "rlrt": {"teacher_logprobs"},
+    "sdpo": {"teacher_prompt_token_ids"},
     "sdpg-urkl": {"teacher_prompt_token_ids", "ref_logprobs"},
     "sdpg-ufkl": {"teacher_prompt_token_ids", "ref_logprobs"},
     "oar-p": {"importance_perturb"},
@@ -144,15 +149,17 @@ NEEDS = {
     "rcc": {"ref_logprobs"},
     "bicc+rcc": {"bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"},
 }
-PRIVILEGED = {"opsd", "grpo+opsd", "rlsd", "rlrt", "sdpg-urkl", "sdpg-ufkl"}
+TOLD_BY_DATA = {"opsd", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
+TOLD_BY_PEERS = {"rlrt", "sdpo"}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_method_asks_for(name: str) -> None:
-    """CAST's teacher never sees the answer; only OPSD compares no rewards."""
+    """CAST's teacher never sees the answer; OPSD and SDPO alone compare no rewards."""
     made = method(name=name)
     assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
-    assert made.listens == (name in PRIVILEGED | {"cast"})
-    assert made.privileged == (name in PRIVILEGED)
-    assert made.compares == (name != "opsd")
+    assert made.listens == (name in TOLD_BY_DATA | TOLD_BY_PEERS | {"cast"})
+    assert made.told_by_data == (name in TOLD_BY_DATA)
+    assert made.told_by_peers == (name in TOLD_BY_PEERS)
+    assert made.compares == (name not in ("opsd", "sdpo"))
     assert made.warnings() == []

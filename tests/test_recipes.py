@@ -54,6 +54,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "opsd-qwen3-1.7b": {"point-wise-clip": {"distillation.clip": 0.05}},
     "rlsd-qwen3-1.7b": {"no-decay": {"shaping.decay_steps": 0}},
+    "rlrt-qwen3-1.7b": {"answer": {"teacher.context": "solution_or_answer"}},
+    "sdpo-qwen3-1.7b": {
+        "reverse-kl": {
+            "teacher.decay": 0.99, "distillation.kind": "reverse_kl", "distillation.top_k": 20,
+        },
+        "current": {"teacher.kind": "current"},
+        "answer": {"teacher.context": "solution_or_answer"},
+    },
     "oar-p-qwen3-1.7b": {"joint": {"shaping.score": "answer_joint"}},
     "bicc+rcc-qwen3-4b": {
         "bicc": {"name": "bicc", "baseline.kind": "mean_std"},

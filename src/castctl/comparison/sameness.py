@@ -46,7 +46,7 @@ def require_same_prompts(entries: list[Entry], progress: Progress) -> None:
     def prompts(planned: Planned) -> Facts:
         recipe = planned.recipe
         method = recipe.method
-        told = method.teacher if method.privileged else None
+        told = method.teacher if method.told_by_data else None
         split = recipe.eval.held_out if holds_out(recipe) else None
         key = f"{recipe.data!r} {recipe.model!r} {recipe.verifier.function} {told!r} {split}"
         if planned.run.prompts_folder.has("prompts", 0):

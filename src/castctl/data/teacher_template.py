@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from castctl.data.conversation import Earlier
-from castctl.data.templates import Asked, ChatFormat, PromptTemplate, version_of
+from castctl.data.lengths import surely_longer
+from castctl.data.templates import PROBE, Asked, ChatFormat, PromptTemplate, version_of
 from castctl.data.text_template import TextTemplate
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
@@ -20,11 +21,68 @@ TOLD = {
     "answer": frozenset({"answer"}),
     "solution": frozenset({"answer", "solution"}),
     "solution_or_answer": frozenset({"answer", "solution"}),
+    "peer": frozenset({"peer"}),
 }
 """What each context tells beside the problem."""
 
-Told = tuple[str, str | None, str | None, Earlier]
-"""A problem, its answer and solution, and what was said before it."""
+CONTEXTS = {
+    "answer": "answer, solution or solution_or_answer",
+    "solution": "solution or solution_or_answer",
+    "peer": "peer",
+}
+"""The contexts that tell a value."""
+
+PEER_TEMPLATE = """\
+{{ prompt }}
+
+[Correct rollout]
+{{ peer }}
+"""
+"""With the heading of RLRT's public launchers (arXiv 2605.10781)."""
+
+
+class Told(NamedTuple):
+    """A problem, what may be told of it, and what was said before it."""
+
+    problem: str
+    answer: str | None = None
+    solution: str | None = None
+    earlier: Earlier = ()
+    peer: str | None = None
+
+
+class PlainText:
+    """A teacher's text as it stands: no chat template, no system prompt, no special tokens."""
+
+    settings: ClassVar = {"chat": False, "special_tokens": False}
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: Any = tokenizer
+
+    def all_ids(self, asked: Sequence[Asked]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises UserError where there is none, and where messages stand before the problem.
+        """
+        if any(earlier for _, earlier in asked):
+            raise UserError(
+                "method.teacher.chat=false has no place for the messages that the data has before "
+                "its problems; set it to true, or take them out of the data"
+            )
+        rows = [self._tokenizer(text, add_special_tokens=False).input_ids for text, _ in asked]
+        if not all(rows):
+            raise UserError(
+                "a prompt of the teacher renders to no token at all; look at its template "
+                "(method.teacher.template)"
+            )
+        return rows
+
+    def lengths(self, asked: Sequence[Asked], most: int) -> list[int]:
+        """How many token ids each has; `most + 1` where it is surely longer."""
+        return [
+            most + 1 if surely_longer(each[0], most) else len(self.all_ids([each])[0])
+            for each in asked
+        ]
 
 
 class TeacherTemplate:
@@ -40,26 +98,38 @@ class TeacherTemplate:
         self.context = teacher.context
         self.max_prompt_tokens = teacher.max_prompt_tokens
         self._student = PromptTemplate(tokenizer, data)
+        self._student_chat = data.chat
         setting, self._text = "method.teacher.template", teacher.template
-        if self._text is None and teacher.privileged:
+        if self._text is None and teacher.told_by_peers:
+            self._text = PEER_TEMPLATE
+        elif self._text is None and teacher.privileged:
             setting, self._text = "data.teacher_template", data.teacher_template
-        names = ["prompt", "problem", "answer", "solution"]
-        self._user = None if self._text is None else TextTemplate(self._text, setting, names)
-        used = self._user.used & {"answer", "solution"} if self._user else frozenset()
+        self._user = None
+        used = frozenset[str]()
+        if self._text is not None:
+            self._user = TextTemplate(self._text, setting, ["prompt", "problem", *CONTEXTS])
+            used = self._user.used & CONTEXTS.keys()
         self._shown = used & TOLD[teacher.context]
-        if used and not teacher.privileged:
+        untold = used - TOLD[teacher.context]
+        # A solution's template may name both, and tells the answer alone where that is the context.
+        if untold and not (self._shown and "peer" not in used):
             raise UserError(
-                f"{setting} uses {', '.join(sorted(used))}, which method.teacher.context=none does "
-                "not tell; set it to answer, solution or solution_or_answer"
+                f"{setting} uses {', '.join(sorted(untold))}, which method.teacher.context="
+                f"{teacher.context} does not tell; set it to {CONTEXTS[min(untold)]}"
             )
-        needed = {"solution"} if teacher.context == "solution" else {"answer", "solution"}
+        needed = TOLD[teacher.context] - ({"answer"} if teacher.context == "solution" else set())
         if teacher.privileged and not self._shown & needed:
             raise UserError(
                 f"{setting} leaves out what method.teacher.context={teacher.context} tells; write "
-                f"{{{{ {' }} or {{ '.join(sorted(needed & TOLD[teacher.context]))} }}}} into it"
+                f"{{{{ {' }} or {{ '.join(sorted(needed))} }}}} into it"
             )
         options = data.chat_template_options | teacher.chat_template_options
-        self._format = ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
+        self._chat = (
+            ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
+            if teacher.chat
+            else None
+        )
+        self._format = self._chat or PlainText(tokenizer)
 
     @property
     def version(self) -> str:
@@ -71,12 +141,18 @@ class TeacherTemplate:
     def endings(self) -> tuple[str, str] | None:
         """How student and teacher prompts end, where that differs: the completion's first tokens
         then follow other text than the one they were sampled after."""
-        student, teacher = self._student.format.ending, self._format.ending
+        if self._chat is not None:
+            student, teacher = self._student.format.ending, self._chat.ending
+        else:
+            [(text, _)] = self._asked([Told(PROBE, PROBE, PROBE, (), PROBE)])
+            teacher = _after_probe(text)
+            bare = _after_probe(self._student.user_text(PROBE))
+            student = self._student.format.ending if self._student_chat else bare
         return None if student == teacher else (student, teacher)
 
     def lacks(self, answer: str | None, solution: str | None) -> str | None:
         """What a problem must have for the teacher to be told and has not; None if nothing."""
-        if self.context == "none":
+        if self.context in ("none", "peer"):
             return None
         if self.context != "solution_or_answer":
             return None if {"answer": answer, "solution": solution}[self.context] else self.context
@@ -90,7 +166,7 @@ class TeacherTemplate:
 
         Raises UserError where the problem lacks what it tells.
         """
-        return self.render_all([(problem, answer, solution, earlier)])[0]
+        return self.render_all([Told(problem, answer, solution, earlier)])[0]
 
     def render_all(self, told: Sequence[Told]) -> list[list[int]]:
         """`render` of each problem."""
@@ -101,27 +177,27 @@ class TeacherTemplate:
         return self._format.lengths(self._asked(told), self.max_prompt_tokens)
 
     def _asked(self, told: Sequence[Told]) -> list[Asked]:
-        for problem, answer, solution, _ in told:
-            if missing := self.lacks(answer, solution):
+        for each in told:
+            if missing := self.lacks(each.answer, each.solution):
                 raise UserError(
                     f"a teacher with context {self.context} needs the {missing}, and a problem has "
-                    f"none ({problem[:60]!r}); set method.teacher.context, or take other data"
+                    f"none ({each.problem[:60]!r}); set method.teacher.context, or take other data"
                 )
-        texts = self._student.user_texts([problem for problem, *_ in told])
+        texts = self._student.user_texts([each.problem for each in told])
         if self._user is not None:
             tells = TOLD[self.context]
-            texts = self._user.render(
-                [
-                    {
-                        "prompt": prompt,
-                        "problem": problem,
-                        "answer": answer if answer and "answer" in tells else "",
-                        "solution": solution if solution and "solution" in tells else "",
-                    }
-                    for prompt, (problem, answer, solution, _) in zip(texts, told, strict=True)
-                ]
-            )
-        return [(text, earlier) for text, (*_, earlier) in zip(texts, told, strict=True)]
+            values = []
+            for prompt, each in zip(texts, told, strict=True):
+                known = {"answer": each.answer, "solution": each.solution, "peer": each.peer}
+                said = {name: text or "" if name in tells else "" for name, text in known.items()}
+                values.append({"prompt": prompt, "problem": each.problem, **said})
+            texts = self._user.render(values)
+        return [(text, each.earlier) for text, each in zip(texts, told, strict=True)]
+
+
+def _after_probe(text: str) -> str:
+    """The last words of a text, those after all that a template was given."""
+    return text.rpartition(PROBE)[2][-60:]
 
 
 def endings_warning(endings: tuple[str, str]) -> str:

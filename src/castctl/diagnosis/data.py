@@ -101,7 +101,8 @@ def read_step(
     rollouts, rewards = tables["rollouts"], tables["rewards"]
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     try:
-        signals = _signals(folder, tables.get("signals"), offsets, skip_tokens)
+        made = {stage: read[0][stage].metadata or {} for stage in wanted}
+        signals = _signals(folder, tables.get("signals"), made, offsets, skip_tokens)
         return StepData(
             step=folder.step,
             prompt_ids=rollouts["prompt_id"].to_pylist(),
@@ -116,7 +117,7 @@ def read_step(
             else nullable_floats(tables["signals"], "entropies", offsets),
             sampler_N=nullable_floats(rollouts, "sampler_logprobs", offsets),
             shaped=_shaped(tables.get("advantages"), offsets),
-            made={stage: read[0][stage].metadata or {} for stage in wanted},
+            made=made,
             slots=slots_of(folder) if "advantages" in wanted else None,
         )
     except ValueError as error:
@@ -137,11 +138,15 @@ def _read_part(folder: StepFolder, stages: list[str], number: int) -> dict[str, 
 
 
 def _signals(
-    folder: StepFolder, table: pa.Table | None, offsets: NDArray[np.int64], skip_tokens: int
+    folder: StepFolder,
+    table: pa.Table | None,
+    made: dict[str, Metadata],
+    offsets: NDArray[np.int64],
+    skip_tokens: int,
 ) -> StepSignals | None:
     if table is None:
         return None
-    read = read_signals(Part(folder.stage_path("signals"), table, None), skip_tokens)
+    read = read_signals(Part(folder.stage_path("signals"), table, made["signals"]), skip_tokens)
     if (read.tokens.offsets != offsets).any():
         raise ValueError("policy_logprobs has not one value a completion token")
     return read

@@ -53,7 +53,9 @@ class Need:
         if not fits or ("signals" in metadata and not self.signals <= metadata["signals"].keys()):
             return False
         table = folder.read("signals", part).table
-        return all(table[name].null_count < len(table) for name in self.signals)
+        # Where no completion has a peer, a teacher that was asked has said nothing.
+        silent = {"teacher_logprobs"} if told == "peer" else set()
+        return all(table[name].null_count < len(table) for name in self.signals - silent)
 
 
 TOLD: dict[bool, Told] = {True: "privileged", False: "answer_free"}

@@ -11,6 +11,7 @@ from castctl.data.teacher_template import endings_warning
 from castctl.inspection.tokens import TokenTexts
 from castctl.progress import Silent
 from castctl.recipe.recipe import VerifierSettings
+from castctl.shards.schema import PEER
 from castctl.shards.stage import StepFolder
 from castctl.verify.golds import gold_notes
 
@@ -35,7 +36,8 @@ class PromptView:
 
 @dataclass(frozen=True)
 class PromptsView:
-    """The first of a step's `total` prompts; `scored` is whether a teacher scored completions.
+    """The first of a step's `total` prompts; `scored` is whether a teacher scored completions, and
+    `peers` whether it was told others, each completion another: then that of the first is shown.
 
     `warning` says where the teacher's prompt ends otherwise than the student's, `golds` which
     answers no completion can meet.
@@ -44,6 +46,7 @@ class PromptsView:
     step: int
     total: int
     scored: bool
+    peers: bool
     warning: str | None
     golds: list[str]
     prompts: list[PromptView]
@@ -66,6 +69,7 @@ def view_prompts(
     teachers = _own_prompts(signals, "teacher_prompt_token_ids")
     bilaterals = _own_prompts(signals, "bilateral_prompt_token_ids")
     scored = signals is not None and signals["teacher_logprobs"].null_count < signals.num_rows
+    peers = signals is not None and signals[PEER].null_count < signals.num_rows
     prompts = []
     for id, row in list(first.items())[:limit]:
         shown: list[Any] = []
@@ -81,7 +85,7 @@ def view_prompts(
     warning = None if other is None else endings_warning((ending or "", other[-60:]))
     answers = rollouts["answer"].take(list(first.values())).to_pylist()
     golds = gold_notes(answers, verifier, Silent())
-    return PromptsView(folder.step, len(first), scored, warning, golds, prompts)
+    return PromptsView(folder.step, len(first), scored, peers, warning, golds, prompts)
 
 
 def _own_prompts(signals: pa.Table | None, column: str) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ from castctl.methods.groups import Groups
 from castctl.methods.method import MethodSettings
 from castctl.methods.schedule import START, Moment
 from castctl.methods.signals import TokenSignals
+from castctl.ragged import spread
 
 Floats = NDArray[np.float64]
 
@@ -71,6 +72,8 @@ def compute_advantages(
     distill_weights_N = method.distillation.weights_N(
         base_R, signals.offsets, moment, method.teacher.skip_tokens
     )
+    if distill_weights_N is not None and signals.taught_R is not None:
+        distill_weights_N = distill_weights_N * spread(signals.taught_R, signals.offsets)
     return Advantages(
         kept_R=method.zero_variance.keeps_R(groups),
         base_R=base_R,

@@ -186,9 +186,14 @@ class MethodSettings(Section):
         return "teacher_logprobs" in self.needs or self.distillation.kind != "none"
 
     @property
-    def privileged(self) -> bool:
-        """Whether a teacher is read that sees answers or solutions."""
-        return self.listens and self.teacher.privileged
+    def told_by_data(self) -> bool:
+        """Whether a teacher is read that sees the answers or solutions of the data."""
+        return self.listens and self.teacher.privileged and not self.teacher.told_by_peers
+
+    @property
+    def told_by_peers(self) -> bool:
+        """Whether a teacher is read that sees other completions of the prompt."""
+        return self.listens and self.teacher.told_by_peers
 
     @property
     def compares(self) -> bool:

@@ -102,10 +102,21 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2605.10781",
         {
             "shaping": {"kind": "rlrt"},
-            "teacher": {"kind": "current", **PRIVILEGED},
+            "teacher": {"kind": "current", "context": "peer"},
             "surrogate": DAPO_SURROGATE,
         },
-        ("surrogate", "teacher.context"),
+        ("surrogate",),
+    ),
+    "sdpo": Preset(
+        "Distillation alone, from the model itself when it sees a correct completion of the group",
+        "arXiv 2601.20802",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": {"kind": "ema", "decay": 0.95, "context": "peer"},
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "jsd", "tokens": "top_k_tail", "top_k": 100},
+        },
+        ("surrogate.aggregation",),
     ),
     "sdpg-urkl": Preset(
         "REINFORCE, reverse KL to the solution-reading self on right completions, k2 anchor",

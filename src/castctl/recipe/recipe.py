@@ -265,6 +265,11 @@ class Recipe(Section):
                 f"{method.name} compares completions of one prompt; "
                 "set sampling.n (-n) to 2 or more"
             )
+        if sampling.n < 2 and method.told_by_peers:
+            raise UserError(
+                "method.teacher.context=peer tells the teacher another completion of the prompt; "
+                "set sampling.n (-n) to 2 or more, or another method.teacher.context"
+            )
         if sampling.temperature == 0:
             raise UserError("training needs a sampling.temperature above 0")
         if sampling.truncated:

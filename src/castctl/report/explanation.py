@@ -92,6 +92,9 @@ def _step(explanation: Explanation) -> dict[str, str]:
 
 def _teacher(explanation: Explanation) -> str:
     teacher = explanation.recipe.method.teacher
+    told = {"none": "", "peer": ", told a correct completion"}.get(
+        teacher.context, ", told the answer"
+    )
     return {
         "snapshot": f"a snapshot, renewed every {_count(teacher.every, 'step')}",
         "ema": f"an average with decay {teacher.decay:g}",
@@ -99,7 +102,7 @@ def _teacher(explanation: Explanation) -> str:
         "current": "the policy itself",
         "model": line(teacher.path),
         "none": "none",
-    }[teacher.kind] + (", told the answer" if teacher.privileged else "")
+    }[teacher.kind] + told
 
 
 def _run(explanation: Explanation) -> dict[str, str]:

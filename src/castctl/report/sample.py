@@ -126,6 +126,8 @@ def _token_line(token: Token) -> str:
 def prompts_page(view: PromptsView) -> Group:
     """What student and teacher were asked, side by side."""
     own = "The teacher read the student's own prompt." if view.scored else "No teacher read it."
+    if view.peers:
+        own = "No completion of it has a correct peer, so no teacher read it."
     pages: list[RenderableType] = []
     for prompt in view.prompts:
         pages.append(Text(f"prompt {line(prompt.prompt_id, 60)}", "bold"))

@@ -17,7 +17,7 @@ from castctl.data.held_out import held_out, problem_hashes
 from castctl.data.order import further_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
 from castctl.data.rendering import AT_ONCE
-from castctl.data.teacher_template import TeacherTemplate
+from castctl.data.teacher_template import TeacherTemplate, Told
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
@@ -171,9 +171,9 @@ def divided_prompts(
 
 
 def _privileged(recipe: Recipe, tokenizer: Any) -> TeacherTemplate | None:
-    """The prompt of a teacher that is told more than the student; None without one."""
+    """The prompt of a teacher that is told what stands in the data; None without one."""
     method = recipe.method
-    return TeacherTemplate(tokenizer, recipe.data, method.teacher) if method.privileged else None
+    return TeacherTemplate(tokenizer, recipe.data, method.teacher) if method.told_by_data else None
 
 
 def usable_prompts(
@@ -237,7 +237,7 @@ def _require_what_is_told(prompts: Prompts, teacher: TeacherTemplate) -> Prompts
     prompts = drop(prompts, [each is not None for each in lacking], "nothing to tell the teacher")
     names = ("problem", "answer", "solution", "earlier")
     rows = zip(*(prompts.table[name].to_pylist() for name in names), strict=True)
-    asked = [(problem, answer, solution, earlier_in(cell))
+    asked = [Told(problem, answer, solution, earlier_in(cell))
              for problem, answer, solution, cell in rows]  # fmt: skip
     lengths = np.array(teacher.lengths(asked), np.int64)
     too_long = lengths > teacher.max_prompt_tokens

@@ -26,7 +26,7 @@ from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
 from castctl.shards.schema import SCHEMAS, VERSION
 from castctl.shards.seal import is_whole, sealed
 
-MAY_BE_ABSENT = ("earlier", "token_count")
+MAY_BE_ABSENT = ("earlier", "token_count", "teacher_peer")
 """Columns that say nothing where they are null in every row."""
 
 

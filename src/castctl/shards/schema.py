@@ -73,12 +73,15 @@ TOKEN_SIGNALS = (
     "importance_grad",
 )
 PROMPT_SIGNALS = ("teacher_prompt_token_ids", "bilateral_prompt_token_ids")
+PEER = "teacher_peer"
+"""The sample of the completion that a teacher was told."""
 
 SIGNALS = pa.schema(
     [
         *_KEY,
         *(pa.field(name, _floats) for name in TOKEN_SIGNALS),
         *(pa.field(name, _ids) for name in PROMPT_SIGNALS),
+        pa.field(PEER, pa.int32()),
     ]
 )
 

@@ -21,6 +21,7 @@ from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
 from castctl.shards.columns import completion_lengths, nullable_floats, ragged_column
 from castctl.shards.part import read_metadata
+from castctl.shards.schema import PEER
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.shape import reward_groups
 from castctl.stages.signals import signals_of
@@ -74,7 +75,9 @@ def measure_signals(
     correction: Correction | None = None,
 ) -> Measures:
     """Entropy, the gap l_T - l_old, and sampler against scorer, in nats; the length of bilateral
-    prompts, in tokens. Of a gap whose first tokens are left out, their share of its size."""
+    prompts, in tokens. Where a teacher is told peers, the share of completions that have one, and
+    of those whose prompt with it was too long, which leaves them without a teacher. Of a gap whose
+    first tokens are left out, their share of its size."""
     if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
         return {}
     read = signals_of(signals, skip_tokens)
@@ -92,6 +95,11 @@ def measure_signals(
             skipped = np.abs(read.skipped_N).sum()
             total = skipped + np.abs(heard).sum()
             measures["gap_skipped_share"] = float(skipped / total) if total else 0.0
+    if signals[PEER].null_count < len(signals):
+        told = signals[PEER].is_valid().to_numpy()
+        asked = signals["teacher_prompt_token_ids"].is_valid().to_numpy()
+        measures["peer_share"] = _mean(told)
+        measures["peer_too_long_share"] = _mean(told & ~asked)
     for name in ("perturb", "grad"):
         scores = getattr(read.tokens, f"{name}_N")
         if scores is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
 from castctl.stages.sampled import refuse_truncated, sampler_logprobs
-from castctl.stages.signals import StepSignals, read_signals, require_signals
+from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ def _shape(
     read = read_signals(signals, method.teacher.skip_tokens)
     groups = reward_groups(rewards)
     ending = _ending(inputs, method, longest)
-    advantages = compute_advantages(method, groups, read.tokens, moment, ending)
+    tokens = replace(read.tokens, taught_R=taught_rows(signals, method))
+    advantages = compute_advantages(method, groups, tokens, moment, ending)
     loss_weights = _loss_weights(inputs, read, method, advantages.masks_R)
     offsets = read.tokens.offsets
     columns = {
@@ -163,7 +165,8 @@ def _ending(inputs: dict[str, Part], method: MethodSettings, longest: int | None
 
 def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
     rows = rewards.table.num_rows
-    if method.compares and rows and rows == len(rewards.table["prompt_id"].unique()):
+    together = method.compares or method.told_by_peers
+    if together and rows and rows == len(rewards.table["prompt_id"].unique()):
         raise UserError(
             f"{method.name} compares completions of one prompt, but every prompt of "
             f"{rewards.path} has one; roll out with -n 2 or more"

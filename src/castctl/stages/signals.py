@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.signals import TokenSignals
+from castctl.methods.teacher import Teacher
 from castctl.ragged import spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
@@ -51,19 +53,22 @@ def read_signals(signals: Part, skip_tokens: int = 0) -> StepSignals:
     """
     _require_finite(signals)
     try:
-        return signals_of(signals.table, skip_tokens)
+        return signals_of(signals.table, skip_tokens, "teacher_logprobs" in _recorded(signals))
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
 
 
-def signals_of(table: pa.Table, skip_tokens: int = 0) -> StepSignals:
-    """Every signal of a table whose policy log-probs have no null, finite or not.
+def signals_of(table: pa.Table, skip_tokens: int = 0, taught: bool = False) -> StepSignals:
+    """Every signal of a table whose policy log-probs have no null, finite or not. `taught` says
+    that a teacher scored what it could, so that without a log-prob every gap is NaN.
 
     Raises `ValueError` for lists of other lengths than those.
     """
     policy, offsets = ragged_column(table, "policy_logprobs")
     policy = policy.astype(np.float64)
     teacher = nullable_floats(table, "teacher_logprobs", offsets)
+    if teacher is None and taught:
+        teacher = np.full(len(policy), np.nan)
     reference = nullable_floats(table, "ref_logprobs", offsets)
     gap, skipped = None, None
     if teacher is not None:
@@ -88,7 +93,8 @@ def require_signals(signals: Part, method: MethodSettings) -> None:
     command = f"castctl score --run {step} --method {method.name}"
     for name in sorted(method.needs - set(PROMPT_SIGNALS)):
         column = signals.table[name]
-        if len(column) and column.null_count == len(column):
+        silent = method.told_by_peers and name == "teacher_logprobs" and name in _recorded(signals)
+        if len(column) and column.null_count == len(column) and not silent:
             raise UserError(
                 f"{method.name} needs {name}, which {signals.path} does not have; run `{command}`"
             )
@@ -104,10 +110,11 @@ def require_signals(signals: Part, method: MethodSettings) -> None:
 
 def _require_teacher(signals: Part, method: MethodSettings, command: str) -> None:
     """The teacher that scored must be the method's, asked what the method asks it."""
-    recorded = (signals.metadata or {}).get("signals", {})
+    recorded = _recorded(signals)
     scores = "teacher_logprobs" in method.needs
     name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
-    if not scores and method.teacher.own_prompt and signals.table[name].null_count:
+    silent = method.told_by_peers and name in recorded
+    if not scores and method.teacher.own_prompt and signals.table[name].null_count and not silent:
         raise UserError(
             f"{method.name} needs {name}, which {signals.path} does not have for every row; "
             f"run `{command}`"
@@ -115,13 +122,28 @@ def _require_teacher(signals: Part, method: MethodSettings, command: str) -> Non
     made = recorded.get(name)
     if not isinstance(made, dict):  # made elsewhere
         return
-    asked = method.teacher.identity if scores else {"context": method.teacher.context}
-    found = made.get("teacher", {}) if scores else {"context": made.get("context", "none")}
+    asked = method.teacher.identity if scores else method.teacher.asked
+    context = {"context": made.get("context", "none")}
+    found = Teacher().asked | context | made.get("teacher", {})
     if different := [key for key in asked if found.get(key) != asked[key]]:
         raise UserError(
             f"{signals.path}: {name} is of a teacher with "
             f"{describe_difference(found, asked, different)}; run `{command} --overwrite`"
         )
+
+
+def taught_rows(signals: Part, method: MethodSettings) -> NDArray[np.bool_] | None:
+    """Which completions (R) have a teacher to be distilled from; None where all have."""
+    if not method.told_by_peers:
+        return None
+    scores = "teacher_logprobs" in method.needs
+    name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
+    return signals.table[name].is_valid().to_numpy()
+
+
+def _recorded(signals: Part) -> dict[str, Any]:
+    """What the metadata says of each signal."""
+    return dict((signals.metadata or {}).get("signals", {}))
 
 
 def _require_finite(signals: Part) -> None:

@@ -13,14 +13,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from castctl.data.conversation import earlier_in
+from castctl.data.teacher_template import Told
 from castctl.engines.sampling import request_seed, row_key
 from castctl.errors import UserError
 from castctl.models.packing import Ids, by_prompt, flattened, rows_of
 from castctl.models.perturbation import perturbation_scores
 from castctl.models.sensitivity import gradient_scores
 from castctl.progress import Advance
+from castctl.ragged import spread
 from castctl.shards.columns import list_column, ragged_column
-from castctl.shards.schema import PROMPT_SIGNALS
+from castctl.shards.schema import PEER, PROMPT_SIGNALS
+from castctl.stages.score.peers import draw_peers, peer_prompts
 from castctl.stages.score.scorers import Scorer, Scorers
 from castctl.verify.spans import AnswerSpan, answer_parts
 
@@ -88,6 +91,10 @@ class PartScorer:
         return {name: self._column(name) for name in names}
 
     def _column(self, name: str) -> pa.Array:
+        if name == PEER:
+            samples = self._rollouts["sample"].to_pylist()
+            peers = [None if peer is None else samples[peer] for peer in self._peers]
+            return pa.array(peers, pa.int32())
         if name in PROMPT_SIGNALS:
             teacher = name == "teacher_prompt_token_ids"
             return self._prompt_column(
@@ -102,14 +109,18 @@ class PartScorer:
             "importance_perturb": self._perturbation,
             "importance_grad": self._gradient,
         }[name]()
+        absent = None
+        if name == "teacher_logprobs":
+            absent = np.array([prompt is None for prompt in self._teacher_prompts], np.bool_)
+        read = flat if absent is None else flat[~spread(absent, self._offsets)]
         influence = name.startswith("importance_")  # NaN there says that a token was not scored
-        if not np.isfinite(flat).all() and not (influence and not np.isinf(flat).any()):
+        if not np.isfinite(read).all() and not (influence and not np.isinf(read).any()):
             raise UserError(
                 f"{name} are not all finite; the model's weights "
                 "are broken or have diverged: go back to an earlier checkpoint, or lower "
                 "optimizer.lr"
             )
-        return list_column(flat, self._offsets, pa.float32())
+        return list_column(flat, self._offsets, pa.float32(), absent)
 
     @cached_property
     def _policy(self) -> tuple[Floats, Floats]:
@@ -120,9 +131,13 @@ class PartScorer:
     def _teacher(self) -> Floats:
         teacher = self._scorers.teacher
         assert teacher is not None, "no teacher at hand"
-        if teacher.model is self._scorers.policy.model and self._teacher_prompts is self._prompts:
+        prompts = self._teacher_prompts
+        if teacher.model is self._scorers.policy.model and prompts is self._prompts:
             return self._policy[0]  # a teacher that is the policy costs no second pass
-        return self._score("teacher", teacher, self._teacher_prompts)[0]
+        if not self._scorers.told.told_by_peers:
+            return self._score("teacher", teacher, [p for p in prompts if p is not None])[0]
+        nothing = np.full(self._offsets[-1], np.nan, np.float32)
+        return self._score_some("teacher", teacher, prompts, nothing)
 
     @cached_property
     def _reference(self) -> Floats:
@@ -132,29 +147,24 @@ class PartScorer:
     @cached_property
     def _bilateral(self) -> Floats:
         """The policy's log-probs, of completions with an opposite under the bilateral prompt."""
-        other = [p is not q for p, q in zip(self._bilateral_prompts, self._prompts, strict=True)]
-        logprobs = self._policy[0].copy()
-        rows = np.flatnonzero(other)
-        self._advance(len(other) - len(rows))
-        rows = rows[by_prompt([self._bilateral_prompts[row] for row in rows])]
-        prompts = [self._bilateral_prompts[row] for row in rows]
-        scored, _ = self._score("bilateral", self._scorers.policy, prompts, rows=rows)
-        ends = np.cumsum(np.diff(self._offsets)[rows])
-        for row, end in zip(rows, ends, strict=True):
-            start, stop = self._offsets[row], self._offsets[row + 1]
-            logprobs[start:stop] = scored[end - (stop - start) : end]
-        return logprobs
+        both = zip(self._bilateral_prompts, self._prompts, strict=True)
+        other = [None if asked is bare else asked for asked, bare in both]
+        return self._score_some("bilateral", self._scorers.policy, other, self._policy[0])
 
     @cached_property
-    def _teacher_prompts(self) -> list[Ids]:
-        """What the teacher is asked, a prompt a row; the rollouts' own where it is the same."""
+    def _teacher_prompts(self) -> Sequence[Ids | None]:
+        """What the teacher is asked, a prompt a row; the rollouts' own where it is the same, None
+        where the row has no teacher."""
         template = self._scorers.teacher_template
         if template is None:
             return self._prompts
+        if self._scorers.told.told_by_peers:
+            room = self._scorers.policy.model.context_tokens
+            return peer_prompts(template, self._rollouts, self._peers, self._completions, room)
         names = ("prompt_id", "problem", "answer", "solution", "earlier")
         columns = [self._rollouts[name].to_pylist() for name in names]
         told = {
-            id: (problem, answer, solution, earlier_in(cell))
+            id: Told(problem, answer, solution, earlier_in(cell))
             for id, problem, answer, solution, cell in zip(*columns, strict=True)
         }
         prompts = (np.array(ids, np.int32) for ids in template.render_all([*told.values()]))
@@ -168,6 +178,14 @@ class PartScorer:
                 "shorten data.teacher_template, or take method.teacher.context=answer"
             )
         return rows
+
+    @cached_property
+    def _peers(self) -> list[int | None]:
+        """The row of the completion that the teacher is told, for each row."""
+        assert self._rewards is not None, "peers are correct completions"
+        correct = np.array(self._rewards["verdict"].to_pylist()) == "correct"
+        ids, samples = (self._rollouts[name].to_pylist() for name in ("prompt_id", "sample"))
+        return draw_peers(ids, samples, correct, self._scorers.seed, self._step)
 
     @cached_property
     def _bilateral_prompts(self) -> list[Ids]:
@@ -216,6 +234,21 @@ class PartScorer:
             )  # fmt: skip
         return logprobs, np.zeros(0, np.float32) if entropies is None else entropies
 
+    def _score_some(
+        self, name: str, scorer: Scorer, prompts: Sequence[Ids | None], others: Floats
+    ) -> Floats:
+        """Log-probs (N) of the rows that have one of these prompts, and `others` (N) elsewhere."""
+        asked = {row: prompt for row, prompt in enumerate(prompts) if prompt is not None}
+        self._advance(len(prompts) - len(asked))
+        rows = np.array([*asked], np.int64)[by_prompt([*asked.values()])]
+        scored, _ = self._score(name, scorer, [asked[row] for row in rows.tolist()], rows=rows)
+        logprobs = others.copy()
+        ends = np.cumsum(np.diff(self._offsets)[rows])
+        for row, end in zip(rows, ends, strict=True):
+            start, stop = self._offsets[row], self._offsets[row + 1]
+            logprobs[start:stop] = scored[end - (stop - start) : end]
+        return logprobs
+
     def _perturbation(self) -> Floats:
         oar, model = self._scorers.perturbation, self._scorers.policy.model
         tokenizer = model.tokenizer
@@ -258,8 +291,11 @@ class PartScorer:
             for ids, start, end in zip(self._completions, starts, ends, strict=True)
         ]
 
-    def _prompt_column(self, prompts: list[Ids]) -> pa.Array:
-        """Prompts as a column, null where they are the rollouts' own."""
-        flat, offsets = flattened(prompts)
-        own = [a is b for a, b in zip(prompts, self._prompts, strict=True)]
-        return list_column(flat, offsets, pa.int32(), absent=np.array(own, np.bool_))
+    def _prompt_column(self, prompts: Sequence[Ids | None]) -> pa.Array:
+        """Prompts as a column, null where they are the rollouts' own, and where there is none."""
+        none = np.zeros(0, np.int32)
+        both = zip(prompts, self._prompts, strict=True)
+        rows = [none if asked is None or asked is own else asked for asked, own in both]
+        flat, offsets = flattened(rows)
+        absent = np.array([row is none for row in rows], np.bool_)
+        return list_column(flat, offsets, pa.int32(), absent=absent)

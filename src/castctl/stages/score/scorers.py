@@ -10,6 +10,17 @@ from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
 from castctl.shards.part import Metadata
+from castctl.shards.schema import PEER
+
+AFTER_REWARDS = frozenset(
+    {
+        "bilateral_logprobs",
+        "bilateral_prompt_token_ids",
+        "importance_perturb",
+        "importance_grad",
+    }
+)
+"""Signals that depend on the verdicts whatever the teacher is told."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Scorers:
     """Who computes the signals; None where nobody is at hand, or for what the method has not.
 
     `told` is how the teacher is made and asked; without a `teacher_template` it reads the student's
-    own prompt. `seed` is that of OAR-G's noise.
+    own prompt. `seed` is that of OAR-G's noise and of the choice of peers.
     """
 
     policy: Scorer
@@ -38,10 +49,17 @@ class Scorers:
     gradient: OarGradient = field(default_factory=OarGradient)
     seed: int = 0
 
+    def reads_rewards(self, signal: str) -> bool:
+        """Whether a signal depends on the verdicts."""
+        told_by_peers = signal.startswith("teacher_") and self.told.told_by_peers
+        return signal in AFTER_REWARDS or told_by_peers
+
     def provenance(self, signal: str, temperature: float, rewards: str | None) -> Metadata:
         """What decides a signal's numbers beside the rollouts; `rewards` is their hash."""
+        if signal == PEER:
+            return {"rewards": rewards, "seed": self.seed}
         if signal == "teacher_prompt_token_ids":
-            return self._told()
+            return self._told(rewards)
         if signal == "bilateral_prompt_token_ids":
             return self._opposed(rewards)
         scorer = self._of(signal)
@@ -50,7 +68,7 @@ class Scorers:
             "model": scorer.fingerprint, "temperature": temperature, "dtype": dtype
         }  # fmt: skip
         if signal == "teacher_logprobs":
-            made |= {"teacher": self.told.identity, **self._told()}
+            made |= {**self._told(rewards), "teacher": self.told.identity}
         elif signal == "bilateral_logprobs":
             made |= self._opposed(rewards)
         elif signal == "importance_perturb":
@@ -60,11 +78,16 @@ class Scorers:
             made |= {"settings": settings, "rewards": rewards, "seed": self.seed}
         return made
 
-    def _told(self) -> Metadata:
+    def _told(self, rewards: str | None) -> Metadata:
         """What the teacher is asked; nothing where it reads the student's own prompt."""
         if self.teacher_template is None:
             return {}
-        return {"context": self.told.context, "template": self.teacher_template.version}
+        return {
+            "teacher": self.told.asked,
+            "context": self.told.context,
+            "template": self.teacher_template.version,
+            **({"rewards": rewards, "seed": self.seed} if self.told.told_by_peers else {}),
+        }
 
     def _opposed(self, rewards: str | None) -> Metadata:
         assert self.bilateral is not None, "nobody renders the bilateral prompt"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.progress import Advance, Progress
 from castctl.shards.part import Metadata, Part, content_hash, write_part
-from castctl.shards.schema import PROMPT_SIGNALS, SIGNALS, TOKEN_SIGNALS
+from castctl.shards.schema import PEER, PROMPT_SIGNALS, SIGNALS, TOKEN_SIGNALS
 from castctl.shards.stage import (
     WHOLE,
     Shard,
@@ -27,18 +27,10 @@ from castctl.stages.score.scorers import Scorers
 FOREIGN = "foreign"
 """Stands in the metadata for the making of a signal that came from elsewhere."""
 
-AFTER_REWARDS = frozenset(
-    {
-        "bilateral_logprobs",
-        "bilateral_prompt_token_ids",
-        "importance_perturb",
-        "importance_grad",
-    }
-)
-"""Signals that depend on the verdicts."""
+TOLD = "teacher_prompt_token_ids"
 
 TOGETHER = {
-    "teacher_logprobs": "teacher_prompt_token_ids",
+    "teacher_logprobs": TOLD,
     "bilateral_logprobs": "bilateral_prompt_token_ids",
 }
 """Log-probs and the prompts they were taken under: the first never without the second."""
@@ -63,6 +55,8 @@ def score_signals(
     """
     asked = {"policy_logprobs", *wanted}
     asked |= {TOGETHER[name] for name in asked if name in TOGETHER}
+    if TOLD in asked and scorers.told.told_by_peers:
+        asked.add(PEER)
     parts = owned_parts(folder, shard)
     passes = len({PASSES[name] for name in asked if name in PASSES})
     total = passes * folder.rows("rollouts", parts)
@@ -98,7 +92,8 @@ def _score_part(
 ) -> dict[str, float]:
     """Score one part where signals are missing; the seconds of each pass."""
     rollouts = folder.read("rollouts", number)
-    rewards = _rewards(folder, number, rollouts) if asked & AFTER_REWARDS else None
+    judges = any(map(scorers.reads_rewards, asked))
+    rewards = _rewards(folder, number, rollouts) if judges else None
     there = folder.read("signals", number) if folder.has("signals", number) else None
     if there is not None and not _belongs(there, rollouts, overwrite):
         there = None
@@ -174,6 +169,7 @@ def _missing(there: Part | None, made: Mapping[str, Metadata], overwrite: bool) 
                     "add --overwrite to compute both"
                 )
             missing.remove(prompts)
+            missing = [name for name in missing if name != PEER]
     return missing
 
 
@@ -189,7 +185,7 @@ def _merge(
         recorded = {} if there is None else (there.metadata or {}).get("signals", {})
         if name in fresh:
             columns[name], provenance[name] = fresh[name], made[name]
-        elif there is not None:
+        elif there is not None and not (name == PEER and TOLD in fresh):  # of other prompts
             columns[name] = there.table[name]
             if name in recorded or columns[name].null_count < rollouts.num_rows:
                 provenance[name] = recorded.get(name, FOREIGN)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.models.packing import Ids, rows_of
-from castctl.ragged import offsets_of
+from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
 from castctl.shards.stage import StepFolder, check_aligned, describe_difference
 from castctl.stages.sampled import refuse_truncated
 from castctl.stages.shape import group_numbers, refuse_other_temperature, shaping_settings
+from castctl.stages.signals import taught_rows
 
 TRAINED_FROM = ("rollouts", "signals", "advantages")
 """The stages that an update reads."""
@@ -135,6 +136,11 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
             f"finite; run `castctl score --run {folder.path} --method {method.name}`"
         )
     bare = rows_of(*ragged_column(rollouts.table, "prompt_token_ids"))
+    teacher, distilled = stream(signals, "teacher_logprobs"), stream(advantages, "distill_weights")
+    if distilled is not None:
+        _refuse_untaught(signals, method, distilled, offsets)
+        read = np.full(len(ids), np.nan) if teacher is None else teacher
+        teacher = np.where(distilled == 0, old, read).astype(np.float32)  # what nothing reads
     return TrainBatch(
         prompts=_prompts(signals, conditioning.prompts, bare),
         teacher_prompts=_prompts(signals, "teacher_prompt_token_ids", bare),
@@ -146,9 +152,23 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
         loss_weights=np.ones(len(ids), np.float32) if weights is None else weights,
         old_logprobs=old,
         ref_logprobs=stream(signals, "ref_logprobs"),
-        teacher_logprobs=stream(signals, "teacher_logprobs"),
-        distill_weights=stream(advantages, "distill_weights"),
+        teacher_logprobs=teacher,
+        distill_weights=distilled,
     )
+
+
+def _refuse_untaught(
+    signals: Part, method: MethodSettings, distilled: Stream, offsets: NDArray[np.int64]
+) -> None:
+    """Raise `UserError` where a completion is distilled that has no teacher: its own prompt would
+    be taken for the teacher's."""
+    taught_R = taught_rows(signals, method)
+    if taught_R is not None and (distilled[~spread(taught_R, offsets)] != 0).any():
+        raise UserError(
+            f"{signals.path} has completions without a peer, so without a teacher, that the "
+            f"advantages distil; run `castctl shape --run {signals.path.parent.parent} --method "
+            f"{method.name} --overwrite`"
+        )
 
 
 def _refuse_other_shaping(advantages: Part, method: MethodSettings) -> None:
