@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ import pytest
 import torch
 
 from castctl import embedded
+from castctl.data.conversation import Message
 from castctl.data.teacher_template import TeacherTemplate
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
+from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_language_model
 from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.runs.run import Run, create_run
+from castctl.shards.part import read_part, write_part
 from castctl.stages.one_step import rollout_stage, score_stage
 from castctl.stages.policies import policy_at
+from castctl.stages.signals import require_signals
 from conftest import Cli
 from runs import small_recipe, train_small
 
@@ -121,9 +127,85 @@ def test_versions_tell_templates_apart(tokenizer: Any) -> None:
         for settings in (
             {}, {"context": "answer"}, {"context": "solution_or_answer"},
             {"chat_template_options": {"enable_thinking": True}}, {"template": "{{ problem }}!"},
+            {"chat": False}, {"chat": False, "template": "{{ problem }}!"},
         )
     }  # fmt: skip
-    assert len(versions) == 5
+    assert len(versions) == 7
+
+
+# Plain text
+
+RESPONSE = "{{ prompt }}\n\n[Student response]\n"
+PLAIN = Teacher(kind="snapshot", chat=False, template=RESPONSE)
+
+
+def test_a_plain_prompt_is_the_rendered_text_alone(tokenizer: Any) -> None:
+    """`prompt` is what the student's user says, and nothing stands around it: no chat, no system
+    prompt, no token that the tokenizer would add."""
+    data = DataSettings(prompt_template="Say: {{ problem }}", system_prompt="Be brief.")
+    teacher = TeacherTemplate(tokenizer, data, PLAIN)
+    said = "Say: 1 + 2 = ?\n\n[Student response]\n"
+    assert teacher.render("1 + 2 = ?", "3", None) == tokenizer.encode(
+        said, add_special_tokens=False
+    )
+    bare = TeacherTemplate(tokenizer, data, Teacher(kind="snapshot", chat=False))
+    assert bare.render("1 + 2 = ?", None, None) == encoded(tokenizer, "Say: 1 + 2 = ?")
+
+
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+class AddsAToken:
+    """A tokenizer that begins every text with a token of its own, as Llama's does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **how: Any) -> Any:
+        found = self._tokenizer(text, add_special_tokens=False, **how)
+        found["input_ids"] = [0] * add_special_tokens + found["input_ids"]
+        return found
+
+
+def test_no_special_token_begins_a_plain_prompt(tokenizer: Any) -> None:
+    adding = AddsAToken(tokenizer)
+    data = DATA.model_copy(update={"chat": False})
+    student = PromptTemplate(adding, data).render("1 + 2")
+    teacher = Teacher(kind="current", chat=False)
+    assert student == [0, *TeacherTemplate(adding, data, teacher).render("1 + 2", None, None)]
+
+
+def test_endings_of_plain_prompts_are_their_last_words(tokenizer: Any) -> None:
+    def endings(data: DataSettings, template: str | None) -> tuple[str, str] | None:
+        settings = Teacher(kind="snapshot", chat=False, template=template)
+        return TeacherTemplate(tokenizer, data, settings).endings
+
+    asked = DataSettings(prompt_template="{{ problem }} Think.", chat=False)
+    assert endings(asked, None) is None and endings(asked, "Hm. {{ prompt }}") is None
+    assert endings(asked, RESPONSE) == (" Think.", " Think.\n\n[Student response]\n")
+    answers = "<|im_end|>\n<|im_start|>assistant\n"
+    assert endings(DATA, RESPONSE) == (answers, "\n\n[Student response]\n")
+
+
+def test_a_plain_prompt_has_no_place_for_a_conversation(tokenizer: Any) -> None:
+    teacher = TeacherTemplate(tokenizer, DATA, PLAIN)
+    with pytest.raises(UserError, match=r"method\.teacher\.chat=false has no place for.*to true"):
+        teacher.render("1 + 2", None, None, (Message("user", "Hello"),))
+
+
+def test_a_plain_prompt_without_a_token_is_refused(tokenizer: Any) -> None:
+    settings = Teacher(kind="current", chat=False, template="{% if not problem %}.{% endif %}")
+    with pytest.raises(UserError, match=r"renders to no token at all.*method\.teacher\.template"):
+        TeacherTemplate(tokenizer, DATA, settings).render("1 + 2", None, None)
+
+
+def test_plain_text_takes_no_options_of_the_chat_template() -> None:
+    with pytest.raises(ValueError, match=r"chat=false has no chat template to hand options to"):
+        Teacher(kind="current", chat=False, chat_template_options={"enable_thinking": True})
 
 
 # Scoring
@@ -185,6 +267,51 @@ def test_what_is_there_is_kept_and_another_context_refused(rolled: Run) -> None:
     other = Run(rolled.path, rolled.recipe.model_copy(update={"method": blind}))
     with pytest.raises(UserError, match=r"teacher_logprobs is there with another.*--overwrite"):
         score_stage(other, 0, policy_at(other, 0), None, progress=Silent())
+
+
+def test_an_answer_free_template_is_part_of_what_made_the_signals(
+    rolled: Run, tmp_path: Path
+) -> None:
+    """Log-probs and prompts of one template, or of a chat, are not taken for another's, by scoring,
+    by shaping and by the distillation that reads the prompts alone."""
+    run = Run(tmp_path / "run", rolled.recipe)
+    shutil.copytree(rolled.path, run.path)
+    blind = {"kind": "current", "chat": False, "template": RESPONSE}
+
+    def taught(name: str, **teacher: Any) -> MethodSettings:
+        return MethodSettings.model_validate(
+            {"name": name, "teacher": {"context": "none", **teacher}}
+        )
+
+    def of(method: MethodSettings) -> Run:
+        return Run(run.path, run.recipe.model_copy(update={"method": method}))
+
+    method, source = taught("rlsd", **blind), policy_at(run, 0)
+    score_stage(of(method), 0, source, None, progress=Silent(), overwrite=True)
+    signals = run.step(0).read("signals", 0)
+    made = signals.metadata["signals"]
+    assert made["teacher_logprobs"]["teacher"]["template"] == RESPONSE
+    assert made["teacher_prompt_token_ids"]["teacher"]["chat"] is False
+    require_signals(signals, method)
+    require_signals(signals, taught("grpo+opsd", **blind))
+    for other, said in (
+        ({"chat": True}, r"another chat \(False, now True\)"),
+        ({"template": "{{ prompt }}"}, r"another template"),
+    ):
+        for name in ("rlsd", "grpo+opsd"):
+            with pytest.raises(UserError, match=said + r".*--overwrite"):
+                require_signals(signals, taught(name, **blind | other))
+        with pytest.raises(UserError, match=r"teacher_logprobs is there with another"):
+            score_stage(of(taught("rlsd", **blind | other)), 0, source, None, progress=Silent())
+
+
+def test_signals_of_before_plain_text_are_of_a_chat(rolled: Run, tmp_path: Path) -> None:
+    signals = rolled.step(0).read("signals", 0)
+    metadata = json.loads(json.dumps(signals.metadata))
+    del metadata["signals"]["teacher_logprobs"]["teacher"]["chat"]
+    write_part(tmp_path / "older.parquet", "signals", signals.table, metadata)
+    older = read_part(tmp_path / "older.parquet", "signals")
+    assert older.metadata["signals"] == signals.metadata["signals"]
 
 
 def test_shaping_refuses_a_teacher_that_was_told_something_else(rolled: Run, castctl: Cli) -> None:

@@ -87,6 +87,7 @@ RANGES = [
     ("cast", "teacher.path", "3", "valid string, got 3"),
     ("rlsd", "teacher.context", "hint", "'answer', 'solution' or 'solution_or_answer'"),
     ("rlsd", "teacher.template", "[]", "valid string"),
+    ("cast", "teacher.chat", "plain", "valid boolean"),
     ("rlsd", "teacher.chat_template_options", "3", "valid dictionary, got 3"),
     ("bicc", "conditioning.share", "0", "greater than 0, got 0"),
     ("bicc", "conditioning.share", "1.5", "less than 1, got 1.5"),

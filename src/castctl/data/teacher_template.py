@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from castctl.data.conversation import Earlier
-from castctl.data.templates import Asked, ChatFormat, PromptTemplate, version_of
+from castctl.data.lengths import surely_longer
+from castctl.data.templates import PROBE, Asked, ChatFormat, PromptTemplate, version_of
 from castctl.data.text_template import TextTemplate
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
@@ -27,6 +28,40 @@ Told = tuple[str, str | None, str | None, Earlier]
 """A problem, its answer and solution, and what was said before it."""
 
 
+class PlainText:
+    """A teacher's text as it stands: no chat template, no system prompt, no special tokens."""
+
+    settings: ClassVar = {"chat": False, "special_tokens": False}
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: Any = tokenizer
+
+    def all_ids(self, asked: Sequence[Asked]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises UserError where there is none, and where messages stand before the problem.
+        """
+        if any(earlier for _, earlier in asked):
+            raise UserError(
+                "method.teacher.chat=false has no place for the messages that the data has before "
+                "its problems; set it to true, or take them out of the data"
+            )
+        rows = [self._tokenizer(text, add_special_tokens=False).input_ids for text, _ in asked]
+        if not all(rows):
+            raise UserError(
+                "a prompt of the teacher renders to no token at all; look at its template "
+                "(method.teacher.template)"
+            )
+        return rows
+
+    def lengths(self, asked: Sequence[Asked], most: int) -> list[int]:
+        """How many token ids each has; `most + 1` where it is surely longer."""
+        return [
+            most + 1 if surely_longer(each[0], most) else len(self.all_ids([each])[0])
+            for each in asked
+        ]
+
+
 class TeacherTemplate:
     """The student's prompt with what the teacher is told, and its own options of the chat template.
 
@@ -40,6 +75,7 @@ class TeacherTemplate:
         self.context = teacher.context
         self.max_prompt_tokens = teacher.max_prompt_tokens
         self._student = PromptTemplate(tokenizer, data)
+        self._student_chat = data.chat
         setting, self._text = "method.teacher.template", teacher.template
         if self._text is None and teacher.privileged:
             setting, self._text = "data.teacher_template", data.teacher_template
@@ -59,7 +95,12 @@ class TeacherTemplate:
                 f"{{{{ {' }} or {{ '.join(sorted(needed & TOLD[teacher.context]))} }}}} into it"
             )
         options = data.chat_template_options | teacher.chat_template_options
-        self._format = ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
+        self._chat = (
+            ChatFormat(tokenizer, data, options, "method.teacher.chat_template_options")
+            if teacher.chat
+            else None
+        )
+        self._format = self._chat or PlainText(tokenizer)
 
     @property
     def version(self) -> str:
@@ -71,7 +112,13 @@ class TeacherTemplate:
     def endings(self) -> tuple[str, str] | None:
         """How student and teacher prompts end, where that differs: the completion's first tokens
         then follow other text than the one they were sampled after."""
-        student, teacher = self._student.format.ending, self._format.ending
+        if self._chat is not None:
+            student, teacher = self._student.format.ending, self._chat.ending
+        else:
+            [(text, _)] = self._asked([(PROBE, PROBE, PROBE, ())])
+            teacher = _after_probe(text)
+            bare = _after_probe(self._student.user_text(PROBE))
+            student = self._student.format.ending if self._student_chat else bare
         return None if student == teacher else (student, teacher)
 
     def lacks(self, answer: str | None, solution: str | None) -> str | None:
@@ -122,6 +169,11 @@ class TeacherTemplate:
                 ]
             )
         return [(text, earlier) for text, (*_, earlier) in zip(texts, told, strict=True)]
+
+
+def _after_probe(text: str) -> str:
+    """The last words of a text, those after all that a template was given."""
+    return text.rpartition(PROBE)[2][-60:]
 
 
 def endings_warning(endings: tuple[str, str]) -> str:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from castctl.settings import Amount, Count, Section
 
+ASKED = {"context", "template", "chat", "chat_template_options"}
+"""The settings that say what a teacher is asked."""
+
 
 class Teacher(Section):
     """A stop-gradient model, and the prompt under which it reads the student's own completions."""
@@ -30,6 +33,9 @@ class Teacher(Section):
     template: str | None = None
     """Jinja template of its user text over `prompt` (the student's), `problem` and what the context
     tells; `data.teacher_template` where left out, the student's own with context `none`."""
+    chat: bool = True
+    """Whether its user text stands in the student's conversation; false: the rendered text alone,
+    tokenised as it stands, without chat template, system prompt and special tokens."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template that differ from the student's, such as `enable_thinking`."""
     max_prompt_tokens: Count = 8192
@@ -39,7 +45,7 @@ class Teacher(Section):
     makes them unlikely (ours)."""
 
     @model_validator(mode="after")
-    def _model_has_its_path(self) -> Teacher:
+    def _settings_fit(self) -> Teacher:
         if self.kind == "model" and not self.path:
             raise ValueError(
                 "teacher.kind=model needs teacher.path; set method.teacher.path to the model's "
@@ -49,6 +55,11 @@ class Teacher(Section):
             raise ValueError(
                 f"teacher.kind={self.kind} reads no teacher.path; set method.teacher.kind=model, "
                 "or leave the path out"
+            )
+        if not self.chat and self.chat_template_options:
+            raise ValueError(
+                "teacher.chat=false has no chat template to hand options to; leave "
+                "method.teacher.chat_template_options out, or set method.teacher.chat=true"
             )
         return self
 
@@ -65,11 +76,16 @@ class Teacher(Section):
     @property
     def own_prompt(self) -> bool:
         """Whether its prompt may differ from the student's."""
-        return self.privileged or self.template is not None or bool(self.chat_template_options)
+        own_text = self.template is not None or not self.chat
+        return self.privileged or own_text or bool(self.chat_template_options)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The settings that its prompt depends on."""
+        return self.model_dump(mode="json", include=ASKED)
 
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that its log-probs depend on."""
         own = {"snapshot": {"every"}, "ema": {"decay"}, "model": {"path", "revision"}}
-        used = {"kind", "context", "template", "chat_template_options"}
-        return self.model_dump(mode="json", include=used | own.get(self.kind, set()))
+        return self.model_dump(mode="json", include=ASKED | {"kind"} | own.get(self.kind, set()))

@@ -141,6 +141,11 @@ def _of_today(metadata: Metadata) -> Metadata:
     engine = metadata.get("engine", {})
     if engine.get("kind") == "transformers" and "seeds" not in engine:  # there was no other rule
         metadata = metadata | {"engine": engine | {"seeds": "philox-128"}}
+    signals = metadata.get("signals", {})
+    made = signals.get("teacher_logprobs")
+    if isinstance(made, dict) and "teacher" in made:  # every teacher read a chat
+        made = made | {"teacher": {"chat": True} | made["teacher"]}
+        metadata = metadata | {"signals": signals | {"teacher_logprobs": made}}
     return metadata
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.signals import TokenSignals
+from castctl.methods.teacher import Teacher
 from castctl.ragged import spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
@@ -115,8 +116,9 @@ def _require_teacher(signals: Part, method: MethodSettings, command: str) -> Non
     made = recorded.get(name)
     if not isinstance(made, dict):  # made elsewhere
         return
-    asked = method.teacher.identity if scores else {"context": method.teacher.context}
-    found = made.get("teacher", {}) if scores else {"context": made.get("context", "none")}
+    asked = method.teacher.identity if scores else method.teacher.asked
+    context = {"context": made.get("context", "none")}
+    found = Teacher().asked | context | made.get("teacher", {})
     if different := [key for key in asked if found.get(key) != asked[key]]:
         raise UserError(
             f"{signals.path}: {name} is of a teacher with "

@@ -50,7 +50,7 @@ class Scorers:
             "model": scorer.fingerprint, "temperature": temperature, "dtype": dtype
         }  # fmt: skip
         if signal == "teacher_logprobs":
-            made |= {"teacher": self.told.identity, **self._told()}
+            made |= {**self._told(), "teacher": self.told.identity}
         elif signal == "bilateral_logprobs":
             made |= self._opposed(rewards)
         elif signal == "importance_perturb":
@@ -64,7 +64,11 @@ class Scorers:
         """What the teacher is asked; nothing where it reads the student's own prompt."""
         if self.teacher_template is None:
             return {}
-        return {"context": self.told.context, "template": self.teacher_template.version}
+        return {
+            "teacher": self.told.asked,
+            "context": self.told.context,
+            "template": self.teacher_template.version,
+        }
 
     def _opposed(self, rewards: str | None) -> Metadata:
         assert self.bilateral is not None, "nobody renders the bilateral prompt"
