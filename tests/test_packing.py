@@ -29,7 +29,8 @@ from castctl.models.loading import load_language_model
 from castctl.models.packing import Layout, flattened, microbatches, pack, rows_of
 from castctl.models.policy import FullWeights
 from castctl.ragged import offsets_of
-from castctl.recipe.recipe import ModelSettings, OptimizerSettings, Recipe
+from castctl.recipe.optimizer import OptimizerSettings
+from castctl.recipe.recipe import ModelSettings, Recipe
 from castctl.stages.train.batch import TrainBatch
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.update import update

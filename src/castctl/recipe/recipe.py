@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.recipe.engine import EngineSettings
+from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
@@ -30,7 +31,6 @@ Derive it rigorously, step by step, and do not mention that it was given."""
 """After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSettings(CodeSection):
@@ -147,21 +147,6 @@ class VerifierSettings(CodeSection):
     itself stays graded (ours)."""
 
 
-class OptimizerSettings(Section):
-    lr: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW (ours; usual for full-weight RLVR)."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """AdamW's betas."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up."""
-    warmup_steps: Amount = 0
-    """Optimizer steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
-
-
 class TrainSettings(Section):
     steps: Steps = 300
     """Steps of the loop (paper: CAST's 300)."""
@@ -267,10 +252,9 @@ class Recipe(Section):
     def reads_total(self) -> list[str]:
         """The schedules that depend on `train.steps`, as settings: another number of steps changes
         every step, not the last ones alone."""
-        cosine = self.optimizer.schedule == "cosine"
         decay = self.method.distillation.decay_steps
         return [
-            *(["optimizer.schedule=cosine"] if cosine else []),
+            *self.optimizer.reads_total,
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
 
@@ -301,9 +285,10 @@ class Recipe(Section):
             )
         warnings = []
         updates = self.train.steps * self.train.epochs * self.train.minibatches
-        if self.optimizer.warmup_steps >= updates:
+        warmup = self.optimizer.warmup_of(updates)
+        if warmup >= updates:
             warnings.append(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run's "
+                f"the warm-up of {warmup} optimizer steps is as long as the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
             )
         if self.model.path == "embedded" and self.data.prompt_template.strip() != "{{ problem }}":
