@@ -145,6 +145,18 @@ class VerifierSettings(CodeSection):
     correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
     itself stays graded (ours)."""
+    box_within_last: float | None = Field(None, gt=0, le=1)
+    """The box must begin within this last share of the completion's tokens, its stop token among
+    them, or the answer is wrong; null is off (ours; public scripts of CAST have 0.05)."""
+
+    @model_validator(mode="after")
+    def _a_box_is_read(self) -> Self:
+        if self.function and self.box_within_last is not None:
+            raise ValueError(
+                "verifier.function reads the completion itself, and no box; leave box_within_last "
+                "out"
+            )
+        return self
 
 
 class TrainSettings(Section):

@@ -138,6 +138,8 @@ def _of_today(metadata: Metadata) -> Metadata:
         settings |= {"correction": of_cap(settings.pop("importance_cap"))}
     if "settings" in metadata:
         metadata = metadata | {"settings": settings}
+    if "verifier" in metadata:
+        metadata = metadata | {"verifier": {"box_within_last": None, **metadata["verifier"]}}
     engine = metadata.get("engine", {})
     if engine.get("kind") == "transformers" and "seeds" not in engine:  # there was no other rule
         metadata = metadata | {"engine": engine | {"seeds": "philox-128"}}
