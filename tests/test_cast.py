@@ -15,6 +15,7 @@ from batches import EARLY, NAN, Batch, advantages_of, batches, close, grpo
 from castctl.errors import UserError
 from castctl.methods.advantages import Advantages
 from castctl.methods.cast import CastShaping
+from castctl.methods.schedule import Moment
 from castctl.shards.schema import ADVANTAGES, REWARDS
 from castctl.stages.measures import Slots, measure_advantages
 
@@ -25,7 +26,10 @@ SETTINGS = st.fixed_dictionaries(
         "positive_range": RANGES,
         "negative_range": RANGES,
         "lam": st.floats(0, 1),
-        "flip": st.booleans(),
+        "decay_steps": st.sampled_from([0, 2, 7]),
+        "dead_band": st.sampled_from([None, (1.0, 1.0), (0.95, 1.05), (0.5, 3.0)]),
+        "flip": st.sampled_from(["both", "correct", "wrong", "none"]),
+        "flip_size": st.sampled_from(["kappa", "other_side"]),
         "tau_rms": st.sampled_from([0.0, 0.5, 1.0, 2.0]),
         "tau_floor": st.sampled_from([0.0, 1e-3, 0.1]),
         "tau_nats": st.sampled_from([None, 0.0, 0.01, 1.0]),
@@ -33,6 +37,12 @@ SETTINGS = st.fixed_dictionaries(
         "kappa_wrong": st.floats(0, 2),
         "clamp": st.sampled_from([None, 0.5, 1.2]),
     },
+).map(
+    lambda chosen: {
+        name: value
+        for name, value in chosen.items()
+        if chosen.get("flip_size") != "other_side" or not name.startswith("kappa")
+    }
 )
 
 
@@ -52,12 +62,19 @@ def base_of(batch: Batch) -> list[float]:
     ]
 
 
+def exp(x: float) -> float:
+    return math.exp(min(x, 700.0))
+
+
 def plain_cast(
     batch: Batch,
     positive_range: tuple[float, float] = (0.8, 1.05),
     negative_range: tuple[float, float] = (0.95, 1.2),
     lam: float = 1.0,
-    flip: bool = True,
+    decay_steps: int = 0,
+    dead_band: tuple[float, float] | None = None,
+    flip: str = "both",
+    flip_size: str = "kappa",
     tau_rms: float = 2.0,
     tau_floor: float = 0.5,
     tau_nats: float | None = None,
@@ -65,7 +82,9 @@ def plain_cast(
     kappa_wrong: float = 0.5,
     clamp: float | None = 1.2,
 ) -> tuple[list[float], list[float], list[bool]]:
-    """Advantage, shaping factor and flip of every token, one token at a time."""
+    """Advantage, shaping factor and flip of every token, one token at a time, at `EARLY`."""
+    if decay_steps:
+        lam *= max(0.0, (decay_steps - EARLY.step) / decay_steps)
     advantages, factors, flips = [], [], []
     for row, base in enumerate(base_of(batch)):
         known = [mate for mate in batch.mates(row) if not math.isnan(batch.rewards[mate])]
@@ -74,15 +93,23 @@ def plain_cast(
         tau = max(tau_rms * rms, tau_floor) if tau_nats is None else tau_nats
         for g in batch.gaps[row]:
             factor, flipped = 1.0, False
-            if base != 0 and not math.isnan(g):
+            quiet = dead_band is not None and dead_band[0] <= exp(g) <= dead_band[1]
+            if base != 0 and not math.isnan(g) and not quiet:
                 low, high = positive_range if base > 0 else negative_range
-                w = math.exp(g if base > 0 else -g)
+                w = exp(g if base > 0 else -g)
                 w = low if w < low else high if w > high else w
                 factor = 1 + lam * (w - 1)
-                flipped = flip and (g < -tau if base > 0 else g > tau)
+                may = ("both", "correct") if base > 0 else ("both", "wrong")
+                flipped = flip in may and (g < -tau if base > 0 else g > tau)
             a = base * factor
-            if flipped:
+            if flipped and flip_size == "kappa":
                 a = -kappa_correct * abs(a) if base > 0 else kappa_wrong * abs(a)
+            elif flipped and base > 0:
+                low, high = max(1.0, negative_range[0]), negative_range[1]
+                a = -abs(base) * (1 + lam * (min(max(exp(-g), low), high) - 1))
+            elif flipped:
+                low, high = max(1.0, positive_range[0]), positive_range[1]
+                a = abs(base) * (1 + lam * (min(max(exp(g), low), high) - 1))
             if clamp is not None:
                 a = min(max(a, -clamp), clamp)
             advantages.append(a)
@@ -147,12 +174,68 @@ def test_a_completion_that_was_not_scored_keeps_its_base() -> None:
     assert not result.flipped_N.any()
 
 
+@pytest.mark.parametrize("kappa", [False, True])
+def test_a_dead_band_silences_weights_and_flips_with_its_ends(kappa: bool) -> None:
+    """Gaps whose exponentials are the ends themselves, and just beyond."""
+    band = (math.exp(-0.05), math.exp(0.05))
+    gaps = [-0.05, 0.0, 0.05, -0.0501, 0.0501]
+    size = {} if kappa else {"flip_size": "other_side"}
+    batch = Batch([1.0, 0.0], [0, 0], [gaps, gaps])
+    result = shaped(batch, tau_nats=0.0, dead_band=band, **size)
+    assert np.flatnonzero(result.flipped_N).tolist() == [3, 9]
+    assert (result.weights_N[[0, 1, 2, 5, 6, 7]] == 1).all()
+    assert (result.weights_N[[3, 4, 8, 9]] != 1).all()
+    assert (result.advantages_N[:3] == result.base_R[0]).all()
+    assert (result.advantages_N[5:8] == result.base_R[1]).all()
+
+
+def test_the_signed_bases_may_fade_with_the_shaping() -> None:
+    """At step 3 of a decay over 4: a quarter of the base, and of the weight's distance to 1."""
+    batch = Batch([1.0, 1.0, 0.0, 0.0], [0, 0, 1, 1], [[0.04, -0.1], [], [0.1, -0.04], []])
+    fading = {"kind": "signed", "decay_steps": 4}
+    slots = {"shaping": {"decay_steps": 4, "flip_size": "other_side", "tau_nats": 0.0}}
+    result = advantages_of(batch, name="cast", zero_variance=fading, **slots)
+    assert result.base_R.tolist() == [0.25, 0.25, -0.25, -0.25]
+    up, down = 1 + (math.exp(0.04) - 1) / 4, 1 + (math.exp(0.1) - 1) / 4
+    half = 1 + (1.05 - 1) / 4
+    expected = [0.25 * up, -0.25 * down, 0.25 * half, -0.25 * up]
+    np.testing.assert_allclose(result.advantages_N, expected, rtol=1e-12)
+    over = advantages_of(batch, Moment(4, 10), name="cast", zero_variance=fading, **slots)
+    assert not over.base_R.any() and not over.advantages_N.any()
+
+
 # What follows from it
+
+
+@given(batches(), st.floats(0, 1), st.sampled_from([None, 0.5, 1.2]))
+def test_by_sign_and_with_unit_size_the_verdict_decides_no_direction(
+    batch: Batch, lam: float, clamp: float | None
+) -> None:
+    """With tau 0, both flips and the other side's sizes sign(A) is sign(g), right or wrong."""
+    public = {"tau_nats": 0.0, "flip_size": "other_side", "lam": lam, "clamp": clamp}
+    result = shaped(batch, **public)
+    gap_N = batch.signals.gap_N
+    heard = (np.nan_to_num(gap_N) != 0) & (np.repeat(result.base_R, np.diff(batch.offsets)) != 0)
+    assert (np.sign(result.advantages_N) == np.sign(gap_N))[heard].all()
+
+
+def test_a_direction_that_the_verdict_does_not_decide_is_warned_of() -> None:
+    def said(**settings: Any) -> str:
+        return " ".join(CastShaping.model_validate(settings).warnings())
+
+    for by_sign in ({"tau_nats": 0.0}, {"tau_rms": 0.0, "tau_floor": 0.0}):
+        assert "the verdict decides no direction" in said(**by_sign)
+        assert "the verdict decides no direction" in said(**by_sign, flip_size="other_side")
+        assert "outside of the dead band" in said(**by_sign, dead_band=(0.9, 1.1))
+        for partly in ({"flip": "correct"}, {"flip": "wrong"}, {"kappa_wrong": 0.0}):
+            assert "noise included" in said(**by_sign, **partly)
+        assert said(**by_sign, flip="none") == ""
+    assert said() == said(tau_rms=0.0) == said(tau_floor=0.0) == said(tau_nats=0.1) == ""
 
 
 @given(batches(), SETTINGS)
 def test_without_flips_the_sign_is_the_verifiers(batch: Batch, settings: dict[str, Any]) -> None:
-    result = shaped(batch, **{**settings, "flip": False})
+    result = shaped(batch, **{**settings, "flip": "none"})
     lengths = np.diff(batch.offsets)
     assert (np.sign(result.advantages_N) == np.repeat(np.sign(result.base_R), lengths)).all()
     assert not result.flipped_N.any()
@@ -161,7 +244,7 @@ def test_without_flips_the_sign_is_the_verifiers(batch: Batch, settings: dict[st
 @given(batches())
 def test_cast_without_its_parts_is_grpo(batch: Batch) -> None:
     neutral = (1.0, 1.0)
-    off: dict[str, Any] = {"flip": False, "clamp": None}
+    off: dict[str, Any] = {"flip": "none", "clamp": None}
     result = shaped(batch, "zero", positive_range=neutral, negative_range=neutral, **off)
     plain = advantages_of(batch)
     assert (result.advantages_N == plain.advantages_N).all()
@@ -191,6 +274,8 @@ def test_a_mirrored_group_has_mirrored_advantages(batch: Batch, settings: dict[s
             "negative_range": shaping.positive_range,
             "kappa_correct": shaping.kappa_wrong,
             "kappa_wrong": shaping.kappa_correct,
+            "flip": {"correct": "wrong", "wrong": "correct"}.get(shaping.flip, shaping.flip),
+            "dead_band": shaping.dead_band and (1 / shaping.dead_band[1], 1 / shaping.dead_band[0]),
         }
     )
     base = np.array(base_of(batch))
@@ -241,7 +326,7 @@ def test_flips_on_pure_noise(
 def test_the_clamp_takes_the_shaping_of_a_lone_correct_completion() -> None:
     gaps = np.random.default_rng(0).uniform(-0.2, 0.2, (8, 50)).tolist()
     batch = Batch([1.0, *[0.0] * 7], [0] * 8, gaps)
-    free, held = shaped(batch, flip=False, clamp=None), shaped(batch, flip=False)
+    free, held = shaped(batch, flip="none", clamp=None), shaped(batch, flip="none")
     assert free.base_R[0] == pytest.approx(math.sqrt(7), rel=1e-5)
     assert len(set(free.advantages_N[:50])) > 2
     assert set(held.advantages_N[:50]) == {1.2}
@@ -267,7 +352,7 @@ def removed_share(
 def test_nothing_shaped_is_nothing_removed() -> None:
     """With lam 0 the gap shapes no token, whatever the clamp does to the bases."""
     batch = Batch([1.0, 0.0, 0.0, 0.0], [0] * 4, [[0.1, -0.1], [0.1], [-0.1], [0.1]])
-    result, bounds = shaped(batch, lam=0.0, flip=False), batch.offsets
+    result, bounds = shaped(batch, lam=0.0, flip="none"), batch.offsets
     rows = [
         {
             "prompt_id": "a",

@@ -44,7 +44,7 @@ def test_every_shaping_goes_with_every_baseline(
     base = {"baseline": {"kind": baseline}, "zero_variance": {"kind": zero}}
     slots = {**base, "shaping": {"kind": shaping}, "teacher": {"kind": "snapshot"}}
     if shaping == "cast":
-        slots["shaping"] |= {"flip": False, "clamp": None}
+        slots["shaping"] |= {"flip": "none", "clamp": None}
     expected = {SIGNALS[kind] for kind in (baseline, shaping) if kind in SIGNALS}
     assert method(**slots).needs == {"policy_logprobs", *expected}
     plain, shaped = advantages_of(batch, **base), advantages_of(batch, **slots)

@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 
 from castctl.diagnosis.data import StepData
-from castctl.diagnosis.diagnosis import Context
+from castctl.diagnosis.diagnosis import Context, Diagnosis
 from castctl.diagnosis.flips import TO_END, measure
+from castctl.diagnosis.gaps import measure_with_life
 from castctl.diagnosis.spelled import AFTER, BEFORE
 from castctl.inspection.tokens import TokenTexts
+from castctl.methods.cast import CastShaping
+from castctl.report.diagnostics.agreement import gap_decides
+from castctl.report.diagnostics.flips import section
+from castctl.report.diagnostics.gaps import section as gaps_section
+from castctl.report.document import Section, Sheet
+from castctl.shards.part import plain
 from castctl.stages.measures import Slots
 from random_steps import assert_told, plain_ratio, random_step
 
@@ -63,6 +70,7 @@ def tokens_of(steps: list[StepData]) -> list[Token]:
                         "entropy": int(sum(data.entropies_N[n] >= edge for edge in deciles)),
                         "nats": float(data.entropies_N[n]),
                         "known": bool(data.known_R[row]),
+                        "verdict": str(data.verdict_R[row]),
                     }
                 )  # fmt: skip
     return found
@@ -117,6 +125,59 @@ def test_completions_with_a_flip(steps: list[StepData], numbers: dict[str, Any])
         if row[0]["base"]
     ]
     assert_told(numbers["completions"], plain_ratio(told, True))
+
+
+@pytest.mark.parametrize("side", ["correct", "wrong"])
+def test_how_often_the_advantage_has_the_sign_of_the_gap(
+    steps: list[StepData], numbers: dict[str, Any], side: str
+) -> None:
+    tokens = [
+        t for t in tokens_of(steps)
+        if t["known"] and (t["verdict"] == "correct") == (side == "correct")
+    ]  # fmt: skip
+    signs = [(t["prompt"], t["gap"] * t["advantage"]) for t in tokens]
+    rows = [(prompt, product > 0, 1) for prompt, product in signs if product]
+    told = numbers["agreement"][side]
+    assert told["tokens"] == len(rows) and 0 < told["share"]["mean"] < 1
+    assert_told(told["share"], plain_ratio(rows, True))
+
+
+def test_of_flips_by_sign_the_report_says_that_the_verdict_decides_nothing(tmp_path: Path) -> None:
+    public = {"name": "cast", "shaping": {"tau_nats": 0.0, "flip_size": "other_side"}}
+    data = random_step(tmp_path / "step-00000", method=public)
+    numbers = measure(iter([data]), CONTEXT)
+    assert {told["share"]["mean"] for told in numbers["agreement"].values()} == {1.0}
+    said = told_of("flips", numbers)
+    assert "the verdict no longer decides a direction" in said.answer[0]
+    assert "whoever was right" in words_of(said)
+    [sheet] = [b for b in said.blocks if isinstance(b, Sheet) and "Sign of" in b.title]
+    assert [row[0] for row in sheet.rows] == ["correct", "wrong"]
+    assert {row[2] for row in sheet.rows} == {"100.0"}
+    context = replace(CONTEXT, cast=CastShaping.model_validate(public["shaping"]))
+    alive = measure_with_life(iter([data]), context)
+    assert alive["agreement"] == numbers["agreement"]
+    assert "the verdict no longer decides a direction" in words_of(told_of("self-gaps", alive))
+
+
+def test_the_verdict_decides_where_flips_need_a_threshold(
+    steps: list[StepData], numbers: dict[str, Any]
+) -> None:
+    said = told_of("flips", numbers)
+    assert "no longer decides" not in said.answer[0] + words_of(said)
+    assert "The advantage has the sign of the gap at " in words_of(said)
+    context = replace(CONTEXT, cast=CastShaping.model_validate(EAGER["shaping"]))
+    assert measure_with_life(iter(steps), context)["agreement"] == numbers["agreement"]
+    of_one_size = {**numbers["agreement"], "wrong": {"tokens": 0, "share": None}}
+    assert not gap_decides({**of_one_size, "correct": {"tokens": 3, "share": {"mean": 1.0}}})
+
+
+def told_of(name: str, numbers: dict[str, Any]) -> Section:
+    diagnosis = Diagnosis(name, "", {}, [], plain(numbers), [], 0)
+    return {"flips": section, "self-gaps": gaps_section}[name](diagnosis)
+
+
+def words_of(section: Section) -> str:
+    return " ".join(block for block in section.blocks if isinstance(block, str))
 
 
 @pytest.mark.parametrize("way", ["down", "up"])

@@ -304,7 +304,7 @@ def test_explain_as_json(castctl: Cli, recipe: str) -> None:
     largest = max(sum(parts.values()) for parts in memory["phases"].values())
     assert memory["together"] == sum(memory["held"].values()) + largest
     prompts, flips = page["warnings"]
-    assert "extends: tiny" in prompts and "tau_nats=0" in flips
+    assert "extends: tiny" in prompts and "tau is 0" in flips
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_what_reads_the_total_is_told() -> None:
     assert load_recipe("sdpg-qwen3-4b:scheduled").reads_total == [
         "method.distillation.decay_steps=100"
     ]
+    falls = ("optimizer.schedule=linear", "optimizer.end_lr=1e-7", "optimizer.warmup_share=0.05")
+    assert small_recipe("cast", *falls).reads_total == [falls[0], falls[2]]
+    assert small_recipe("cast", "optimizer.warmup_steps=5").reads_total == []
+
+
+def test_a_warm_up_as_long_as_the_run_is_warned_of() -> None:
+    short = ("train.steps=3", "optimizer.warmup_share=0.9")
+    for settings in (short, ("train.steps=3", "optimizer.warmup_steps=3")):
+        assert (
+            "optimizer.lr is never reached" in small_recipe("cast", *settings).check_training()[0]
+        )
+    assert not small_recipe("cast", "train.steps=4", "optimizer.warmup_share=0.5").check_training()
 
 
 @pytest.mark.slow

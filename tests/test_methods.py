@@ -26,7 +26,7 @@ from castctl.methods.advantages import compute_advantages
         ("distillation", {"kind": "jsd"}),
         ("conditioning", {"kind": "bilateral"}),
         ("baseline", {"std": "sample"}),
-        ("shaping", {"flip": False}),
+        ("shaping", {"flip": "none"}),
         ("shaping", {"positive_range": [0.8, 1.2]}),
         ("teacher", {"every": 5}),
         ("teacher", {"kind": "ema"}),
@@ -98,6 +98,13 @@ def test_what_a_method_resolves_to_reads_back_as_itself() -> None:
         ({"name": "cast", "shaping": {"tau": 1.0}}, "tau"),
         ({"name": "cast", "shaping": {"kappa_wrong": -0.5}}, "kappa_wrong"),
         ({"name": "cast", "shaping": {"kind": "cats"}}, "kind"),
+        ({"name": "cast", "shaping": {"flip": "maybe"}}, "flip"),
+        ({"name": "cast", "shaping": {"dead_band": [1.01, 1.2]}}, "dead_band must hold 1"),
+        ({"name": "cast", "shaping": {"dead_band": [-1, 1.2]}}, "dead_band"),
+        (
+            {"name": "cast", "shaping": {"flip_size": "other_side", "kappa_wrong": 1.0}},
+            "reads no kappa_wrong",
+        ),
         ({"baseline": {"kind": "median"}}, "median"),
         ({"baseline": {"eps": -1e-6}}, "eps"),
         ({"zero_variance": {"kind": "zero", "b_wrong": 1.0}}, "b_wrong"),
@@ -213,9 +220,9 @@ def test_no_completions() -> None:
 
 def test_flipping_by_sign_alone_is_warned_about() -> None:
     by_sign = {"shaping": {"tau_nats": 0.0}}
-    assert "half of all tokens" in method(name="cast", **by_sign).shaping.warnings()[0]
+    assert "sign(A) = sign(g)" in method(name="cast", **by_sign).warnings()[0]
     assert method(name="cast").shaping.warnings() == []
-    assert method(name="cast", shaping={"tau_nats": 0.0, "flip": False}).shaping.warnings() == []
+    assert method(name="cast", shaping={"tau_nats": 0.0, "flip": "none"}).shaping.warnings() == []
     assert method(name="grpo").shaping.warnings() == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
@@ -24,7 +25,8 @@ from castctl.models.policy import FullWeights, load_policy
 from castctl.models.teacher import TeacherCopy
 from castctl.models.weights import Weights
 from castctl.recipe.model import ModelSettings
-from castctl.recipe.recipe import OptimizerSettings, Recipe
+from castctl.recipe.optimizer import OptimizerSettings
+from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.stages.train.checkpoint import (
     TrainState,
@@ -126,23 +128,57 @@ SCHEDULES = {
     "constant-warm-up": {"schedule": "constant", "warmup_steps": 4},
     "cosine": {"schedule": "cosine"},
     "cosine-warm-up": {"schedule": "cosine", "warmup_steps": 3},
+    "linear": {"schedule": "linear"},
+    "linear-to-an-end": {"schedule": "linear", "end_lr": 1e-3},
+    "linear-warm-up": {"schedule": "linear", "end_lr": 4e-3, "warmup_share": 0.3},
+    "constant-share": {"schedule": "constant", "warmup_share": 0.25},
+    "cosine-share": {"schedule": "cosine", "warmup_share": 0.5},
 }
+WARMUPS = {
+    "constant-warm-up": 4, "cosine-warm-up": 3, "linear-warm-up": 3, "constant-share": 2,
+    "cosine-share": 4,
+}  # fmt: skip
+"""Steps of warm-up of 8; 0 where none are named."""
 
 
-def expected_rate(schedule: str, warmup: int, step: int, total: int) -> float:
+def expected_rate(schedule: str, end: float, warmup: int, step: int, total: int) -> float:
     if step < warmup:
         return 1e-2 * step / warmup
-    if schedule == "constant":
-        return 1e-2
-    return 1e-2 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    done = (step - warmup) / (total - warmup)
+    if schedule == "linear":
+        return 1e-2 + (end - 1e-2) * done
+    return 1e-2 if schedule == "constant" else 1e-2 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_learning_rate_follows_its_schedule(name: str) -> None:
     model, chosen = tiny(), settings(**SCHEDULES[name])
+    warmup = WARMUPS.get(name, 0)
     rates = advance(model, Optimizer(FullWeights(model).trained(), chosen, 8), range(8))
-    expected = [expected_rate(chosen.schedule, chosen.warmup_steps, k, 8) for k in range(8)]
+    expected = [expected_rate(chosen.schedule, chosen.end_lr, warmup, k, 8) for k in range(8)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "steps"), [(0.05, 300, 15), (0.07, 100, 7), (0.05, 30, 2), (0.01, 8, 1)]
+)
+def test_a_share_of_the_steps_is_rounded_up(share: float, total: int, steps: int) -> None:
+    assert settings(warmup_share=share).warmup_of(total) == steps
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"end_lr": 1e-3}, "schedule=constant reads no end_lr"),
+        ({"end_lr": 1e-3, "schedule": "cosine"}, "schedule=cosine reads no end_lr"),
+        ({"end_lr": 1e-2, "schedule": "linear"}, "end_lr=0.01 is not below lr=0.01"),
+        ({"warmup_steps": 2, "warmup_share": 0.1}, "set one of them"),
+        ({"warmup_share": 1.0}, "warmup_share"),
+    ],
+)
+def test_what_no_schedule_reads_is_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        settings(**values)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])

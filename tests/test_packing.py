@@ -30,7 +30,8 @@ from castctl.models.packing import Layout, flattened, microbatches, pack, rows_o
 from castctl.models.policy import FullWeights
 from castctl.ragged import offsets_of
 from castctl.recipe.model import ModelSettings
-from castctl.recipe.recipe import OptimizerSettings, Recipe
+from castctl.recipe.optimizer import OptimizerSettings
+from castctl.recipe.recipe import Recipe
 from castctl.stages.train.batch import TrainBatch
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.update import update

@@ -102,11 +102,14 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("rcc", "baseline", {
         "kind": "rcc", "reduction": "sum", "clip": True, "std": "population", "eps": 1e-6,
     }),
-    ("cast", "zero_variance", {"kind": "signed", "b_correct": 1.0, "b_wrong": 1.0}),
+    ("cast", "zero_variance", {
+        "kind": "signed", "b_correct": 1.0, "b_wrong": 1.0, "decay_steps": 0,
+    }),
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
     ("cast", "shaping", {
         "kind": "cast", "positive_range": (0.8, 1.05), "negative_range": (0.95, 1.2), "lam": 1.0,
-        "flip": True, "tau_rms": 2.0, "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5,
+        "decay_steps": 0, "dead_band": None, "flip": "both", "flip_size": "kappa",
+        "tau_rms": 2.0, "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5,
         "kappa_wrong": 0.5, "clamp": 1.2,
     }),
     ("rlsd", "shaping", {"kind": "rlsd", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),

@@ -32,7 +32,7 @@ SPELLED = [f"{name}:{each}" for name in LARGE for each in read_source(name).vari
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cast-qwen3-1.7b": {
         "mixed-only": {"zero_variance.kind": "zero"},
-        "no-reversal": {"shaping.flip": False},
+        "no-reversal": {"shaping.flip": "none"},
         "with-answer": {"teacher.context": "answer"},
         "symmetric-clip": {
             "shaping.positive_range": (0.8, 1.2), "shaping.negative_range": (0.8, 1.2),

@@ -65,7 +65,7 @@ RANGES = [
     ("dapo", "overlong.cache", "quarter", "valid integer"),
     ("cast", "shaping.lam", "2", "less than or equal to 1, got 2"),
     ("cast", "shaping.clamp", "0", "greater than 0, got 0"),
-    ("cast", "shaping.flip", "perhaps", "valid boolean"),
+    ("cast", "shaping.flip", "perhaps", "'both', 'correct', 'wrong' or 'none'"),
     ("rlsd", "shaping.eps_w", "2", "less than or equal to 1, got 2"),
     ("rlsd", "shaping.lam", "-0.1", "greater than or equal to 0"),
     ("rlsd", "shaping.decay_steps", "-1", "greater than or equal to 0"),

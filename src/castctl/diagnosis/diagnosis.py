@@ -14,6 +14,7 @@ from castctl.inspection.tokens import TokenTexts
 from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
 from castctl.methods.correction import Correction, Truncate
+from castctl.methods.zero_variance import SignedBase, ZeroVariance
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_json, write_json
@@ -25,12 +26,14 @@ Numbers = dict[str, Any]
 @dataclass(frozen=True)
 class Context:
     """What a diagnostic reads beside the shards: the texts of tokens, the seed of its bootstraps,
-    CAST's settings, the run's own where it trains with CAST, by step the seconds of each scoring
-    pass, where they are known, and the correction of the run's policy loss."""
+    CAST's shaping and what it makes of groups without variance, the run's own where it trains with
+    CAST, by step the seconds of each scoring pass, where they are known, and the correction of the
+    run's policy loss."""
 
     texts: TokenTexts
     seed: int = 0
     cast: CastShaping = field(default_factory=CastShaping)
+    zero_variance: ZeroVariance = field(default_factory=SignedBase)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     correction: Correction = field(default_factory=Truncate)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from castctl.diagnosis.agreement import add_agreement, agreement
 from castctl.diagnosis.clusters import PromptSums, tenths, trend
 from castctl.diagnosis.data import Flags, Floats, StepData
 from castctl.diagnosis.diagnosis import Context, Numbers
@@ -41,6 +42,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
       `before`, mean |A'| of the flipped tokens, shaped but not flipped, and `after`, their mean
       |A|; `lost`, the share of all |A'| of that side that flipping took from the verdict's
       direction, (|A'| + |A|) / sum |A'|.
+    - `agreement`: by verdict, how often the advantage has the sign of the gap, see `agreement`.
     - `completions`: share of the completions with a base that have a flip.
     - `entropy`: mean entropy (nats) of each tenth, None without entropies.
     - `tokens_down`, `tokens_up`: `id`, `text`, how often it was `flipped`, of how many
@@ -67,6 +69,8 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         own = total.fresh()
         flipped = _flipped(data)
         _add(own, data, flipped, cast)
+        assert data.shaped is not None
+        add_agreement(own, data, data.shaped.advantages_N)
         for way, (candidates_N, flipped_N) in flipped.items():
             tallies[way].add(
                 data.ids_N[candidates_N],
@@ -84,6 +88,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         "settings": settings,
         "to_end": list(TO_END),
         **{way: _direction(total, way) for way in DIRECTIONS},
+        "agreement": agreement(total),
         "completions": total.share("completions_flipped", "completions"),
         "entropy": _entropies(total),
         **{f"tokens_{w}": tallies[w].top("flipped", TOKENS, context.texts) for w in DIRECTIONS},

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from castctl.diagnosis.agreement import add_agreement, agreement
 from castctl.diagnosis.bootstrap import Floats
 from castctl.diagnosis.carriers import carrying_contexts, carrying_tokens
 from castctl.diagnosis.cells import ENTROPIES, PLACES, describe_cells, describe_decay
+from castctl.diagnosis.clusters import PromptSums
 from castctl.diagnosis.data import StepData
 from castctl.diagnosis.diagnosis import Context, Numbers
 from castctl.diagnosis.pool import Pool, pool_steps
@@ -23,7 +25,9 @@ from castctl.diagnosis.separation import (
     histograms,
     within_prompt,
 )
+from castctl.methods.baselines import GroupBaseline
 from castctl.methods.cast import CastShaping
+from castctl.methods.schedule import Moment
 
 OF_A_STEP = 200
 """Replicates of an interval that is told of every step."""
@@ -43,16 +47,29 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
 
 
 def measure_with_life(steps: Iterator[StepData], context: Context) -> Numbers:
-    """The same, and `alive`: by step, how much of the gap there is, and the teacher's age."""
+    """The same, and of CAST by the run's settings or its own: `alive`, by step, how much of the gap
+    there is, and the teacher's age; `agreement` of the advantages it makes with the gap."""
     alive: list[dict[str, Any]] = []
+    agreeing = PromptSums()
 
     def watched() -> Iterator[StepData]:
         for data in steps:
             alive.append(_life(data, context.cast))
+            if data.groups.binary:  # CAST reads no others
+                add_agreement(agreeing, data, _shaped_N(data, context))
             yield data
 
     pool = pool_steps(watched())
-    return {**_numbers(pool, context), "alive": alive}
+    return {**_numbers(pool, context), "alive": alive, "agreement": agreement(agreeing)}
+
+
+def _shaped_N(data: StepData, context: Context) -> Floats:
+    """The advantages (N) that CAST makes of a step's gap."""
+    assert data.signals is not None
+    tokens, moment = data.signals.tokens, Moment(data.step)
+    base_R = GroupBaseline().advantages_R(data.groups, tokens)
+    base_R = context.zero_variance.fill_R(base_R, data.groups, moment)
+    return context.cast.shape(base_R, tokens, data.groups, moment).advantages_N
 
 
 def _numbers(pool: Pool, context: Context) -> Numbers:

@@ -8,6 +8,7 @@ from typing import Any
 from castctl.diagnosis.diagnosis import Context, Diagnosis, Diagnostic
 from castctl.diagnosis.subject import ChosenStep, Subject, choose_steps, read_chosen
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
+from castctl.methods import MethodSettings
 from castctl.methods.cast import CastShaping
 from castctl.methods.correction import NoCorrection
 from castctl.progress import Progress
@@ -35,12 +36,15 @@ def diagnose(
     out = output_folder(subject, diagnostic)
     steps = choose_steps(diagnostic, subject, asked, out, progress=progress, overwrite=overwrite)
     recipe = Recipe() if subject.run is None else subject.run.recipe
-    shaping = recipe.method.shaping
+    own = recipe.method.shaping.kind == "cast"
+    cast = recipe.method if own else MethodSettings(name="cast")
+    assert isinstance(cast.shaping, CastShaping)
     corrects = recipe.method.surrogate.kind != "none"  # else nothing reads the weights
     context = Context(
         texts=TokenTexts(run_tokenizer(subject.run)),
         seed=recipe.seed,
-        cast=shaping if isinstance(shaping, CastShaping) else CastShaping(),
+        cast=cast.shaping,
+        zero_variance=cast.zero_variance,
         seconds={step.folder.step: step.seconds for step in steps if step.seconds},
         correction=recipe.method.correction if corrects else NoCorrection(),
     )

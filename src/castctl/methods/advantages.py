@@ -67,7 +67,7 @@ def compute_advantages(
         rewarded = method.overlong.penalised(groups, lengths_R, ending.longest)
         masks_R = method.overlong.masks_R(ending.truncated_R)
     base_R = method.baseline.advantages_R(rewarded, signals)
-    base_R = method.zero_variance.fill_R(base_R, groups)
+    base_R = method.zero_variance.fill_R(base_R, groups, moment)
     shaped = method.shaping.shape(base_R, signals, groups, moment)
     distill_weights_N = method.distillation.weights_N(
         base_R, signals.offsets, moment, method.teacher.skip_tokens

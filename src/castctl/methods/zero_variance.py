@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from castctl.methods.groups import Groups
-from castctl.settings import Count, Section
+from castctl.methods.schedule import START, Moment, linear_decay
+from castctl.settings import Amount, Count, Section
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ class _ZeroVariance(Section):
         """Most rounds of rollouts in a step."""
         return 1
 
-    def fill_R(self, base_R: Floats, groups: Groups) -> Floats:
+    def fill_R(self, base_R: Floats, groups: Groups, moment: Moment = START) -> Floats:
         """The base advantages (R) as they are."""
         return base_R
 
@@ -48,12 +49,16 @@ class SignedBase(_ZeroVariance):
     """Base advantage where every completion is right (paper)."""
     b_wrong: float = Field(1.0, ge=0)
     """Negated base advantage where every completion is wrong (paper)."""
+    decay_steps: Amount = 0
+    """Steps over which both fall linearly to 0; 0 is no decay (ours; where public scripts let
+    `shaping.lam` decay, they let these decay alike)."""
 
-    def fill_R(self, base_R: Floats, groups: Groups) -> Floats:
+    def fill_R(self, base_R: Floats, groups: Groups, moment: Moment = START) -> Floats:
         """The base advantages (R) with the zero-variance groups given their sign."""
         kind = np.where(groups.known_R, groups.kind_R, "unknown")
-        base_R = np.where(kind == "all_correct", self.b_correct, base_R)
-        return np.where(kind == "all_wrong", -self.b_wrong, base_R)
+        strength = linear_decay(moment, self.decay_steps)
+        base_R = np.where(kind == "all_correct", self.b_correct * strength, base_R)
+        return np.where(kind == "all_wrong", -self.b_wrong * strength, base_R)
 
 
 class DropAndResample(_ZeroVariance):

@@ -16,6 +16,7 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
+from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
@@ -30,7 +31,6 @@ Derive it rigorously, step by step, and do not mention that it was given."""
 """After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSettings(Section):
@@ -124,21 +124,18 @@ class VerifierSettings(CodeSection):
     correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
     itself stays graded (ours)."""
+    box_within_last: float | None = Field(None, gt=0, le=1)
+    """The box must begin within this last share of the completion's tokens, its stop token among
+    them, or the answer is wrong; null is off (ours; public scripts of CAST have 0.05)."""
 
-
-class OptimizerSettings(Section):
-    lr: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW (ours; usual for full-weight RLVR)."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """AdamW's betas."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up."""
-    warmup_steps: Amount = 0
-    """Optimizer steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
+    @model_validator(mode="after")
+    def _a_box_is_read(self) -> Self:
+        if self.function and self.box_within_last is not None:
+            raise ValueError(
+                "verifier.function reads the completion itself, and no box; leave box_within_last "
+                "out"
+            )
+        return self
 
 
 class TrainSettings(Section):
@@ -246,10 +243,9 @@ class Recipe(Section):
     def reads_total(self) -> list[str]:
         """The schedules that depend on `train.steps`, as settings: another number of steps changes
         every step, not the last ones alone."""
-        cosine = self.optimizer.schedule == "cosine"
         decay = self.method.distillation.decay_steps
         return [
-            *(["optimizer.schedule=cosine"] if cosine else []),
+            *self.optimizer.reads_total,
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
 
@@ -285,9 +281,10 @@ class Recipe(Section):
             )
         warnings = []
         updates = self.train.steps * self.train.epochs * self.train.minibatches
-        if self.optimizer.warmup_steps >= updates:
+        warmup = self.optimizer.warmup_of(updates)
+        if warmup >= updates:
             warnings.append(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run's "
+                f"the warm-up of {warmup} optimizer steps is as long as the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
             )
         if self.model.adapts and "lr" not in self.optimizer.model_fields_set:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from castctl.errors import one_line
+from castctl.methods.cast import of_former
 from castctl.methods.correction import of_cap
 
 METADATA_KEY = b"castctl"
@@ -131,11 +132,14 @@ def parse_metadata(raw: bytes) -> Metadata:
 
 def _of_today(metadata: Metadata) -> Metadata:
     """The metadata as it is said today, so that an older run goes on."""
-    settings = metadata.get("settings", {})
+    settings = of_former(metadata.get("settings", {}))
     if "importance_cap" in settings and "correction" not in settings:
         settings = dict(settings)
-        cap = settings.pop("importance_cap")
-        metadata = metadata | {"settings": settings | {"correction": of_cap(cap)}}
+        settings |= {"correction": of_cap(settings.pop("importance_cap"))}
+    if "settings" in metadata:
+        metadata = metadata | {"settings": settings}
+    if "verifier" in metadata:
+        metadata = metadata | {"verifier": {"box_within_last": None, **metadata["verifier"]}}
     engine = metadata.get("engine", {})
     if engine.get("kind") == "transformers" and "seeds" not in engine:  # there was no other rule
         metadata = metadata | {"engine": engine | {"seeds": "philox-128"}}

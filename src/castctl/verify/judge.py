@@ -37,6 +37,9 @@ class Row(NamedTuple):
     """`stop`, `length` or `error`."""
     thinking: bool = False
     """Whether the prompt ends inside thoughts (`opens_thoughts`), which the completion goes on."""
+    last_from: int | None = None
+    """Where the last share of its tokens begins in the completion, in characters, of
+    `box_within_last`; None where nobody counted tokens."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def grader_name(settings: VerifierSettings) -> str:
     the rules around it; from which reward on where that is not 1."""
     custom = _custom(settings)
     name = f"math-verify {version('math-verify')}, rules {RULES}"
+    if settings.box_within_last is not None:
+        name += f", a box within the last {settings.box_within_last:g} of the tokens"
     if custom is not None:
         name = custom.version
     least = settings.correct_from
@@ -98,11 +103,12 @@ def judge(
     A row is checked by `settings.function` where there is one, whatever its completion
     holds, and otherwise by math-verify: the content of the last box against the answer.
     A box in thoughts, which the prompt may have opened, in a comment or in a quotation of the
-    problem does not count (`visible`).
+    problem does not count (`visible`). One that begins before the `box_within_last` share of the
+    tokens is `wrong`, whatever it holds.
 
     Raises:
-        UserError: `settings.function` cannot be used or is not trusted, or the workers cannot
-            start.
+        UserError: `settings.function` cannot be used or is not trusted, the workers cannot
+            start, or `box_within_last` is set for completions without tokens.
     """
     custom = _custom(settings)
     boxes = [_final_answer(row) for row in rows]
@@ -121,6 +127,8 @@ def judge(
         elif box is None:
             unfinished = row.finish_reason == "length"
             judgements[index] = Judgement(0.0, "truncated" if unfinished else "no_answer")
+        elif settings.box_within_last is not None and _is_early(row, box):
+            judgements[index] = Judgement(0.0, "wrong", *box)
         else:
             calls[index] = grade, (row.answer, box.content)
     if on_done:
@@ -154,6 +162,17 @@ def _final_answer(row: Row) -> Boxed | None:
         return None
     box = last_boxed(visible(row.completion, row.problem, row.thinking))
     return box if box and box.content.strip() else None
+
+
+def _is_early(row: Row, box: Boxed) -> bool:
+    """Whether a box begins before the last share of the tokens."""
+    if row.last_from is None:
+        raise UserError(
+            "verifier.box_within_last counts tokens, and these completions are text alone; leave "
+            "it out (--set verifier.box_within_last=null)"
+        )
+    begins = max(row.completion.rfind(name, 0, box.start) for name in ("\\boxed", "\\fbox"))
+    return begins < row.last_from
 
 
 def reward_verdict(reward: float, settings: VerifierSettings) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ def token_span(
         if first_token is not None and piece.end >= end:
             return first_token, piece.end_token
     return None
+
+
+def last_begins(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], share: float) -> int:
+    """The character with which the last `share` of the tokens begins.
+
+    What begins there or later begins within them: a token i of T is, where T - i <= share * T.
+    """
+    kept = math.floor(round(share * len(token_ids), 6))  # 0.07 of 100 is 7
+    before = _text(tokenizer, token_ids[: len(token_ids) - kept])
+    return len(before.rstrip("\ufffd"))  # the part of a character that a later token completes
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any
 from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.report.axes import whole_numbers
 from castctl.report.colors import NEGATIVE, POSITIVE
+from castctl.report.diagnostics.agreement import (
+    FOLLOWS,
+    agreement_sheet,
+    agreement_words,
+    gap_decides,
+)
 from castctl.report.diagnostics.figures import (
     along_steps,
     curve,
@@ -47,7 +53,7 @@ def section(diagnosis: Diagnosis) -> Section:
     blocks: list[str | Sheet | Picture] = [_directions(numbers), *_words(numbers)]
     if _flipped(numbers):
         blocks += [*_pictures(numbers), _tokens(numbers), _contexts(numbers)]
-    blocks.append(_by_correct(numbers))
+    blocks += [agreement_sheet(numbers["agreement"]), _by_correct(numbers)]
     if len(numbers["by_step"]) > 1:
         blocks.append(_steps(numbers["by_step"]))
     return Section(diagnosis.name, "Flipped tokens", blocks, answer=_answer(numbers))
@@ -56,6 +62,8 @@ def section(diagnosis: Diagnosis) -> Section:
 def _answer(numbers: dict[str, Any]) -> tuple[str, str]:
     if not _flipped(numbers):
         return answer("No token is flipped.", _why_none(numbers), numbers["prompts"])
+    if gap_decides(numbers["agreement"]):
+        return answer(FOLLOWS, "So the update follows the teacher's sign.", numbers["prompts"])
     shares, lost = ([share_cell(numbers[way][key], "%") or "none" for way in WAYS]
                     for key in ("share", "lost"))  # fmt: skip
     return answer(
@@ -150,6 +158,7 @@ def _words(numbers: dict[str, Any]) -> list[str]:
         f"Flipped down are {share(numbers['down']['share'])} of the tokens of completions that the "
         f"verdict praises, flipped up {share(numbers['up']['share'])} of those that it blames; "
         f"{share(numbers['completions'])} of the completions with an advantage have a flip.",
+        *agreement_words(numbers["agreement"]),
         _mass(numbers),
         _seat(numbers),
         *_still(numbers["by_step"]),
@@ -183,22 +192,26 @@ def _still(steps: list[dict[str, Any]]) -> list[str]:
 def _threshold(settings: dict[str, Any] | None) -> str:
     if settings is None:
         return "Which threshold was in force is not recorded: the advantages were made elsewhere."
-    if not settings["flip"]:
+    if settings["flip"] == "none":
         return "Flipping was off when these advantages were made."
-    kappas = (
-        f"a flipped token keeps {settings['kappa_correct']:g} of its size in correct completions "
-        f"and {settings['kappa_wrong']:g} in wrong ones"
+    where = "" if settings["flip"] == "both" else f" in {settings['flip']} completions alone"
+    size = (
+        "a flipped token's size is that of the other side, at least its base"
+        if settings["flip_size"] == "other_side"
+        else f"a flipped token keeps {settings['kappa_correct']:g} of its size in correct "
+        f"completions and {settings['kappa_wrong']:g} in wrong ones"
     )
     if settings["tau_nats"] is not None:
-        return f"A token flips beyond a gap of {settings['tau_nats']:g} nats; {kappas}."
+        return f"A token flips{where} beyond a gap of {settings['tau_nats']:g} nats; {size}."
     return (
-        f"A token flips beyond {settings['tau_rms']:g} root mean squares of its group's gap, but "
-        f"not below {settings['tau_floor']:g} nats; {kappas}. (Settings of the first step read.)"
+        f"A token flips{where} beyond {settings['tau_rms']:g} root mean squares of its group's "
+        f"gap, but not below {settings['tau_floor']:g} nats; {size}. (Settings of the first step "
+        "read.)"
     )
 
 
 def _why_none(numbers: dict[str, Any]) -> str:
-    if not numbers["settings"].get("flip", True):
+    if (numbers["settings"] or {}).get("flip") == "none":
         return "The method was shaped with flipping off."
     sizes = [step["rms"] for step in numbers["by_step"] if step["rms"] is not None]
     if not any(sizes):

@@ -6,6 +6,7 @@ from typing import Any
 
 from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.diagnosis.pool import CELLS
+from castctl.report.diagnostics.agreement import agreement_sheet, agreement_words
 from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
 from castctl.report.diagnostics.gap_words import gap_answer, gap_words
 from castctl.report.diagnostics.words import around, cell, spelled
@@ -47,6 +48,7 @@ def section(diagnosis: Diagnosis) -> Section:
         blocks.append(_steps(numbers["by_step"]))
     if "alive" in numbers:
         blocks.append(_alive(numbers["alive"]))
+        blocks += [agreement_sheet(numbers["agreement"]), *agreement_words(numbers["agreement"])]
     return Section(diagnosis.name, title, blocks, answer=gap_answer(diagnosis))
 
 
@@ -179,5 +181,6 @@ def _alive(steps: list[dict[str, Any]]) -> Sheet:
         for step in steps
     ]  # fmt: skip
     headings = ("step", "teacher's age", "RMS", "mean |g|", "beyond 0.1 nats", "beyond tau")
-    note = "Tau is CAST's threshold of flipping, by the run's settings or CAST's defaults."
+    note = "Tau is CAST's threshold of flipping, and A below its advantage, by the run's settings "
+    note += "or CAST's defaults."
     return Sheet("How much of the gap is alive, in nats", headings, rows, note)

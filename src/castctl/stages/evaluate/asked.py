@@ -39,6 +39,11 @@ def ask_tasks(
     """`evaluate_tasks` at a server: all problems are read before the first is asked. Raises
     `UserError` for held-out problems too: a run's own tokenizer chooses among them."""
     require_trust(run.recipe.verifier)
+    if run.recipe.verifier.box_within_last is not None:
+        raise UserError(
+            "verifier.box_within_last counts tokens, and a server gives text alone; leave it out "
+            "(--set verifier.box_within_last=null)"
+        )
     require_endpoint(run)
     run.record(endpoint={"url": endpoint.url, "model": endpoint.model, "root": endpoint.root})
     asked = [Run(run.path, about(run.recipe, task)) for task in tasks]

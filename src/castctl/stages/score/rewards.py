@@ -15,7 +15,7 @@ from castctl.shards.part import Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign
 from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
 from castctl.verify.pool import CheckPool
-from castctl.verify.spans import token_span
+from castctl.verify.spans import last_begins, token_span
 from castctl.verify.visible import CLOSED, opens_thoughts
 
 TAIL = 32
@@ -52,7 +52,8 @@ def score_rewards(
             _refuse_silence(rollouts)
 
             def work(table: pa.Table = rollouts.table) -> pa.Table:
-                judged = judge(pool, settings, rows_to_judge(table, tokenizer), lambda: advance(1))
+                rows = rows_to_judge(table, tokenizer, settings)
+                judged = judge(pool, settings, rows, lambda: advance(1))
                 judgements.extend(judged)
                 check_error_share(judgements, settings)
                 return _rewards_table(table, judged, tokenizer)
@@ -80,7 +81,9 @@ def _refuse_silence(rollouts: Part) -> None:
         raise UserError(f"{rollouts.path}: every completion is empty; roll out again")
 
 
-def rows_to_judge(rollouts: pa.Table, tokenizer: Any | None) -> list[Row]:
+def rows_to_judge(
+    rollouts: pa.Table, tokenizer: Any | None, settings: VerifierSettings
+) -> list[Row]:
     """What the judge reads of rollouts, whose tokens are this tokenizer's. Where there are none, a
     thought that the prompt opened stands in the text."""
     names = ("problem", "completion", "answer", "finish_reason")
@@ -88,7 +91,18 @@ def rows_to_judge(rollouts: pa.Table, tokenizer: Any | None) -> list[Row]:
     if tokenizer is None:
         return [Row(*values) for values in zip(*columns, strict=True)]
     thinking = _thinking(rollouts, tokenizer)
-    return [Row(*values) for values in zip(*columns, thinking, strict=True)]
+    last_from = _last_from(rollouts, tokenizer, settings.box_within_last)
+    return [Row(*values) for values in zip(*columns, thinking, last_from, strict=True)]
+
+
+def _last_from(rollouts: pa.Table, tokenizer: Any, share: float | None) -> list[int | None]:
+    """Where the last share of each completion's tokens begins, in characters; None without a share
+    or without tokens."""
+    completions = rows_of(*ragged_column(rollouts, "completion_token_ids"))
+    return [
+        None if share is None or not len(ids) else last_begins(tokenizer, ids.tolist(), share)
+        for ids in completions
+    ]
 
 
 def _thinking(rollouts: pa.Table, tokenizer: Any) -> list[bool]:

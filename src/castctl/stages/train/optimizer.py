@@ -11,7 +11,7 @@ import torch
 from castctl.errors import UserError, one_line
 from castctl.files import regular
 from castctl.models.policy import NamedParameters
-from castctl.recipe.recipe import OptimizerSettings
+from castctl.recipe.optimizer import OptimizerSettings
 from castctl.shards.part import read_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,8 +36,13 @@ class Optimizer:
             lr=settings.lr,
             betas=settings.betas,
         )
-        name = {"constant": "constant_with_warmup", "cosine": "cosine"}[settings.schedule]
-        self._schedule = get_scheduler(name, self._adamw, settings.warmup_steps, total_steps)
+        name, options = {
+            "constant": ("constant_with_warmup", {}),
+            "cosine": ("cosine", {}),
+            "linear": ("polynomial", {"lr_end": settings.end_lr, "power": 1.0}),
+        }[settings.schedule]
+        warmup = settings.warmup_of(total_steps)
+        self._schedule = get_scheduler(name, self._adamw, warmup, total_steps, options)
         self._total_steps = total_steps
         self.steps = 0
 
