@@ -18,6 +18,9 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 RATIO = ("ratio", "ratio_min", "ratio_max")
 
 PROMISED: dict[str, tuple[str, ...]] = {
+    "adapters": ("update_tokens_per_second", "policy_tokens_per_second", "snapshot_seconds",
+                 *(f"{what}.{name}" for what in ("teacher", "head") for name in RATIO),
+                 "estimated_held_gb", "estimated_peak_gb"),
     "cast_over_grpo": (*RATIO, "cast_seconds", "grpo_seconds", "ratio_with_rollout",
                        "seconds.cast.teacher_pass", "seconds.cast.update", "seconds.grpo.shape",
                        "trained_tokens.cast", "trained_tokens.grpo"),
