@@ -342,6 +342,25 @@ def test_a_part_in_which_nobody_has_a_peer_is_shaped_and_diagnosed(
     assert not step["computed"]
 
 
+@pytest.mark.parametrize("name", ["rlrt", "sdpo"])
+def test_a_part_made_elsewhere_without_a_teacher_is_refused_where_there_are_peers(
+    taught: Run, tmp_path: Path, name: str
+) -> None:
+    """Nobody says whether a teacher was asked: the verdicts tell whether it had to answer."""
+    run = copied(taught, tmp_path / "run", small_recipe(name).method)
+    for number in run.step(0).parts("signals"):
+        part = run.step(0).read("signals", number)
+        rows = [{k: v for k, v in row.items() if not k.startswith("teacher_")}
+                for row in part.table.to_pylist()]  # fmt: skip
+        write_part(part.path, "signals", pa.Table.from_pylist(rows, part.table.schema), {})
+    with pytest.raises(UserError, match=rf"{name} needs teacher_.*does not have.*castctl score"):
+        shaped(run)
+    judge(run.step(0), lambda prompt, sample: False)
+    for row in shaped(run):
+        assert set(row["advantages"]) == {row["base"]}
+        assert set(row["distill_weights"] or [0.0]) == {0.0}
+
+
 @pytest.mark.parametrize("tokens", ["top_k_tail", "sampled"])
 def test_distillation_leaves_out_who_has_no_teacher(
     taught: Run, tmp_path: Path, tokens: str

@@ -1,5 +1,6 @@
 """`castctl diagnose`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,14 @@ def diagnose(
             help="Weights that score policy and teacher anew, such as RUN/checkpoints/step-00010.",
         ),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            help="other: opsd-gaps of a teacher that is told another problem's answer, to see "
+            "whether knowing the right one is what separates.",
+        ),
+    ] = None,
     recipe: opt.RecipeOption = None,
     tiny: opt.TinyOption = False,
     set_: opt.SetOption = None,
@@ -78,6 +87,7 @@ def diagnose(
     from castctl.diagnosis.catalog import find_diagnostic
 
     diagnostic = find_diagnostic(name)
+    _require_context(name, context)
 
     from castctl.cli.context import Asked
     from castctl.diagnosis.runner import diagnose as run_diagnostic
@@ -89,6 +99,8 @@ def diagnose(
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
     )  # fmt: skip
     found = _subject(subject, asked, model is not None)
+    if context is not None:
+        found = replace(found, retaught=True, others=True)
     say(f"{diagnostic.name} of {found.path}")
     diagnosis, steps = run_diagnostic(
         diagnostic, found, asked=list(step or ()), progress=progress(), overwrite=overwrite
@@ -96,6 +108,20 @@ def diagnose(
     out = output_folder(found, diagnostic)
     page = _write(diagnosis, found, steps, out)
     _show(diagnosis, out, page, full, as_json)
+
+
+def _require_context(name: str, context: str | None) -> None:
+    if context is None:
+        return
+    if context != "other":
+        raise UserError(
+            f"no context {context!r}; --context other tells the teacher another problem's answer"
+        )
+    if name != "opsd-gaps":
+        raise UserError(
+            f"--context other is of a teacher that is told answers, and {name} reads none; use "
+            "castctl diagnose opsd-gaps --context other"
+        )
 
 
 def _explain() -> None:

@@ -18,6 +18,7 @@ from castctl.shards.part import read_json, read_metadata, write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.one_step import teacher_at
 from castctl.stages.policies import PolicySource, budget_of, make_scorers, policy_at, reference_of
+from castctl.stages.score.others import others_answers
 from castctl.stages.score.rewards import score_rewards
 from castctl.stages.score.scorers import Scorer
 from castctl.stages.score.signals import score_signals
@@ -43,11 +44,13 @@ def compute_missing(
     method: MethodSettings,
     source: PolicySource | None,
     rescore: bool,
+    others: bool = False,
     progress: Progress,
     overwrite: bool = False,
 ) -> Computed:
     """Judge, score and shape a step for `method` into `out`, where the run's own do not serve;
-    `rescore` says that its signals do not, whatever they are.
+    `rescore` says that its signals do not, whatever they are, and `others` that the teacher is told
+    what another problem of the step tells.
 
     Policy and teacher are both scored with the same weights: `source`, or the checkpoint at the
     step's start. Old log-probs of the policy beside newer weights of its teacher would put the
@@ -69,6 +72,10 @@ def compute_missing(
             teacher_at(own, folder.step, source, policy) if taught else None,
             _reference(own, policy) if anchored else None,
         )  # fmt: skip
+        if others and scorers.teacher_template is not None:
+            scorers = replace(scorers, others=others_answers(
+                folder.table("rollouts"), scorers.teacher_template, recipe.seed, folder.step
+            ))  # fmt: skip
         whole = overwrite or not view.parts("signals")
         spent = score_signals(
             view, signals, scorers, temperature=_temperature(folder, recipe),

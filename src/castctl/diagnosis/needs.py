@@ -9,6 +9,8 @@ from castctl.shards.part import Metadata, read_metadata
 from castctl.shards.stage import StepFolder
 
 Told = Literal["privileged", "answer_free"]
+OTHER = "other"
+"""The context of a teacher that is told what another problem's answer is."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ TOLD: dict[bool, Told] = {True: "privileged", False: "answer_free"}
 
 
 def teacher_context(signals: Metadata) -> str | None:
-    """What the teacher of a part's log-probs was told, by the part's metadata; None where that
-    does not say."""
+    """What the teacher of a part's log-probs was told, by the part's metadata, `other` where that
+    is of another problem; None where it does not say."""
     made = signals.get("signals", {}).get("teacher_logprobs")
+    if isinstance(made, dict) and "others" in made:
+        return OTHER
     return str(made.get("context", "none")) if isinstance(made, dict) else None

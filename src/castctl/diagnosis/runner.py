@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from castctl.diagnosis.diagnosis import Context, Diagnosis, Diagnostic
+from castctl.diagnosis.diagnosis import Context, Diagnosis, Diagnostic, read_diagnosis
+from castctl.diagnosis.needs import OTHER
 from castctl.diagnosis.subject import ChosenStep, Subject, choose_steps, read_chosen
 from castctl.inspection.tokens import TokenTexts, run_tokenizer
 from castctl.methods import MethodSettings
@@ -21,7 +22,8 @@ Facts = dict[str, Any]
 
 def output_folder(subject: Subject, diagnostic: Diagnostic) -> Path:
     """Where everything of a diagnosis lies."""
-    return subject.home / "diagnose" / diagnostic.name
+    own = subject.home / "diagnose" / diagnostic.name
+    return own / OTHER if subject.others else own
 
 
 def diagnose(
@@ -50,6 +52,8 @@ def diagnose(
     )
     numbers = plain(diagnostic.measure(read_chosen(steps, diagnostic.need, progress), context))
     facts = [step.facts() for step in steps]
+    if subject.others:
+        numbers["told_own"] = _told_own(out.parent / f"{diagnostic.name}.json", facts)
     diagnosis = Diagnosis(
         name=diagnostic.name,
         question=diagnostic.question,
@@ -61,6 +65,20 @@ def diagnose(
     )
     diagnosis.write(out / f"{diagnostic.name}.json")
     return diagnosis, steps
+
+
+def _told_own(file: Path, facts: list[Facts]) -> Facts | None:
+    """The separation by a teacher that was told each problem's own answer, from the diagnosis of
+    the same steps by the same weights; None where there is none."""
+    if not file.is_file():
+        return None
+    own = read_diagnosis(file)
+    keys = ("step", "parts", "policy", "teacher", "skip_tokens")
+    same = [[each[key] for key in keys] for each in own.steps] == [
+        [each[key] for key in keys] for each in facts
+    ]
+    found: Facts = own.numbers["separation"]
+    return {"all": found["all"], "within_prompt": found["within_prompt"]} if same else None
 
 
 def _describe(subject: Subject) -> dict[str, object]:

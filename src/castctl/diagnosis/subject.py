@@ -12,6 +12,7 @@ from castctl.diagnosis.diagnosis import Diagnostic
 from castctl.diagnosis.missing import compute_missing
 from castctl.diagnosis.needs import Need, teacher_context
 from castctl.errors import UserError
+from castctl.methods import MethodSettings
 from castctl.progress import Progress
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import load_recipe
@@ -31,7 +32,8 @@ class Subject:
     """What a name stands for: the step folders of `path`, and the run that they are of, if any.
 
     `weights` are those named by hand, to score policy and teacher with; `retaught` says that
-    another teacher than the run's own was asked for.
+    another teacher than the run's own was asked for, and `others` that it is told what another
+    problem's answer is.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Subject:
     run: Run | None
     weights: PolicySource | None = None
     retaught: bool = False
+    others: bool = False
 
     @property
     def home(self) -> Path:
@@ -207,9 +210,11 @@ def _computed(
         )
     named = subject.weights is not None
     method = diagnostic.method(run.recipe, subject.began, named)
+    if subject.others:
+        method = _told_by_data(method)
     done = compute_missing(
         run, folder, diagnostic.need, out / f"step-{folder.step:05d}",
-        method=method, source=subject.weights, rescore=rescore,
+        method=method, source=subject.weights, rescore=rescore, others=subject.others,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
     parts = diagnostic.need.parts_of(done.folder)
@@ -219,6 +224,14 @@ def _computed(
             f"castctl inspect {folder.path} --verify"
         )
     return ChosenStep(done.folder, parts, method.teacher.skip_tokens, done.seconds)
+
+
+def _told_by_data(method: MethodSettings) -> MethodSettings:
+    """A method whose teacher is told what the data has, so that it can be told another's."""
+    if not method.teacher.told_by_peers:
+        return method
+    told = {"context": "solution_or_answer", "template": None}
+    return method.model_copy(update={"teacher": method.teacher.model_copy(update=told)})
 
 
 def _seconds(run: Run | None) -> dict[int, dict[str, float]]:

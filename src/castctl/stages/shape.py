@@ -21,6 +21,7 @@ from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
 from castctl.stages.sampled import refuse_truncated, sampler_logprobs
+from castctl.stages.score.peers import has_peers
 from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ def _shape(
 ) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
     _refuse_single_completions(inputs["rewards"], method)
-    require_signals(signals, method)
-    read = read_signals(signals, method.teacher.skip_tokens)
+    require_signals(signals, method, has_peers(rewards))
+    read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers)
     groups = reward_groups(rewards)
     ending = _ending(inputs, method, longest)
     tokens = replace(read.tokens, taught_R=taught_rows(signals, method))

@@ -45,15 +45,17 @@ class StepSignals:
     skipped_N: Floats | None
 
 
-def read_signals(signals: Part, skip_tokens: int = 0) -> StepSignals:
-    """Every signal of a part that is there; the gap of the first `skip_tokens` is not read.
+def read_signals(signals: Part, skip_tokens: int = 0, taught: bool = False) -> StepSignals:
+    """Every signal of a part that is there; the gap of the first `skip_tokens` is not read. See
+    `signals_of` for `taught`, which the metadata may say too.
 
     Raises `UserError` for lists of other lengths than the policy's log-probs, and for numbers that
     are not finite.
     """
     _require_finite(signals)
     try:
-        return signals_of(signals.table, skip_tokens, "teacher_logprobs" in _recorded(signals))
+        taught = taught or "teacher_logprobs" in _recorded(signals)
+        return signals_of(signals.table, skip_tokens, taught)
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
 
@@ -87,13 +89,16 @@ def signals_of(table: pa.Table, skip_tokens: int = 0, taught: bool = False) -> S
     return StepSignals(policy, tokens, skipped)
 
 
-def require_signals(signals: Part, method: MethodSettings) -> None:
-    """Raise `UserError`, naming the command, where a method lacks a signal or has another's."""
+def require_signals(signals: Part, method: MethodSettings, peers: bool = True) -> None:
+    """Raise `UserError`, naming the command, where a method lacks a signal or has another's.
+
+    Without `peers` no completion has one, so that a teacher told peers has nothing to say.
+    """
     step = signals.path.parent.parent
     command = f"castctl score --run {step} --method {method.name}"
     for name in sorted(method.needs - set(PROMPT_SIGNALS)):
         column = signals.table[name]
-        silent = method.told_by_peers and name == "teacher_logprobs" and name in _recorded(signals)
+        silent = name == "teacher_logprobs" and _may_be_silent(signals, method, name, peers)
         if len(column) and column.null_count == len(column) and not silent:
             raise UserError(
                 f"{method.name} needs {name}, which {signals.path} does not have; run `{command}`"
@@ -105,16 +110,24 @@ def require_signals(signals: Part, method: MethodSettings) -> None:
                 f"{signals.path}: {name} has {column.null_count} null rows; run `{command}`"
             )
     if method.listens:
-        _require_teacher(signals, method, command)
+        _require_teacher(signals, method, command, peers)
 
 
-def _require_teacher(signals: Part, method: MethodSettings, command: str) -> None:
+def _may_be_silent(signals: Part, method: MethodSettings, name: str, peers: bool) -> bool:
+    """Whether a teacher that was asked may have nothing to say of any completion."""
+    return method.told_by_peers and (not peers or name in _recorded(signals))
+
+
+def _require_teacher(signals: Part, method: MethodSettings, command: str, peers: bool) -> None:
     """The teacher that scored must be the method's, asked what the method asks it."""
     recorded = _recorded(signals)
     scores = "teacher_logprobs" in method.needs
     name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
-    silent = method.told_by_peers and name in recorded
-    if not scores and method.teacher.own_prompt and signals.table[name].null_count and not silent:
+    absent = signals.table[name].null_count
+    if method.told_by_peers:  # some may have no peer, and be none of its pupils
+        silent = _may_be_silent(signals, method, name, peers)
+        absent = 0 if silent or absent < signals.table.num_rows else absent
+    if not scores and method.teacher.own_prompt and absent:
         raise UserError(
             f"{method.name} needs {name}, which {signals.path} does not have for every row; "
             f"run `{command}`"

@@ -79,7 +79,8 @@ def _teacher(diagnosis: Diagnosis) -> list[str]:
     names = " and ".join(sorted(who.get(str(kind), "weights nobody named") for kind in kinds))
     saw = {"none": "the student's own prompt", "answer": "the answer", "solution": "the solution",
            "solution_or_answer": "the solution where there is one, else the answer",
-           "peer": "another, correct completion of the prompt"}  # fmt: skip
+           "peer": "another, correct completion of the prompt",
+           "other": "the solution or answer of another problem"}  # fmt: skip
     sees = " and ".join(sorted(saw.get(str(each), "what nobody recorded") for each in told))
     words = f"The teacher is {names}, reading {sees}."
     if kinds & {"initial", "snapshot", "ema", "model"} and diagnosis.name == "opsd-gaps":

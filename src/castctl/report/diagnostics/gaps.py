@@ -7,6 +7,7 @@ from typing import Any
 from castctl.diagnosis.diagnosis import Diagnosis
 from castctl.diagnosis.pool import CELLS
 from castctl.report.diagnostics.agreement import agreement_sheet, agreement_words
+from castctl.report.diagnostics.gap_control import control_answer, control_sheet
 from castctl.report.diagnostics.gap_figures import NAMES, gap_pictures
 from castctl.report.diagnostics.gap_words import gap_answer, gap_words
 from castctl.report.diagnostics.words import around, cell, spelled
@@ -34,7 +35,11 @@ def section(diagnosis: Diagnosis) -> Section:
         "opsd-gaps": "Gaps of a teacher that sees the answer",
         "self-gaps": "Gaps of the answer-free teacher",
     }[diagnosis.name]
+    told = "told_own" in numbers
+    if told:
+        title = "Gaps of a teacher that is told another problem's answer"
     blocks: list[Any] = [
+        *([control_sheet(numbers)] if told else []),
         _cells("Gap in the four cells, in nats", numbers["all"], main=True),
         _noise(numbers),
         _separation(numbers["separation"]),
@@ -49,7 +54,8 @@ def section(diagnosis: Diagnosis) -> Section:
     if "alive" in numbers:
         blocks.append(_alive(numbers["alive"]))
         blocks += [agreement_sheet(numbers["agreement"]), *agreement_words(numbers["agreement"])]
-    return Section(diagnosis.name, title, blocks, answer=gap_answer(diagnosis))
+    found = control_answer(diagnosis) if told else gap_answer(diagnosis)
+    return Section(diagnosis.name, title, blocks, answer=found)
 
 
 def _cells(title: str, found: dict[str, Any], main: bool) -> Sheet:

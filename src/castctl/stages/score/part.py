@@ -163,10 +163,11 @@ class PartScorer:
             return peer_prompts(template, self._rollouts, self._peers, self._completions, room)
         names = ("prompt_id", "problem", "answer", "solution", "earlier")
         columns = [self._rollouts[name].to_pylist() for name in names]
-        told = {
-            id: Told(problem, answer, solution, earlier_in(cell))
-            for id, problem, answer, solution, cell in zip(*columns, strict=True)
-        }
+        others = self._scorers.others or {}
+        told = {}
+        for id, problem, answer, solution, cell in zip(*columns, strict=True):
+            answer, solution = others.get(id, (answer, solution))
+            told[id] = Told(problem, answer, solution, earlier_in(cell))
         prompts = (np.array(ids, np.int32) for ids in template.render_all([*told.values()]))
         rendered = dict(zip(told, prompts, strict=True))
         rows: list[Ids] = [rendered[id] for id in columns[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +39,13 @@ def draw_peers(
         number = int.from_bytes(digest[:8], "little")
         peers.append(others[number % len(others)] if others else None)
     return peers
+
+
+def has_peers(rewards: pa.Table) -> bool:
+    """Whether any completion has a peer: a group of more than one with a correct one in it."""
+    sizes = Counter(rewards["prompt_id"].to_pylist())
+    pairs = zip(*(rewards[name].to_pylist() for name in ("prompt_id", "verdict")), strict=True)
+    return any(verdict == "correct" and sizes[id] > 1 for id, verdict in pairs)
 
 
 def peer_prompts(

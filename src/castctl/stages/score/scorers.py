@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from castctl.data.bilateral import BilateralTemplate
 from castctl.data.teacher_template import TeacherTemplate
+from castctl.data.templates import version_of
 from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.methods.teacher import Teacher
 from castctl.models.language_model import LanguageModel
 from castctl.shards.part import Metadata
 from castctl.shards.schema import PEER
+from castctl.stages.score.others import Answer
 
 AFTER_REWARDS = frozenset(
     {
@@ -36,7 +39,8 @@ class Scorers:
     """Who computes the signals; None where nobody is at hand, or for what the method has not.
 
     `told` is how the teacher is made and asked; without a `teacher_template` it reads the student's
-    own prompt. `seed` is that of OAR-G's noise and of the choice of peers.
+    own prompt. `others` has, by prompt, what another problem tells, where the teacher is told that
+    in place of its own. `seed` is that of OAR-G's noise and of the choice of peers.
     """
 
     policy: Scorer
@@ -44,6 +48,7 @@ class Scorers:
     reference: Scorer | None = None
     told: Teacher = field(default_factory=Teacher)
     teacher_template: TeacherTemplate | None = None
+    others: Mapping[str, Answer] | None = None
     bilateral: BilateralTemplate | None = None
     perturbation: OarPerturbation = field(default_factory=OarPerturbation)
     gradient: OarGradient = field(default_factory=OarGradient)
@@ -82,9 +87,13 @@ class Scorers:
         """What the teacher is asked; nothing where it reads the student's own prompt."""
         if self.teacher_template is None:
             return {}
+        others = {}
+        if self.others is not None:
+            others = {"others": version_of({"others": sorted(self.others.items())})}
         return {
             "teacher": self.told.asked,
             "context": self.told.context,
+            **others,
             "template": self.teacher_template.version,
             **({"rewards": rewards, "seed": self.seed} if self.told.told_by_peers else {}),
         }
