@@ -168,7 +168,7 @@ def move_adapter(policy: Policy) -> None:
 @pytest.mark.parametrize("name", ["qwen3-tied", "llama-untied"])
 def test_logprobs_are_the_scorers_over_six_adapters(made: Make, name: str) -> None:
     engine, policy = made(name, LORA)
-    asked = batches(LONG_PROMPT)
+    asked = batches()
     done = sampled(engine, asked)
     assert off(policy, asked, done) < 1e-4
     for _ in range(6):
