@@ -18,7 +18,7 @@ from castctl.verify.grader import grade
 from castctl.verify.judge import Judgement, Row, check_error_share, judge
 from castctl.verify.pool import CheckPool
 
-SETTINGS = VerifierSettings(workers=2, timeout=1.0, memory_gb=1.0)
+SETTINGS = VerifierSettings(workers=2, timeout=0.5, memory_gb=1.0)
 COUNT = 2000
 START_SECONDS = 6.0
 """Longest time to replace a worker, on a busy machine."""
@@ -157,7 +157,7 @@ def test_two_thousand_answers_made_to_break_the_grader(
     assert len(judged) == COUNT and set(verdicts) <= {"correct", "wrong", "no_answer", "timeout"}
     check_error_share(judged, SETTINGS)
     right = [a for a, j in zip(answers, judged, strict=True) if j.verdict == "correct"]
-    assert set(right) <= set(EQUAL) and "12345" in right
+    assert {"12345"} < set(right) <= set(EQUAL)  # that one alone needs no worker
     timeouts = verdicts["timeout"]
     assert timeouts > 0
     work = sum(judgement.seconds for judgement in judged)
