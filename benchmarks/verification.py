@@ -65,10 +65,10 @@ def read_answers(file: Path) -> list[str]:
 
 
 def make_answers(rng: np.random.Generator) -> list[str]:
-    """Integers and fractions, half and half."""
-    integers = [str(i) for i in rng.permutation(10_000)[:250]]
+    """Decimals and fractions, half and half; whole numbers would need no worker."""
+    decimals = [f"{i}.5" for i in rng.permutation(10_000)[:250]]
     fractions = [rf"\frac{{{a}}}{{{b}}}" for a, b in rng.integers(2, 1000, (250, 2))]
-    return list(dict.fromkeys(integers + fractions))
+    return list(dict.fromkeys(decimals + fractions))
 
 
 def make_rows(

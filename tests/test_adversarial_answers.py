@@ -7,11 +7,10 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from castctl.recipe.recipe import VerifierSettings
 from castctl.verify.grader import grade
@@ -60,13 +59,13 @@ FIXED = (
     "1," * 10**5,
 )  # fmt: skip
 
-_ATOMS = st.sampled_from(
+_ATOMS = (
     ["0", "-1", "2", "3.5", "10", "99", ".5", "x", "y", "n", "e", "i", r"\pi", r"\infty", "C", "I",
      "", " ", r"\text{or}", r"\emptyset", "½", "√2", "\uff11", "\u202e", "\x00", "∞", "90°", "%",
      r"\%", r"\$", "$", "&", "#", "~", ",", ";", "=", "|", "{}", r"\\", r"\,", "!", "^", "_", "'",
      "os"]
 )  # fmt: skip
-_FORMS = st.sampled_from(
+_FORMS = (
     [r"\frac{A}{B}", r"\sqrt{A}", r"\sqrt[A]{B}", "A^{B}", "A_{B}", "A+B", "A-B", r"A \cdot B",
      "A/B", "(A)", "(A, B)", "[A, B)", r"\{A, B\}", r"\left(A\right)", r"\left[A, B\right)", "|A|",
      "A!", r"\binom{A}{B}", r"\sin A", r"\log_{A} B", r"A \cup B", r"A \times 10^{B}", "A=B",
@@ -76,35 +75,21 @@ _FORMS = st.sampled_from(
 )  # fmt: skip
 
 
-def _fill(parts: tuple[str, str, str]) -> str:
-    form, first, second = parts
-    # Not by `replace`: A and B may stand in what is filled in, and in \begin.
-    return "".join(first if c == "A" else second if c == "B" else c for c in form)
-
-
-_ANSWERS = st.recursive(
-    _ATOMS, lambda inner: st.tuples(_FORMS, inner, inner).map(_fill), max_leaves=3
-)
-
-
 def generated(count: int) -> list[str]:
     """The same distinct answers every time."""
+    random = Random(0)
+
+    def answer(depth: int) -> str:
+        if not depth or random.random() < 0.5:
+            return random.choice(_ATOMS)
+        inner = {"A": answer(depth - 1), "B": answer(depth - 1)}
+        # Not by `replace`: A and B may stand in what is filled in, and in \begin.
+        return "".join(inner.get(c, c) for c in random.choice(_FORMS))
+
     found: dict[str, None] = {}
-
-    @settings(
-        max_examples=2 * count,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(_ANSWERS)
-    def collect(answer: str) -> None:
-        found.setdefault(answer)
-
-    collect()
-    assert len(found) >= count
-    return list(found)[:count]
+    while len(found) < count:
+        found.setdefault(answer(2))
+    return list(found)
 
 
 class Watch(threading.Thread):
@@ -119,7 +104,7 @@ class Watch(threading.Thread):
         self._own = psutil.Process().cmdline()
 
     def run(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(0.05):
             for child in set(psutil.Process().children()) - self._others:
                 try:
                     if child.cmdline() == self._own:  # still a copy of this process
@@ -157,7 +142,7 @@ def test_two_thousand_answers_made_to_break_the_grader(
     assert len(judged) == COUNT and set(verdicts) <= {"correct", "wrong", "no_answer", "timeout"}
     check_error_share(judged, SETTINGS)
     right = [a for a, j in zip(answers, judged, strict=True) if j.verdict == "correct"]
-    assert set(right) <= set(EQUAL) and "12345" in right
+    assert {"12345"} < set(right) <= set(EQUAL)  # that one alone needs no worker
     timeouts = verdicts["timeout"]
     assert timeouts > 0
     work = sum(judgement.seconds for judgement in judged)

@@ -102,7 +102,8 @@ def test_the_loop_goes_on_from_stages_run_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_resuming_with_every_teacher_equals_not_stopping(teacher: str, tmp_path: Path) -> None:
-    recipe = small_recipe("cast", f"method.teacher.kind={teacher}")
+    few = "sampling.max_tokens=24"  # CAST learns from groups that are all wrong too
+    recipe = small_recipe("cast", few, f"method.teacher.kind={teacher}")
     whole, _ = train_small(tmp_path / "whole", recipe)
     stopped = interrupted(tmp_path / "stopped", recipe, after=1)
     assert stopped.manifest["state"] == "interrupted"

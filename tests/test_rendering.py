@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -101,6 +103,25 @@ def test_prompts_are_those_of_the_tokenizers_own_method(chat: str, options: dict
         assert prompt.text(problem, before) == whole
     lengths = [len(prompt.render(problem, before)) for problem, before in problems]
     assert prompt.lengths(problems * 50) == lengths * 50
+
+
+RENDERED = """
+import sys
+from castctl.data.jinja_chat import ChatTemplate, RenderChats, Talk, load_renderer
+{before}
+load_renderer()
+talk = Talk([{{"role": "user", "content": "1 < 2"}}], True)
+[text] = RenderChats()(ChatTemplate({chat!r}, {{}}), [talk])
+print(text, "transformers.utils.hub" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_renderer_alone_is_loaded_and_all_where_that_fails(whole: bool) -> None:
+    before = 'sys.modules["transformers.utils.logging"] = None  # refuses to load' if whole else ""
+    code = RENDERED.format(before=before, chat=CHAT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == f"<user>1 < 2</><assistant><quiet> {whole}"
 
 
 def test_a_text_of_far_too_many_characters_is_not_tokenised() -> None:

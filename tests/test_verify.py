@@ -16,6 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from math_verify import parse, verify
 
 from castctl.errors import UserError
 from castctl.progress import Silent
@@ -31,6 +34,7 @@ from castctl.verify.judge import (
     grader_name,
     judge,
 )
+from castctl.verify.plain import same_plainly
 from castctl.verify.pool import CheckPool
 
 SETTINGS = VerifierSettings(workers=2, timeout=1.5)
@@ -83,6 +87,39 @@ def verifier(tmp_path: Path) -> Callable[[str], str]:
 )
 def test_grade(answer: str, extracted: str, equal: bool) -> None:
     assert grade(answer, extracted) is equal
+
+
+WHOLE = st.integers(-(10**40), 10**40) | st.integers(-20, 20)
+
+
+@settings(max_examples=60)
+@given(one=WHOLE, near=st.sampled_from([0, 1, -1, 10, 10**9]), negate=st.booleans())
+def test_whole_numbers_are_one_where_math_verify_says_so(one: int, near: int, negate: bool) -> None:
+    other = (-1 if negate else 1) * (one + near)
+    first, second = (parse(rf"\boxed{{{n}}}", parsing_timeout=None) for n in (one, other))
+    same = verify(first, second, timeout_seconds=None)
+    assert same_plainly(str(one), f" {other} ") is same is (one == other)
+
+
+def test_other_texts_are_left_to_math_verify() -> None:
+    for one, other in [
+        ("7", "07"),
+        ("0", "-0"),
+        ("7", "7.0"),
+        ("7", "+7"),
+        ("7", "\u0667"),
+        ("x", "y"),
+    ]:
+        assert same_plainly(one, other) is None and same_plainly(other, one) is None
+    assert same_plainly(r"\sqrt{2}", r" \sqrt{2}") is True
+
+
+def test_whole_numbers_start_no_worker() -> None:
+    before = set(psutil.Process().children())
+    rows = [Row("p", rf"\boxed{{{n}}}", "7", "stop") for n in (7, 8)]
+    with CheckPool(SETTINGS) as pool:
+        assert [each.verdict for each in judge(pool, SETTINGS, rows)] == ["correct", "wrong"]
+        assert set(psutil.Process().children()) == before
 
 
 def test_an_answer_that_cannot_be_read_is_only_equal_to_itself() -> None:
@@ -292,7 +329,7 @@ def test_hostile_answers_end_and_delay_nothing(pool: CheckPool, tmp_path: Path) 
         f"1+{touch}",
     ]
     rows = [Row("p", rf"\boxed{{{text}}}", "12345", "stop") for text in hostile]
-    easy = [Row("p", rf"\boxed{{{n}}}", str(n + 1), "stop") for n in range(20)]
+    easy = [Row("p", rf"\boxed{{{n}.5}}", f"{n + 1}.5", "stop") for n in range(20)]
     start = time.perf_counter()
     judgements = judge(pool, SETTINGS, rows + easy)
     # A worker that is killed takes seconds to replace on a busy machine.
@@ -338,11 +375,11 @@ def test_verdicts(
 
 def test_progress_counts_every_row(pool: CheckPool) -> None:
     done: list[None] = []
-    completions = [r"\boxed{1}", r"\boxed{1}", "none", r"\boxed{2}"]
+    completions = [r"\boxed{1}", r"\boxed{1.0}", "none", r"\boxed{2}", r"\boxed{2.5}"]
     rows = [Row("p", completion, "1", "stop") for completion in completions]
     judgements = judge(pool, SETTINGS, rows, on_done=lambda: done.append(None))
-    assert [judgement.reward for judgement in judgements] == [1.0, 1.0, 0.0, 0.0]
-    assert len(done) == 4
+    assert [judgement.reward for judgement in judgements] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert len(done) == 5
 
 
 def test_equivalent_pairs(pool: CheckPool) -> None:

@@ -20,6 +20,7 @@ from castctl.verify.choices import choice
 from castctl.verify.claims import claims_otherwise, listed
 from castctl.verify.decimals import endless
 from castctl.verify.letters import told_apart
+from castctl.verify.plain import same_plainly
 from castctl.verify.solutions import Solutions, relates, solutions
 from castctl.verify.spelling import ratio, respelled, spellings
 from castctl.verify.times import same_time, time_of_day
@@ -54,9 +55,10 @@ def grade(answer: str, extracted: str) -> bool:
     Raises:
         UnparsableAnswer: math-verify reads nothing at all in `answer`.
     """
+    same = same_plainly(answer, extracted)
+    if same is not None:
+        return same
     answer, extracted = answer.strip(), extracted.strip()
-    if answer == extracted:
-        return True
     if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(extracted):  # most are, and no rule applies
         return _equal(_read_answer(answer), _read(extracted))
     if _LETTER.fullmatch(answer) and answer.casefold() == extracted.casefold():

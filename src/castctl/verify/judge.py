@@ -14,6 +14,7 @@ from castctl.recipe.trust import require_trust
 from castctl.verify.boxed import Boxed, last_boxed
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import RULES, grade
+from castctl.verify.plain import same_plainly
 from castctl.verify.pool import CheckPool
 from castctl.verify.visible import visible
 from castctl.verify.worker import Call, Outcome
@@ -101,7 +102,8 @@ def judge(
     """The judgement of each row, in order; `on_done()` follows each row.
 
     A row is checked by `settings.function` where there is one, whatever its completion
-    holds, and otherwise by math-verify: the content of the last box against the answer.
+    holds, and otherwise by math-verify: the content of the last box against the answer. Whole
+    numbers, and the answer word for word, need no worker and no math-verify.
     A box in thoughts, which the prompt may have opened, in a comment or in a quotation of the
     problem does not count (`visible`). One that begins before the `box_within_last` share of the
     tokens is `wrong`, whatever it holds.
@@ -129,6 +131,8 @@ def judge(
             judgements[index] = Judgement(0.0, "truncated" if unfinished else "no_answer")
         elif settings.box_within_last is not None and _is_early(row, box):
             judgements[index] = Judgement(0.0, "wrong", *box)
+        elif (same := same_plainly(row.answer, box.content)) is not None:
+            judgements[index] = _judgement(Outcome("value", 0.0, same), box, settings)
         else:
             calls[index] = grade, (row.answer, box.content)
     if on_done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -16,9 +15,8 @@ from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
 from castctl.stages.shape import group_numbers
 from castctl.verify.judge import equivalent
+from castctl.verify.plain import same_plainly
 from castctl.verify.pool import CheckPool
-
-_INTEGER = re.compile(r"-?[1-9][0-9]*|0")
 
 Answers = Sequence[str | None]
 Pair = tuple[str, str]
@@ -109,7 +107,7 @@ def _majority_accuracy(
 
 
 def _undecided(texts: Iterable[str]) -> Iterator[Pair]:
-    """The pairs that need a grader: two different whole numbers do not."""
+    """The pairs that need a grader: two whole numbers do not."""
     for pair in itertools.combinations(texts, 2):
-        if not all(map(_INTEGER.fullmatch, pair)):
+        if same_plainly(*pair) is not False:
             yield pair
