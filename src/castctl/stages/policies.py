@@ -111,7 +111,7 @@ def load_sampled(run: Run, source: PolicySource) -> Policy:
     """
     settings = run.recipe.model
     if run.recipe.engine.brings_weights:
-        settings = settings.model_copy(update={"device": "cpu"})
+        settings = settings.model_copy(update={"device": "cpu", "weights": "auto"})
     return source.load(settings)
 
 
