@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="train.head_chunk_tokens")
     options = measure.parse(parser)
     if options.quick:
-        options.tokens, options.hidden, options.vocabulary = 2048, 32, 16_384
+        options.tokens, options.hidden, options.vocabulary = 512, 32, 16_384
 
     size = options.tokens, options.hidden, options.vocabulary
     naive_too = COPIES * 4 * options.tokens * options.vocabulary < psutil.virtual_memory().available

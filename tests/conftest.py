@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from castctl import embedded
 from commands import Commands
 from deprecations import refuse_deprecated
 
@@ -28,6 +30,43 @@ os.environ.pop("COLUMNS", None)  # the width of a terminal that a test has not
 refuse_deprecated()
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+_making: list[subprocess.Popen[bytes]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the embedded model, where there is none yet, beside the tests that need none."""
+    if not hasattr(config, "workerinput") and not embedded.is_made():
+        code = "from castctl.embedded import ensure; ensure(lambda *told: None)"
+        _making.append(subprocess.Popen([sys.executable, "-c", code]))
+
+
+def pytest_unconfigure() -> None:
+    for process in _making:
+        process.kill()  # what is half made is made anew
+        process.wait()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each process gets an equal share of each kind of test, one kind after the other."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for kind in range(3):
+        alike = [item for item in items if _kind(item) == kind]
+        for number, share in enumerate(shares):
+            start, end = (len(alike) * n // processes for n in (number, number + 1))
+            share += alike[start:end]
+    items[:] = [item for share in shares for item in share]
+
+
+def _kind(item: pytest.Item) -> int:
+    """0 for what needs no embedded model, 1 for what is slow, 2 for the rest: short tests, which a
+    process that is done takes over from another, so that all end at one time."""
+    if item.get_closest_marker("slow"):
+        return 1
+    makers = {"embedded", "small_recipe", "train_small", "Cli", "Commands"}
+    return 2 if makers & vars(item.getparent(pytest.Module).obj).keys() else 0
 
 
 @pytest.fixture(scope="session")

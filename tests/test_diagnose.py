@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,14 @@ def test_what_will_be_lost_is_told_before_anything_is_trained(castctl: Cli, trai
     assert "opsd-gaps, credit and confidence will be answered for step 0" in page
     begun = castctl("train", "--method", "cast", "--steps", "2", "--data", "none.jsonl", code=2)
     assert begun.stderr.count("opsd-gaps, credit and confidence will be answered") == 1
+
+
+def test_what_only_reads_loads_no_model_library() -> None:
+    code = (
+        "import castctl.diagnosis.runner, castctl.report.diagnosis_page, sys; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "math_verify"} & set(done.stdout.split())
 
 
 def test_without_a_name_they_are_explained(castctl: Cli) -> None:

@@ -143,7 +143,6 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
     from castctl.inspection.target import find_target
     from castctl.runs.kind import WORKED, newest_run
     from castctl.runs.run import Run
-    from castctl.stages.policies import chosen_policy
 
     if name is None and newest_run(*WORKED) is None:
         made = _embedded_rollouts(asked)
@@ -156,7 +155,11 @@ def _subject(name: str | None, asked: "Asked", named: bool) -> "Subject":
         run = asked.changed(run)
     elif run is None and asked.changes:
         run = Run(target.path, asked.new_recipe()[0])
-    weights = chosen_policy(run) if run is not None and named else None
+    weights = None
+    if run is not None and named:
+        from castctl.stages.policies import chosen_policy
+
+        weights = chosen_policy(run)
     retaught = any(each.strip().startswith("method.teacher") for each in asked.overrides)
     return Subject(target.path, target.steps, run, weights, retaught)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from castctl.diagnosis.data import StepData, read_step
 from castctl.diagnosis.diagnosis import Diagnostic
-from castctl.diagnosis.missing import compute_missing
 from castctl.diagnosis.needs import Need, teacher_context
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
@@ -19,9 +18,10 @@ from castctl.recipe.reader import load_recipe
 from castctl.runs.run import Run
 from castctl.shards.part import count_values, read_metadata
 from castctl.shards.stage import StepFolder
-from castctl.stages.policies import PolicySource
-from castctl.stages.train.loop import OF_SCORING
-from castctl.stages.train.metrics import Metrics
+from castctl.stages.train.metrics import OF_SCORING, Metrics
+
+if TYPE_CHECKING:
+    from castctl.stages.policies import PolicySource
 
 TOKENS_AT_ONCE = 30_000_000
 """Tokens read for one diagnosis, about 3 GB; of a longer run steps are taken evenly."""
@@ -212,6 +212,8 @@ def _computed(
     method = diagnostic.method(run.recipe, subject.began, named)
     if subject.others:
         method = _told_by_data(method)
+    from castctl.diagnosis.missing import compute_missing  # torch and the models, only for this
+
     done = compute_missing(
         run, folder, diagnostic.need, out / f"step-{folder.step:05d}",
         method=method, source=subject.weights, rescore=rescore, others=subject.others,

@@ -50,7 +50,7 @@ from castctl.stages.train.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from castctl.stages.train.metrics import Metrics, Row, tell_of_missing
+from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from castctl.stages.train.trackers import start_tracker
@@ -59,9 +59,6 @@ from castctl.verify.judge import judging_pool
 from castctl.verify.pool import CheckPool
 
 log = logging.getLogger(__name__)
-
-OF_SCORING = "seconds_pass_"
-"""Begins the names of times that are parts of the score stage's."""
 
 ZERO_GAP = 1e-7
 """Nats of root mean square below which a gap is numerically zero."""

@@ -16,8 +16,10 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-
 KIND = "metrics"
+
+OF_SCORING = "seconds_pass_"
+"""Begins the names of times that are parts of the score stage's."""
 
 
 def named_steps(steps: list[int]) -> str:
