@@ -149,3 +149,12 @@ def test_what_follows_from_another_problems_answer(
 def test_a_context_that_there_is_not(castctl: Cli, arguments: tuple[str, ...], said: str) -> None:
     [line] = castctl("diagnose", *arguments, code=2).stderr.splitlines()
     assert line.startswith("castctl: ") and said in line
+
+
+def test_the_same_from_python(run: Path) -> None:
+    import castctl
+
+    with pytest.raises(UserError, match="no context 'wrong'"):
+        castctl.diagnose("opsd-gaps", run, context="wrong")
+    found = castctl.diagnose("opsd-gaps", run, steps=[0], context="other", quiet=True)
+    assert found.steps[0]["teacher_context"] == "other" and found.numbers["told_own"] is None

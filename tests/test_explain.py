@@ -466,6 +466,20 @@ def test_memory_follows_the_recipe() -> None:
     assert small.phases["sampling"][cache] == 128 * 64 * layers * kv_heads_x_size * 2 * 4
 
 
+def test_memory_counts_the_peer_that_a_teacher_is_told() -> None:
+    """It stands before each completion, up to the longest prompt that the teacher may have."""
+
+    def reading(*overrides: str) -> int:
+        recipe = load_recipe("sdpo-qwen3-1.7b", overrides, tiny=True)
+        return estimate_memory(recipe).phases["update, teacher"][
+            "one layer of the teacher's reading"
+        ]
+
+    assert reading() > reading("method.teacher.max_prompt_tokens=200") > 0
+    own = load_recipe("sdpo-qwen3-1.7b:answer", tiny=True)
+    assert "update, teacher" not in estimate_memory(own).phases
+
+
 @pytest.mark.slow
 def test_memory_of_a_real_run_is_as_estimated(castctl: Cli, tmp_path: Path) -> None:
     """Peak resident memory of two steps, above that of a model of next to nothing."""

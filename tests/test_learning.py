@@ -38,7 +38,7 @@ def gain(path: Path, method: str, *overrides: str) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "cast"])
+@pytest.mark.parametrize("method", ["grpo", "cast", "rlrt"])
 def test_a_method_learns(method: str, tmp_path: Path) -> None:
     mean, low = gain(tmp_path / "run", method)
     assert mean > 10 and low > 0

@@ -254,6 +254,7 @@ def diagnose(
     *,
     steps: Iterable[int] = (),
     model: str | Path | None = None,
+    context: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     **overrides: Any,
@@ -263,12 +264,14 @@ def diagnose(
 
     `run` is a run, a path such as `RUN/step-00012`, or a folder of steps made elsewhere; the newest
     run unless named. All steps that serve are read unless `steps` names some. `model` names the
-    weights that score policy and teacher anew. A `Run` is taken with its recipe as it is.
+    weights that score policy and teacher anew; `context="other"` tells the teacher of `opsd-gaps`
+    another problem's answer. A `Run` is taken with its recipe as it is.
     """
-    from castctl.diagnosis.catalog import find_diagnostic
+    from castctl.diagnosis.catalog import find_diagnostic, require_context
     from castctl.inspection.target import find_target
 
     diagnostic = find_diagnostic(name)
+    require_context(name, context)
     target = find_target(None if run is None else str(getattr(run, "path", run)))
     before_torch()
     from castctl.diagnosis.runner import diagnose
@@ -283,8 +286,9 @@ def diagnose(
     elif asked:
         owner = Run(target.path, load_recipe(**asked))
     weights = chosen_policy(owner) if owner is not None and model is not None else None
-    retaught = "teacher" in nested({"method": {}, **overrides})["method"]
-    subject = Subject(target.path, target.steps, owner, weights, retaught)
+    others = context is not None
+    retaught = others or "teacher" in nested({"method": {}, **overrides})["method"]
+    subject = Subject(target.path, target.steps, owner, weights, retaught, others)
     chosen, progress = list(steps), _progress(quiet)
     return diagnose(diagnostic, subject, asked=chosen, progress=progress, overwrite=overwrite)[0]
 

@@ -84,10 +84,10 @@ def diagnose(
         _explain()
         return
 
-    from castctl.diagnosis.catalog import find_diagnostic
+    from castctl.diagnosis.catalog import find_diagnostic, require_context
 
     diagnostic = find_diagnostic(name)
-    _require_context(name, context)
+    require_context(name, context)
 
     from castctl.cli.context import Asked
     from castctl.diagnosis.runner import diagnose as run_diagnostic
@@ -108,20 +108,6 @@ def diagnose(
     out = output_folder(found, diagnostic)
     page = _write(diagnosis, found, steps, out)
     _show(diagnosis, out, page, full, as_json)
-
-
-def _require_context(name: str, context: str | None) -> None:
-    if context is None:
-        return
-    if context != "other":
-        raise UserError(
-            f"no context {context!r}; --context other tells the teacher another problem's answer"
-        )
-    if name != "opsd-gaps":
-        raise UserError(
-            f"--context other is of a teacher that is told answers, and {name} reads none; use "
-            "castctl diagnose opsd-gaps --context other"
-        )
 
 
 def _explain() -> None:

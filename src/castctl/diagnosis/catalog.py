@@ -116,3 +116,18 @@ def find_diagnostic(name: str) -> Diagnostic:
     near = difflib.get_close_matches(name, DIAGNOSTICS, n=1, cutoff=0.5)
     hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(DIAGNOSTICS)}"
     raise UserError(f"no diagnostic {name!r}; {hint}")
+
+
+def require_context(name: str, context: str | None) -> None:
+    """Raise `UserError` for a context other than `other`, and for a diagnostic without answers."""
+    if context is None:
+        return
+    if context != "other":
+        raise UserError(
+            f"no context {context!r}; --context other tells the teacher another problem's answer"
+        )
+    if name != "opsd-gaps":
+        raise UserError(
+            f"--context other is of a teacher that is told answers, and {name} reads none; use "
+            "castctl diagnose opsd-gaps --context other"
+        )

@@ -177,7 +177,7 @@ def _side_by_side(sampling: SamplingSettings, prompts: int) -> tuple[int, int, i
 def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
     """The phases of scoring and of an update, one micro-batch after another."""
     settings, step = recipe.train, prompts_per_step(recipe)
-    own = _bilateral_tokens(recipe, shape)
+    own, peer = _bilateral_tokens(recipe, shape), _peer_tokens(recipe)
     scored = _micro_batch(recipe, min(step, settings.part_size), own)
     trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)), own)
     kept = {
@@ -201,6 +201,13 @@ def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[s
                 shape, arithmetic, scored, settings.gradient_checkpointing
             )
         }
+    if distills and peer:  # as many rows as the policy's, each under a longer prompt
+        length = trained.prompt + peer + trained.completion
+        read = PackedSize(trained.rows * length, trained.rows, trained.prompt + peer,
+                          trained.completion)  # fmt: skip
+        phases["update, teacher"] = {
+            **kept, "one layer of the teacher's reading": pass_bytes(shape, arithmetic, read)
+        }  # fmt: skip
     return phases | {
         "update, output head": {**kept, **_head_gradient(shape, 1), **trained_logits},
         "update, backward pass": {**kept, **_head_gradient(shape, 2)},
@@ -228,6 +235,14 @@ def _bilateral_tokens(recipe: Recipe, shape: ModelShape) -> int:
     free = context - recipe.data.max_prompt_tokens - recipe.sampling.max_tokens
     others = (recipe.sampling.n - 1) * recipe.sampling.max_tokens
     return max(0, min(int(conditioning.share * free), others))
+
+
+def _peer_tokens(recipe: Recipe) -> int:
+    """Tokens of the completion that a teacher is told before each completion, at most."""
+    if not recipe.method.told_by_peers:
+        return 0
+    longest = recipe.method.teacher.max_prompt_tokens - recipe.data.max_prompt_tokens
+    return max(0, min(recipe.sampling.max_tokens, longest))
 
 
 def _micro_batch(recipe: Recipe, prompts: int, own: int) -> PackedSize:

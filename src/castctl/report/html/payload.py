@@ -20,6 +20,7 @@ from castctl.report.html.choice import Chosen, choose, cut_rows
 from castctl.report.html.reading import QUANTITIES, read_chosen, token_values
 from castctl.report.marks import LONGEST_LINE
 from castctl.shards.columns import ragged_column
+from castctl.shards.schema import PEER
 from castctl.shards.stage import StepFolder
 
 LIMIT = 10_000
@@ -181,10 +182,11 @@ class _Collector:
         }
 
     def _asked(self, tables: dict[str, pa.Table], row: int) -> dict[str, str | None]:
-        """What a group was asked, as its row `row` has it."""
+        """What a group was asked, as its row `row` has it; nothing of a teacher that was told
+        peers, another for each row."""
         rollouts, signals = tables["rollouts"], tables.get("signals")
         teacher = None
-        if signals is not None:
+        if signals is not None and signals[PEER].null_count == len(signals):
             teacher = signals["teacher_prompt_token_ids"][row].as_py()
         asked = {name: _shown(rollouts[name][row].as_py())
                  for name in ("problem", "answer", "solution")}  # fmt: skip
