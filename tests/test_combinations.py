@@ -204,7 +204,7 @@ def test_a_group_of_one_compares_nothing(name: str) -> None:
     recipe(name, "sampling.n=2").check_training()
 
 
-BINARY_ONLY = {"cast", "bicc", "bicc+rcc", "sdpg-urkl", "sdpg-ufkl"}
+BINARY_ONLY = {"cast", "cast-public", "cast-port", "bicc", "bicc+rcc", "sdpg-urkl", "sdpg-ufkl"}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -70,12 +70,15 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
     assert (kept == (kinds == "mixed")).all() if name == "dapo" else kept.all()
     if name in ("opsd", "sdpo"):
         assert (base == 0).all()
-    elif name == "cast":
+    elif name in ("cast", "cast-public", "cast-port"):
         assert (base[kinds == "all_correct"] == 1).all() and (
             base[kinds == "all_wrong"] == -1
         ).all()
     else:
         assert (base[kinds != "mixed"] == 0).all()
+    if name == "cast-public":  # another prompt keeps the gap alive where the weights are the same
+        flipped = nullable_floats(shaped, "flipped", offsets)
+        assert flipped is not None and flipped.any() and not flipped.all()
     distill = nullable_floats(shaped, "distill_weights", offsets)
     assert (distill is not None) == ("opsd" in name or "sdp" in name)
     if "sdpg" in name:

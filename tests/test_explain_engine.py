@@ -36,7 +36,8 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine
 def engine(*overrides: str, training: Arithmetic = ON_GPU, held: int = 30 * GIB) -> EngineMemory:
     """What is said of the recipe of CAST, with 1,024 tokens of prompt and 4,096 of completion."""
     device = [f"model.device={'cuda' if training.on_gpu else 'cpu'}", "engine.kind=vllm"]
-    recipe = load_recipe("cast-qwen3-1.7b", [*device, *overrides])
+    longest = "sampling.max_tokens=4096"
+    recipe = load_recipe("cast-qwen3-1.7b", [*device, longest, *overrides])
     return engine_memory(recipe, shape_of(CONFIG, PARAMETERS), training, held, held + 10 * GIB)
 
 

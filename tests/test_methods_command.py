@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from castctl.methods import PRESETS, MethodSettings
+from castctl.methods.presets import SCRIPTS
 from castctl.settings import settings_in
 from conftest import Cli
 
 TEACHERS = {
     "cast": ("snapshot", "none"),
+    "cast-public": ("snapshot", "none"),
+    "cast-port": ("snapshot", "none"),
     "opsd": ("initial", "solution_or_answer"),
     "grpo+opsd": ("initial", "solution_or_answer"),
     "rlsd": ("current", "solution_or_answer"),
@@ -24,6 +27,8 @@ TEACHERS = {
 }
 NEEDS = {
     "cast": ["teacher_logprobs"],
+    "cast-public": ["teacher_logprobs"],
+    "cast-port": ["teacher_logprobs"],
     "opsd": ["teacher_prompt_token_ids"],
     "grpo+opsd": ["teacher_prompt_token_ids"],
     "rlsd": ["teacher_logprobs"],
@@ -40,6 +45,7 @@ NEEDS = {
 PASSES = {
     "grpo": ["policy"],
     "cast": ["policy", "teacher"],
+    "cast-public": ["policy", "teacher"],
     "rlsd": ["policy", "teacher"],
     "opsd": ["policy"],  # the teacher is asked in training, for its whole distribution
     "sdpg-urkl": ["policy", "reference"],
@@ -109,7 +115,7 @@ def test_one_method_shows_every_setting_of_its_slots(castctl: Cli, name: str) ->
         changed = setting["value"] != setting["default"]
         assert setting["origin"] == (f"preset {name}" if changed else None)
         if changed:
-            assert setting["choice"] in ("paper", "ours")
+            assert setting["choice"] in (PRESETS[name].whose, "ours")
     assert (page["name"], page["paper"]) == (name, PRESETS[name].paper)
     assert page["needs"] == NEEDS.get(name, [])
     if name in PASSES:
@@ -122,6 +128,14 @@ def test_whose_choice_a_value_is(castctl: Cli) -> None:
             "teacher.kind": "ours", "teacher.every": "ours", "surrogate.clip_high": "ours",
             "zero_variance.kind": "paper", "shaping.positive_range": "paper",
             "shaping.tau_floor": "ours", "shaping.tau_nats": None,
+        },
+        "cast-public": {
+            "teacher.template": SCRIPTS, "teacher.chat": SCRIPTS, "overlong.kind": SCRIPTS,
+            "baseline.std": SCRIPTS, "shaping.tau_nats": SCRIPTS, "shaping.flip_size": SCRIPTS,
+            "surrogate.aggregation": "ours", "shaping.positive_range": "paper",
+        },
+        "cast-port": {
+            "shaping.flip": SCRIPTS, "teacher.every": SCRIPTS, "shaping.dead_band": "ours",
         },
         "sdpg": {
             "surrogate.kind": "paper", "surrogate.aggregation": "ours", "anchor.kind": "paper",

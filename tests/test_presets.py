@@ -16,7 +16,9 @@ CURRENT = ("current", "solution_or_answer")
 INITIAL = ("initial", "solution_or_answer")
 SNAPSHOT = ("snapshot", "none")
 PEER = ("current", "peer")
+CAST = ("mean_std", "signed", "cast", SNAPSHOT, DAPO_CLIP, "token_mean")
 NO_TEACHER = ("none", "none")
+CASTS = {"cast", "cast-public", "cast-port"}
 
 TABLE = {
     # baseline, zero variance, shaping, teacher and its context, surrogate, aggregation
@@ -24,7 +26,9 @@ TABLE = {
     "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
     "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
-    "cast": ("mean_std", "signed", "cast", SNAPSHOT, DAPO_CLIP, "token_mean"),
+    "cast": CAST,
+    "cast-public": CAST,
+    "cast-port": CAST,
     "opsd": ("none", "zero", "none", INITIAL, NO_SURROGATE, "token_mean"),
     "grpo+opsd": ("mean_std", "zero", "none", INITIAL, GRPO_CLIP, "sequence_mean"),
     "rlsd": ("mean_std", "zero", "rlsd", CURRENT, DAPO_CLIP, "token_mean"),
@@ -48,6 +52,7 @@ SDPG_LOSS = {**OPSD_LOSS, "kind": "reverse_kl", "coefficient": 0.001, "gate": Tr
 MORE: dict[str, dict[str, Any]] = {
     # overlong, conditioning, distillation and anchor, where they are not off
     "dapo": {"overlong": {"kind": "penalty", "cache": None}},
+    "cast-public": {"overlong": {"kind": "mask"}},
     "opsd": {"distillation": OPSD_LOSS},
     "grpo+opsd": {"distillation": OPSD_LOSS},
     "sdpo": {"distillation": {**OPSD_LOSS, "tokens": "top_k_tail"}},
@@ -81,7 +86,8 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
     assert (surrogate.dual_clip, surrogate.entropy_bonus) == (None, 0)
     assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
-    assert teacher.skip_tokens == 0 and teacher.template is None
+    scaffold = "{{ prompt }}\n\n[Student response]\n" if name == "cast-public" else None
+    assert (teacher.skip_tokens, teacher.template, teacher.chat) == (0, scaffold, scaffold is None)
 
 
 def test_the_table_is_whole() -> None:
@@ -97,6 +103,11 @@ def test_another_name_of_the_same() -> None:
     assert method(name="sdpg").name == "sdpg-urkl"
 
 
+CAST_SHAPING: dict[str, Any] = {
+    "kind": "cast", "positive_range": (0.8, 1.05), "negative_range": (0.95, 1.2), "lam": 1.0,
+    "decay_steps": 0, "dead_band": None, "flip": "both", "flip_size": "kappa", "tau_rms": 2.0,
+    "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5, "kappa_wrong": 0.5, "clamp": 1.2,
+}  # fmt: skip
 NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
     ("rcc", "baseline", {
@@ -106,11 +117,12 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
         "kind": "signed", "b_correct": 1.0, "b_wrong": 1.0, "decay_steps": 0,
     }),
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
-    ("cast", "shaping", {
-        "kind": "cast", "positive_range": (0.8, 1.05), "negative_range": (0.95, 1.2), "lam": 1.0,
-        "decay_steps": 0, "dead_band": None, "flip": "both", "flip_size": "kappa",
-        "tau_rms": 2.0, "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5,
-        "kappa_wrong": 0.5, "clamp": 1.2,
+    ("cast", "shaping", CAST_SHAPING),
+    ("cast-public", "baseline", {"kind": "mean_std", "std": "sample", "eps": 1e-4}),
+    ("cast-public", "shaping", {**CAST_SHAPING, "tau_nats": 0.0, "flip_size": "other_side"}),
+    ("cast-port", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("cast-port", "shaping", {
+        **CAST_SHAPING, "lam": 0.5, "dead_band": (0.95, 1.05), "flip": "none",
     }),
     ("rlsd", "shaping", {"kind": "rlsd", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
     ("rlrt", "shaping", {"kind": "rlrt", "eps_w": 1.0, "lam": 0.5, "decay_steps": 0}),
@@ -133,12 +145,15 @@ def test_the_numbers_of_a_slot(name: str, slot: str, numbers: dict[str, Any]) ->
 def test_the_teachers_numbers() -> None:
     cast = method(name="cast").teacher
     assert (cast.every, cast.decay) == (10, 0.99)
+    assert [method(name=f"cast-{name}").teacher.every for name in ("public", "port")] == [10, 50]
     assert method(name="opsd").teacher.decay == 0.999, "of `ema`, for those who choose it"
     assert method(name="sdpo").teacher.decay == 0.95
 
 
 NEEDS = {
     "cast": {"teacher_logprobs"},
+    "cast-public": {"teacher_logprobs"},
+    "cast-port": {"teacher_logprobs"},
     "opsd": {"teacher_prompt_token_ids"},
     "grpo+opsd": {"teacher_prompt_token_ids"},
     "rlsd": {"teacher_logprobs"},
@@ -161,8 +176,11 @@ def test_what_a_method_asks_for(name: str) -> None:
     """CAST's teacher never sees the answer; OPSD and SDPO alone compare no rewards."""
     made = method(name=name)
     assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
-    assert made.listens == (name in TOLD_BY_DATA | TOLD_BY_PEERS | {"cast"})
+    assert made.listens == (
+        name in TOLD_BY_DATA | TOLD_BY_PEERS | {"cast", "cast-public", "cast-port"}
+    )
     assert made.told_by_data == (name in TOLD_BY_DATA)
     assert made.told_by_peers == (name in TOLD_BY_PEERS)
     assert made.compares == (name not in ("opsd", "sdpo"))
-    assert made.warnings() == []
+    by_sign = ["the verdict decides no direction"] if name == "cast-public" else []
+    assert all(said in told for said, told in zip(by_sign, made.warnings(), strict=True))

@@ -100,10 +100,28 @@ def test_the_loop_goes_on_from_stages_run_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teacher", TEACHERS)
-def test_resuming_with_every_teacher_equals_not_stopping(teacher: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "teacher"),
+    [
+        *(("cast", teacher) for teacher in TEACHERS),
+        ("cast-public", "snapshot"),
+        ("cast-public", "initial"),
+        ("cast-port", "snapshot"),
+        ("cast-port", "ema"),
+    ],
+)
+def test_resuming_with_every_teacher_equals_not_stopping(
+    method: str, teacher: str, tmp_path: Path
+) -> None:
+    """With a schedule of rates and a shaping that fades, which the step decides too."""
+    fading = [
+        "optimizer.schedule=linear", "optimizer.end_lr=1e-3", "optimizer.warmup_share=0.3",
+        "method.shaping.decay_steps=4", "method.zero_variance.decay_steps=4",
+    ]  # fmt: skip
     few = "sampling.max_tokens=24"  # CAST learns from groups that are all wrong too
-    recipe = small_recipe("cast", few, f"method.teacher.kind={teacher}")
+    recipe = small_recipe(
+        method, few, f"method.teacher.kind={teacher}", *(fading if method != "cast" else [])
+    )
     whole, _ = train_small(tmp_path / "whole", recipe)
     stopped = interrupted(tmp_path / "stopped", recipe, after=1)
     assert stopped.manifest["state"] == "interrupted"

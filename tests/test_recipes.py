@@ -29,6 +29,17 @@ RECIPES = known_recipes()
 LARGE = [name for name in RECIPES if name != "tiny"]
 SPELLED = [f"{name}:{each}" for name in LARGE for each in read_source(name).variants] + LARGE
 
+PUBLIC = {
+    "name": "cast-public", "baseline.std": "sample", "baseline.eps": 1e-4,
+    "shaping.tau_nats": 0.0, "shaping.flip_size": "other_side",
+    "teacher.template": "{{ prompt }}\n\n[Student response]\n", "teacher.chat": False,
+}  # fmt: skip
+PORT = {
+    "name": "cast-port", "shaping.lam": 0.5, "shaping.dead_band": (0.95, 1.05),
+    "shaping.flip": "none", "teacher.every": 50,
+}  # fmt: skip
+"""What the two do otherwise than `cast`."""
+
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cast-qwen3-1.7b": {
         "mixed-only": {"zero_variance.kind": "zero"},
@@ -38,6 +49,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "shaping.positive_range": (0.8, 1.2), "shaping.negative_range": (0.8, 1.2),
         },
         "rcc": {"baseline.kind": "rcc"},
+        "public": PUBLIC,
+        "port": PORT,
+        "port-ema": {**PORT, "teacher.kind": "ema"},
+    },
+    "cast-public-qwen3-4b": {
+        "mixed-only": {"zero_variance.kind": "zero"},
+        "symmetric-clip": {
+            "shaping.positive_range": (0.8, 1.2), "shaping.negative_range": (0.8, 1.2),
+        },
+        "with-solution": {
+            "teacher.context": "solution_or_answer",
+            "teacher.template": "{{ prompt }}\n\n[Reference solution]\n{{ solution or answer }}\n\n"
+            "[Student response]\n",
+        },
+        "no-wrong-flips": {"shaping.flip": "correct"},
+        "fixed-teacher": {"teacher.kind": "initial"},
+        "decayed": {"shaping.decay_steps": 300, "zero_variance.decay_steps": 300},
     },
     "sdpg-qwen3-4b": {
         "ufkl": {"name": "sdpg-ufkl", "anchor.kind": "ufkl"},
@@ -93,7 +121,9 @@ def in_method(changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_can_train(name: str) -> None:
-    assert load_recipe(name).check_training() == []
+    warned = load_recipe(name).check_training()
+    by_sign = name.startswith("cast-public")
+    assert ["the verdict decides no direction" in line for line in warned] == [True] * by_sign
 
 
 def test_every_method_has_a_recipe() -> None:
@@ -137,6 +167,8 @@ def test_a_variant_is_the_settings_away_that_it_says(base: str, name: str) -> No
 
 @pytest.mark.parametrize("size", ["1.7b", "4b", "8b"])
 def test_sizes_differ_in_model_and_rows_alone(size: str) -> None:
+    public = load_recipe("cast-public-qwen3-4b")
+    assert differences(public, load_recipe("cast-qwen3-4b:public")) == {}
     for method in ("cast", "opsd", "grpo+opsd"):
         recipe = load_recipe(f"{method}-qwen3-{size}")
         assert recipe.model.path == f"Qwen/Qwen3-{size.upper()}"
@@ -148,6 +180,11 @@ def test_the_papers_settings() -> None:
     cast = load_recipe("cast-qwen3-4b")
     assert cast.data.path == "BytedTsinghua-SIA/DAPO-Math-17k"
     assert (cast.train.steps, cast.eval.task, cast.eval.k) == (300, "aime24", 16)
+    assert (cast.train.prompts_per_step, cast.sampling.n) == (2, 8)
+    assert (cast.sampling.temperature, cast.sampling.max_tokens) == (0.7, 3072)
+    assert cast.optimizer.warmup_of(300) == 15 and cast.optimizer.end_lr == 1e-7
+    assert cast.verifier.box_within_last == 0.05 and cast.method.overlong.kind == "mask"
+    assert not cast.sampling.truncated, "nothing trains on that"
     for anchor, name in (("urkl", "sdpg-qwen3-4b"), ("ufkl", "sdpg-qwen3-4b:ufkl")):
         sdpg = load_recipe(name)
         assert sdpg.model.path == "Qwen/Qwen3-4B" and sdpg.data.path == cast.data.path
@@ -176,7 +213,7 @@ def test_every_setting_of_a_file_says_whose_choice_it_is(name: str) -> None:
     lines = text.splitlines()
     for number, key in lines_with_scalars(yaml.compose(text)):
         if not re.search(r"(^|\.)(about|extends|method\.name)$", key):
-            assert re.search(r"  # (paper|ours)\b", lines[number]), lines[number]
+            assert re.search(r"  # (paper|public scripts|ours)\b", lines[number]), lines[number]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -445,7 +482,7 @@ def test_the_list_fits_80_columns_and_breaks_no_word(
     monkeypatch.setenv("COLUMNS", "80")
     shown = re.sub(r"\x1b\[[\d;]*m", "", castctl("recipes").stdout)
     lines = [line.rstrip() for line in shown.splitlines()]
-    assert max(map(len, lines)) <= 80 and len(lines) < 30
+    assert max(map(len, lines)) <= 80 and len(lines) < 36
     assert {*RECIPES} <= {*shown.split()}
     variants = {f":{name}" for path in RECIPES.values() for name in read_source(path).variants}
     assert variants == {word for word in shown.split() if word[0] == ":"}
@@ -502,7 +539,7 @@ def step(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["", "mixed-only", "no-reversal", "symmetric-clip"])
 def test_an_ablation_leaves_out_what_it_says(castctl: Cli, step: Path, name: str) -> None:
     recipe = ":".join(filter(None, ("cast-qwen3-1.7b", name)))
-    castctl("shape", "--run", "by-hand", "--recipe", recipe)
+    castctl("shape", "--run", "by-hand", "--recipe", recipe, "--set", "method.overlong.kind=none")
     rows = pq.read_table(step / "advantages/part-00000.parquet").to_pylist()
     shaped = {(row["prompt_id"], row["sample"]): row for row in rows}
     bases = [shaped["right", 0]["base"], shaped["wrong", 0]["base"]]

@@ -7,24 +7,31 @@ from typing import Any
 
 Slots = dict[str, Any]
 
+PAPER, OURS = "paper", "ours"
+SCRIPTS = "public scripts, attribution inferred"
+"""Whose choice a value is."""
+
 
 @dataclass(frozen=True)
 class Preset:
     """A named method: one line, its paper, and its settings where they differ from the defaults.
 
-    `open` names the slots and settings (dotted) that the paper leaves open, so that what stands
-    there is ours.
+    `whose` choice these are; `open` names the slots and settings (dotted) that it leaves open, so
+    that what stands there is ours.
     """
 
     summary: str
     paper: str
     slots: Slots = field(default_factory=dict)
     open: tuple[str, ...] = ()
+    whose: str = PAPER
 
 
 PRIVILEGED: Slots = {"context": "solution_or_answer"}
 """A teacher that sees the solution where there is one, else the answer."""
 DAPO_SURROGATE: Slots = {"clip_high": 0.28, "aggregation": "token_mean"}
+SCAFFOLD = "{{ prompt }}\n\n[Student response]\n"
+"""The user text of the public scripts' teacher, which reads no chat template."""
 OPSD_TEACHER: Slots = {"kind": "initial", "decay": 0.999, **PRIVILEGED}
 
 
@@ -69,6 +76,32 @@ PRESETS: dict[str, Preset] = {
             "surrogate": DAPO_SURROGATE,
         },
         ("teacher", "surrogate"),
+    ),
+    "cast-public": Preset(
+        "CAST as public scripts run it: the gap's sign is each token's direction, right or wrong",
+        "arXiv 2606.00172",
+        {
+            "baseline": {"kind": "mean_std", "std": "sample", "eps": 1e-4},
+            "zero_variance": {"kind": "signed"},
+            "overlong": {"kind": "mask"},
+            "shaping": {"kind": "cast", "tau_nats": 0.0, "flip_size": "other_side"},
+            "teacher": {"kind": "snapshot", "template": SCAFFOLD, "chat": False},
+            "surrogate": DAPO_SURROGATE,
+        },
+        ("surrogate.aggregation",),
+        SCRIPTS,
+    ),
+    "cast-port": Preset(
+        "CAST as a later port runs it: no flips, and small gaps shape nothing",
+        "arXiv 2606.00172",
+        {
+            "zero_variance": {"kind": "signed"},
+            "shaping": {"kind": "cast", "lam": 0.5, "dead_band": (0.95, 1.05), "flip": "none"},
+            "teacher": {"kind": "snapshot", "every": 50},
+            "surrogate": DAPO_SURROGATE,
+        },
+        ("shaping.dead_band", "surrogate.aggregation"),
+        SCRIPTS,
     ),
     "opsd": Preset(
         "Distillation alone, from the model itself when it sees the solution",

@@ -1,4 +1,4 @@
-"""Whose choice a setting's value is: the paper's, ours, or the user's."""
+"""Whose choice a setting's value is: the paper's, that of public scripts, ours, or the user's."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from castctl.methods import PRESETS
+from castctl.methods.presets import OURS, PAPER, SCRIPTS
 from castctl.settings import Setting
 
-PAPER, OURS = "paper", "ours"
-_CHOICE = re.compile(rf"\(({PAPER}|{OURS})\b")
+_CHOICES = "|".join((PAPER, OURS, SCRIPTS))
+_CHOICE = re.compile(rf"\(({_CHOICES})\b")
 
 
 @dataclass(frozen=True)
 class ExplainedSetting:
-    """A setting, where it comes from, and whose choice its value is: `paper`, `ours`, or None.
+    """A setting, where it comes from, and whose choice its value is: `paper`, `ours`,
+    `public scripts, attribution inferred`, or None.
 
     `origin` is None for a default; `choice` is None for what the user set, and where there was
     nothing to choose.
@@ -31,7 +33,7 @@ class ExplainedSetting:
 
 def explained(setting: Setting, origin: str | None) -> ExplainedSetting:
     """A setting with where it comes from, None for a default."""
-    meaning = re.sub(rf" \(({PAPER}|{OURS})\)", "", setting.meaning)  # `choice` says it
+    meaning = re.sub(rf" \(({_CHOICES})\)", "", setting.meaning)  # `choice` says it
     choice = choice_of(setting, origin)
     return ExplainedSetting(setting.key, setting.value, setting.default, origin, choice, meaning)
 
@@ -39,8 +41,9 @@ def explained(setting: Setting, origin: str | None) -> ExplainedSetting:
 def choice_of(setting: Setting, origin: str | None) -> str | None:
     """Whose choice a value is.
 
-    A default's docstring says it in parentheses that begin with `paper` or `ours`. A preset's
-    values are its paper's, but for what it says the paper leaves open. All else is the user's.
+    A default's docstring says it in parentheses that begin with it. A preset's values are its
+    paper's, or those of the scripts that it follows, but for what it says these leave open. All
+    else is the user's.
     """
     if origin is None:
         found = _CHOICE.search(setting.meaning)
@@ -48,5 +51,6 @@ def choice_of(setting: Setting, origin: str | None) -> str | None:
     if not origin.startswith("preset "):
         return None
     within = setting.key.removeprefix("method.")
-    left_open = PRESETS[origin.removeprefix("preset ")].open
-    return OURS if any(f"{within}.".startswith(f"{each}.") for each in left_open) else PAPER
+    method = PRESETS[origin.removeprefix("preset ")]
+    left_open = any(f"{within}.".startswith(f"{each}.") for each in method.open)
+    return OURS if left_open else method.whose

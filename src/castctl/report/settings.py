@@ -65,7 +65,7 @@ class SettingsTable:
         if changed and self.origins:
             table.add_column("from", max_width=16, overflow="fold")
         if chosen:
-            table.add_column("choice", no_wrap=True)
+            table.add_column("choice", max_width=16)
         table.add_column("meaning", ratio=1)
         for setting in self.settings:
             cells = [setting.key.rpartition(".")[2], value_text(setting.value)]
