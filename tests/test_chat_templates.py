@@ -14,6 +14,7 @@ from castctl import embedded
 from castctl.embedded.model import CHAT_TEMPLATE
 from castctl.models.loading import load_tokenizer
 from castctl.recipe.model import ModelSettings
+from castctl.recipe.recipe import VerifierSettings
 from castctl.runs.run import open_run
 from castctl.stages.score.rewards import rows_to_judge
 from conftest import Cli
@@ -68,7 +69,10 @@ def test_thoughts_that_end_unseen_are_known_by_their_token(special: bool) -> Non
             "completion_token_ids": pa.array(ids, pa.list_(pa.int32())),
         }
     )  # fmt: skip
-    assert [row.thinking for row in rows_to_judge(table, tokenizer)] == [True, not special]
+    assert [row.thinking for row in rows_to_judge(table, tokenizer, VerifierSettings())] == [
+        True,
+        not special,
+    ]
 
 
 TALK = [

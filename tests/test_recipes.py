@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import Qwen3Config
 
 from castctl.errors import UserError
+from castctl.explain import estimate
+from castctl.explain.model_shape import model_shape
 from castctl.methods import PRESETS
 from castctl.progress import Silent
 from castctl.recipe.files import find_recipe, known_recipes, read_source, recipes_folder
+from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import dump_recipe, load_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import create_run
@@ -224,10 +228,41 @@ def test_a_recipe_and_its_variants_say_what_they_are(name: str) -> None:
         assert 5 < len(each.about) < 60, each.of
 
 
-@pytest.mark.parametrize("name", [n for n in LARGE if re.match(r"(cast|opsd|grpo\+opsd)-", n)])
-def test_where_the_paper_trains_lora_the_file_says_that_full_weights_are(name: str) -> None:
-    comments = [line[2:] for line in RECIPES[name].read_text().splitlines() if line[:2] == "# "]
-    assert "The paper trains LoRA; here full weights are trained" in " ".join(comments)
+PUBLISHED = {
+    "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28},
+    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36},
+    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36},
+}
+"""What the sizes of Qwen3 differ in, as published."""
+
+
+def test_a_recipe_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one GPU of 80 GB holds those whose papers train adapters."""
+    for size, shape in PUBLISHED.items():
+        heads = 16 if size == "1.7B" else 32
+        Qwen3Config(
+            **shape, vocab_size=151_936, num_attention_heads=heads, num_key_value_heads=8,
+            head_dim=128, tie_word_embeddings=size != "8B", max_position_embeddings=40_960,
+        ).save_pretrained(tmp_path / size)  # fmt: skip
+    shapes: dict[str, Any] = {}
+
+    def shape_once(settings: ModelSettings) -> Any:
+        key = f"{settings.path} {settings.lora}"
+        if key not in shapes:
+            shapes[key] = model_shape(settings)
+        return shapes[key]
+
+    monkeypatch.setattr(estimate, "model_shape", shape_once)
+    for name in LARGE:
+        recipe = load_recipe(name)
+        folder = tmp_path / recipe.model.path.rpartition("-")[2]
+        model = recipe.model.model_copy(update={"path": str(folder), "device": "cuda"})
+        memory = estimate.estimate_memory(recipe.model_copy(update={"model": model}), 80)
+        (fit,) = memory.fits
+        said = re.search(r"It takes about (\d+) GiB of one GPU", RECIPES[name].read_text())
+        assert said and int(said[1]) == round(fit.needed / 2**30), name
+        adapts = re.match(r"(cast|opsd|grpo\+opsd)-", name) is not None
+        assert recipe.model.adapts == adapts and fit.fits >= adapts
 
 
 # One recipe from another

@@ -587,7 +587,10 @@ def folder(tmp_path: Path) -> StepFolder:
     return StepFolder(tmp_path / "step-00003", 3, 10)
 
 
-SETTINGS: Columns = {"temperature": 1.0, "verifier": {"timeout": 5.0, "function": None}}
+SETTINGS: Columns = {
+    "temperature": 1.0,
+    "verifier": {"timeout": 5.0, "function": None, "box_within_last": None},
+}
 
 
 def make(folder: StepFolder, calls: list[int], overwrite: bool = False, **changes: Any) -> bool:
@@ -623,9 +626,15 @@ def test_a_part_is_made_once_and_says_how(folder: StepFolder) -> None:
     "changes, mentions",
     [
         ({"temperature": 0.5}, ["temperature", "1.0", "0.5"]),
-        ({"verifier": {"timeout": 7.0, "function": None}}, ["verifier.timeout", "5.0", "7.0"]),
-        ({"verifier": {"timeout": 5.0, "function": "f"}}, ["verifier.function", "None", "'f'"]),
-        ({"verifier": {"timeout": 5.0}}, ["verifier.function"]),
+        (
+            {"verifier": {"timeout": 7.0, "function": None, "box_within_last": None}},
+            ["verifier.timeout", "5.0", "7.0"],
+        ),
+        (
+            {"verifier": {"timeout": 5.0, "function": "f", "box_within_last": None}},
+            ["verifier.function", "None", "'f'"],
+        ),
+        ({"verifier": {"timeout": 5.0, "box_within_last": None}}, ["verifier.function"]),
         ({"seed": 3}, ["seed", "None", "3"]),
         ({"rollouts": conforming(sample=[0, 2, 0])}, ["inputs.rollouts"]),
     ],

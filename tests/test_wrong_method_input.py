@@ -253,7 +253,8 @@ def test_a_penalty_that_begins_before_the_first_token() -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("csat", "cast"), ("GRPO", "grpo"), ("rlds", "rlsd"), ("sdgp", "sdpg"), ("oarp", "oar-p"),
+        ("csat", "cast"), ("GRPO", "grpo"), ("rlds", "rlsd"), ("oarp", "oar-p"),
+        ("sdgp-ufkl", "sdpg-ufkl"),
         ("bicc+rc", "bicc+rcc"), ("Sdpg-URKL", "sdpg-urkl"), (" opsd", "opsd"),
     ],
 )  # fmt: skip

@@ -27,20 +27,9 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
-    "UserError",
-    "create_run",
-    "diagnose",
-    "evaluate",
-    "export",
-    "grade",
-    "load_recipe",
-    "open_run",
-    "rollout",
-    "score",
-    "shape",
-    "train",
-    "update",
-]
+    "UserError", "create_run", "diagnose", "evaluate", "export", "grade", "load_recipe", "open_run",
+    "rollout", "score", "shape", "train", "update",
+]  # fmt: skip
 
 THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
 """Measured on two cores: waiting threads that spin made two threads three times slower than one,

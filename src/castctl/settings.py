@@ -64,16 +64,19 @@ class Setting:
         return self.value != self.default
 
 
-def settings_in(section: Section, default: Section, prefix: str = "") -> Iterator[Setting]:
+def settings_in(section: Section, default: Section | None, prefix: str = "") -> Iterator[Setting]:
     """Every setting below a section, in the order of its fields.
 
     Where a section is of another kind than the default's, its settings have the defaults of
-    their own kind, and only the kind itself differs.
+    their own kind, and only the kind itself differs. Where the default is no section at all, every
+    setting differs.
     """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         alike = name == "kind" or type(section) is type(default)
         usual = getattr(default, name) if alike else field.default
+        if default is None:  # the whole section is a choice
+            usual = None
         if isinstance(value, Section):
             yield from settings_in(value, usual, f"{prefix}{name}.")
         else:

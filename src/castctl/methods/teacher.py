@@ -37,7 +37,7 @@ class Teacher(Section):
     `peer` the prompt, `[Correct rollout]` and the peer (ours, after RLRT's public launchers)."""
     chat: bool = True
     """Whether its user text stands in the student's conversation; false: the rendered text alone,
-    tokenised as it stands, without chat template, system prompt and special tokens."""
+    tokenised as it stands, without chat template, system prompt and special tokens (ours)."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template that differ from the student's, such as `enable_thinking`."""
     max_prompt_tokens: Count = 8192
