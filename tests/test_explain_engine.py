@@ -130,7 +130,7 @@ def test_on_the_cpu_all_of_it_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> N
 @without_gpu
 def test_explain_says_both_sums_and_what_fits(castctl: Cli, tmp_path: Path) -> None:
     CONFIG.save_pretrained(tmp_path / "model")
-    asked = ("cast-qwen3-1.7b", "--model", "./model", "--device", "cuda")
+    asked = ("grpo-qwen3-1.7b", "--model", "./model", "--device", "cuda")
     memory: Any = json.loads(castctl("explain", *asked, "--engine", "vllm", "--json").stdout)
     memory = memory["memory"]
     assert memory["parameters"] == PARAMETERS
