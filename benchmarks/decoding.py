@@ -68,7 +68,7 @@ def main() -> None:
 def embedded_model(count: int) -> tuple[LanguageModel, Prompts]:
     """The embedded model and prompts of its own task."""
     recipe = load_recipe(default_recipe_path())
-    model = named_policy(recipe.model).load(recipe.model).model
+    model = named_policy(recipe).load(recipe.model).model
     template = PromptTemplate(model.tokenizer, recipe.data)
     problems = load_prompts(recipe.data.model_copy(update={"limit": count})).table["problem"]
     return model, [np.array(template.render(p), np.int32) for p in problems.to_pylist()]

@@ -123,7 +123,7 @@ def engines(shape: str, tokens: int) -> Iterator[tuple[Policy, Engine]]:
             ["engine.kind=vllm", f"sampling.max_tokens={tokens}", "data.max_prompt_tokens=128"],
             model={"path": folder},
         )
-        policy = named_policy(recipe.model).load(recipe.model)
+        policy = named_policy(recipe).load(recipe.model)
         site = Site(Path(folder), Path(folder))
         with contextlib.closing(make_engine(recipe, policy, site)) as engine:
             yield policy, engine
