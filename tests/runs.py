@@ -15,9 +15,12 @@ from castctl.progress import Silent
 from castctl.recipe.files import default_recipe_path
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
-from castctl.runs.run import Run, create_run
+from castctl.runs.run import Run, create_run, open_run
 from castctl.shards.part import content_hash
 from castctl.shards.stage import StepFolder
+from castctl.stages.one_step import rollout_stage, score_stage
+from castctl.stages.policies import policy_at
+from castctl.stages.shape import shape_step
 from castctl.stages.train.loop import Trained, train
 
 SMALL = (
@@ -88,6 +91,40 @@ def assert_same_step(first: StepFolder, second: StepFolder, stages: Iterable[str
         assert content_hash(one) == content_hash(two), (
             f"{stage} of {first.path} and {second.path} differ"
         )
+
+
+def steps_by_hand(run: Run, steps: Iterable[int], finished: Run) -> None:
+    """Roll out, score and shape steps of a run one stage after the other, as a loop had them."""
+    for step in steps:
+        source = policy_at(run, step)
+        rollout_stage(run, step, source, progress=Silent())
+        score_stage(run, step, source, None, progress=Silent())
+        shape_step(run.step(step), run.recipe.method, progress=Silent())
+        assert_same_step(finished.step(step), run.step(step))
+
+
+def assert_goes_on(older: Run, recipe: Recipe, whole: Path) -> tuple[Run, Run]:
+    """An older run's training goes on, keeps what was shaped, and ends as one of today does that is
+    made at `whole`; both runs."""
+    made = older.step(0).part_path("advantages", 0).stat().st_mtime_ns
+    opened = open_run(str(older.path))
+    assert opened.recipe == recipe
+    train(opened, Silent(), lambda row: None)
+    assert older.step(0).part_path("advantages", 0).stat().st_mtime_ns == made, "kept as it was"
+    today, _ = train_small(whole, recipe)
+    assert_same_step(older.step(1), today.step(1))
+    assert_same_weights(older.checkpoint(2), today.checkpoint(2))
+    return opened, today
+
+
+def part_hashes(run: Path) -> dict[str, str]:
+    """The content of every part of a run's steps, by its path there."""
+    return {
+        str(path.relative_to(run)): content_hash(
+            StepFolder(path.parent.parent).read(path.parent.name, int(path.stem[-5:])).table
+        )
+        for path in sorted(run.glob("step-*/*/part-*.parquet"))
+    }
 
 
 def assert_same_weights(first: Path, second: Path) -> None:

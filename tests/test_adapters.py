@@ -25,10 +25,14 @@ from castctl.models.loading import load_language_model
 from castctl.models.policy import AdapterWeights, Policy, load_policy
 from castctl.models.teacher import TeacherCopy
 from castctl.models.weights import Weights
+from castctl.progress import Silent
 from castctl.recipe.model import LoraSettings, ModelSettings
 from castctl.recipe.reader import load_recipe
 from castctl.runs.run import Run, create_run
 from castctl.stages.export import export_policy
+from castctl.stages.one_step import train_stage
+from castctl.stages.policies import policy_at
+from castctl.stages.train.loop import train
 from conftest import Cli
 from models import packed_hidden, random_ids, tiny
 from runs import (
@@ -36,6 +40,7 @@ from runs import (
     assert_same_weights,
     interrupted,
     small_recipe,
+    steps_by_hand,
     train_small,
 )
 
@@ -373,9 +378,6 @@ def test_a_checkpoint_holds_an_adapter_and_no_model(finished: Run) -> None:
 
 @pytest.mark.slow
 def test_a_run_resumed_equals_one_that_was_not(finished: Run, tmp_path: Path) -> None:
-    from castctl.progress import Silent
-    from castctl.stages.train.loop import train
-
     again = interrupted(tmp_path / "run", finished.recipe, after=1)
     shutil.rmtree(again.step(2).path, ignore_errors=True)
     train(again, Silent(), lambda row: None)
@@ -386,19 +388,9 @@ def test_a_run_resumed_equals_one_that_was_not(finished: Run, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_stages_by_hand_equal_the_loop(finished: Run, tmp_path: Path) -> None:
-    from castctl.progress import Silent
-    from castctl.stages.one_step import rollout_stage, score_stage, train_stage
-    from castctl.stages.policies import policy_at
-    from castctl.stages.shape import shape_step
-
     alone = create_run(finished.recipe, str(tmp_path / "run"), "test")
     shutil.copytree(finished.checkpoint(1), alone.checkpoint(1))
-    for step in (0, 1):
-        source = policy_at(alone, step)
-        rollout_stage(alone, step, source, progress=Silent())
-        score_stage(alone, step, source, None, progress=Silent())
-        shape_step(alone.step(step), alone.recipe.method, progress=Silent())
-        assert_same_step(finished.step(step), alone.step(step))
+    steps_by_hand(alone, (0, 1), finished)
     train_stage(alone, 1, policy_at(alone, 1), overwrite=False)
     assert_same_weights(finished.checkpoint(2), alone.checkpoint(2))
 

@@ -15,11 +15,11 @@ import pytest
 from castctl.diagnosis.catalog import DIAGNOSTICS
 from castctl.diagnosis.kept import lost_answers
 from castctl.runs.run import Run
-from castctl.shards.part import content_hash, read_metadata
+from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder
 from conftest import Cli
 from random_steps import write_step
-from runs import small_recipe, train_small
+from runs import part_hashes, small_recipe, train_small
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,6 @@ def run(trained: Run, tmp_path: Path) -> Path:
 
 def _found(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / "diagnose" / name / f"{name}.json").read_text())
-
-
-def _hashes(run: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(run)): content_hash(StepFolder(path.parent.parent).read(
-            path.parent.name, int(path.stem[-5:])).table)
-        for path in sorted(run.glob("step-*/*/part-*.parquet"))
-    }  # fmt: skip
 
 
 def test_bare_it_makes_rollouts_and_a_privileged_teacher(castctl: Cli, tmp_path: Path) -> None:
@@ -71,12 +63,12 @@ def test_bare_it_makes_rollouts_and_a_privileged_teacher(castctl: Cli, tmp_path:
 
 @pytest.mark.parametrize("name", sorted(DIAGNOSTICS))
 def test_each_one_writes_numbers_plots_and_a_page(castctl: Cli, run: Path, name: str) -> None:
-    before = _hashes(run)
+    before = part_hashes(run)
     castctl("diagnose", name, str(run), "--quiet")
     out = run / "diagnose" / name
     assert _found(run, name)["numbers"]
     assert (out / "report.html").stat().st_size > 10_000 and list(out.glob("*.png"))
-    assert _hashes(run) == before
+    assert part_hashes(run) == before
 
 
 def test_what_is_missing_is_computed_with_the_checkpoint_of_its_step(

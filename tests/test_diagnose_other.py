@@ -21,13 +21,12 @@ from castctl.progress import Silent
 from castctl.recipe.recipe import DataSettings, ModelSettings
 from castctl.report.diagnostics.gap_control import control_answer
 from castctl.runs.run import Run, create_run
-from castctl.shards.part import content_hash
 from castctl.shards.stage import StepFolder
 from castctl.stages.one_step import rollout_stage, score_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.score.others import others_answers
 from conftest import Cli
-from runs import small_recipe
+from runs import part_hashes, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +48,6 @@ def _found(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / "diagnose" / name / f"{name}.json").read_text())
 
 
-def _hashes(run: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(run)): content_hash(StepFolder(path.parent.parent).read(
-            path.parent.name, int(path.stem[-5:])).table)
-        for path in sorted(run.glob("step-*/*/part-*.parquet"))
-    }  # fmt: skip
-
-
 def _other(run: Path) -> dict[str, Any]:
     return json.loads((run / "diagnose" / "opsd-gaps" / "other" / "opsd-gaps.json").read_text())
 
@@ -64,7 +55,7 @@ def _other(run: Path) -> dict[str, Any]:
 def test_a_teacher_told_another_problems_answer(castctl: Cli, run: Path, trained: Run) -> None:
     """Each prompt's is one of the same step with another text, drawn anew from the ids alone; the
     run's own shards stay as they are, and the right answer's separation stands beside it."""
-    before = _hashes(run)
+    before = part_hashes(run)
     step = ("--step", "0", "--quiet")
     done = castctl("diagnose", "opsd-gaps", str(run), "--context", "other", *step)
     assert "castctl diagnose opsd-gaps on the same steps" in " ".join(done.stdout.split())
@@ -76,7 +67,7 @@ def test_a_teacher_told_another_problems_answer(castctl: Cli, run: Path, trained
     assert [s["teacher_context"] for s in (own["steps"][0], other["steps"][0])] == [
         "solution_or_answer", "other"
     ]  # fmt: skip
-    assert _hashes(run) == before
+    assert part_hashes(run) == before
     folder = StepFolder(run / "diagnose" / "opsd-gaps" / "other" / "step-00000", 0)
     rollouts = trained.step(0).table("rollouts").to_pylist()
     answers = {row["prompt_id"]: row["answer"] for row in rollouts}

@@ -25,6 +25,7 @@ from runs import (
     interrupted,
     metrics_without_time,
     small_recipe,
+    steps_by_hand,
     train_small,
 )
 
@@ -43,12 +44,7 @@ def test_stages_run_one_by_one_give_the_tables_of_the_loop(finished: Run, tmp_pa
     alone = adopt_run(tmp_path / "run", finished.recipe)
     for step in (1, 2):
         shutil.copytree(finished.checkpoint(step), alone.checkpoint(step))
-    for step in (0, 1, 2):
-        source = policy_at(alone, step)
-        rollout_stage(alone, step, source, progress=Silent())
-        score_stage(alone, step, source, None, progress=Silent())
-        shape_step(alone.step(step), alone.recipe.method, progress=Silent())
-        assert_same_step(finished.step(step), alone.step(step))
+    steps_by_hand(alone, (0, 1, 2), finished)
     train_stage(alone, 2, policy_at(alone, 2), overwrite=False)
     assert_same_weights(finished.checkpoint(3), alone.checkpoint(3))
 

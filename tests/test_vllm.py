@@ -28,14 +28,13 @@ from castctl.progress import Silent
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import SamplingSettings
 from castctl.runs.run import Run, adopt_run, create_run, open_run
-from castctl.stages.one_step import rollout_stage, score_stage, train_stage
+from castctl.stages.one_step import train_stage
 from castctl.stages.policies import policy_at
-from castctl.stages.shape import shape_step
 from castctl.stages.train.loop import train
 from commands import Commands
 from conftest import Cli
 from models import EOS, SHAPE, plain_logits, random_ids, tokenizer
-from runs import SMALL, assert_same_step, assert_same_weights, small_recipe
+from runs import SMALL, assert_same_step, assert_same_weights, small_recipe, steps_by_hand
 
 pytestmark = [
     pytest.mark.vllm,
@@ -140,19 +139,26 @@ def move(policy: Policy) -> None:
         parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logprobs_are_the_scorers_also_after_five_changes_of_weights(made: Make, name: str) -> None:
-    engine, policy = made(name)
+def assert_follows(
+    engine: VllmEngine, policy: Policy, change: Callable[[Policy], None], times: int
+) -> None:
+    """Log-probs are the scorer's at first and after every change, and other tokens are drawn."""
     asked = batches()
     done = sampled(engine, asked)
     assert off(policy, asked, done) < 1e-4
-    for _ in range(5):
-        move(policy)
+    for _ in range(times):
+        change(policy)
         assert engine.sync()["sync_gap_max"] < 1e-4
         before, done = done, sampled(engine, asked)
         assert off(policy, asked, done) < 1e-4
         pairs = zip(before, done, strict=True)
         assert not all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logprobs_are_the_scorers_also_after_five_changes_of_weights(made: Make, name: str) -> None:
+    engine, policy = made(name)
+    assert_follows(engine, policy, move, 5)
 
 
 LORA = "model.lora={r: 4, alpha: 8}"
@@ -168,19 +174,10 @@ def move_adapter(policy: Policy) -> None:
 @pytest.mark.parametrize("name", ["qwen3-tied", "llama-untied"])
 def test_logprobs_are_the_scorers_over_six_adapters(made: Make, name: str) -> None:
     engine, policy = made(name, LORA)
-    asked = batches()
-    done = sampled(engine, asked)
-    assert off(policy, asked, done) < 1e-4
-    for _ in range(6):
-        move_adapter(policy)
-        assert engine.sync()["sync_gap_max"] < 1e-4
-        before, done = done, sampled(engine, asked)
-        assert off(policy, asked, done) < 1e-4
-        pairs = zip(before, done, strict=True)
-        assert not all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
+    assert_follows(engine, policy, move_adapter, 6)
 
 
-def test_an_engine_that_starts_takes_the_adapter_as_it_is(made: Make, tmp_path: Path) -> None:
+def test_an_engine_that_starts_takes_the_adapter_as_it_is(made: Make) -> None:
     engine, policy = made("qwen3-tied", LORA)
     move_adapter(policy)
     engine.sync()
@@ -310,12 +307,8 @@ def test_the_loop_killed_and_resumed_equals_one_that_was_not(
 def test_stages_by_hand_equal_the_loop(finished: Run, tmp_path: Path) -> None:
     alone = adopt_run(tmp_path / "run", finished.recipe)
     for step in (0, 1):
-        source = policy_at(alone, step)
-        rollout_stage(alone, step, source, progress=Silent())
-        score_stage(alone, step, source, None, progress=Silent())
-        shape_step(alone.step(step), alone.recipe.method, progress=Silent())
-        assert_same_step(finished.step(step), alone.step(step))
-        train_stage(alone, step, source, overwrite=False)
+        steps_by_hand(alone, [step], finished)
+        train_stage(alone, step, policy_at(alone, step), overwrite=False)
     assert_same_weights(finished.checkpoint(2), alone.checkpoint(2))
 
 

@@ -16,8 +16,6 @@ from castctl.errors import UserError
 from castctl.models.packing import flattened
 from castctl.recipe.recipe import SamplingSettings
 
-"""A seed of more makes vLLM hang."""
-
 
 class Asked:
     """Batches of requests that one process fills, completion by completion, in whatever order."""

@@ -92,7 +92,7 @@ def launch(
         "enable_sleep_mode": shares,
     }
     if rank is not None:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(rank)}
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _largest_rank(rank)}
     cache = {} if CPU_CACHE in os.environ else {CPU_CACHE: "1"}
     return Launch(
         ENTRY,
@@ -103,7 +103,8 @@ def launch(
     )
 
 
-def _room_for(rank: int) -> int:
+def _largest_rank(rank: int) -> int:
+    """The smallest rank with room for one."""
     found = next((room for room in RANKS if room >= rank), None)
     if found is None:
         raise UserError(
