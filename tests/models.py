@@ -150,6 +150,24 @@ class Scores:
     entropies: torch.Tensor
 
 
+def penalised(
+    logits_TV: torch.Tensor,
+    prompt: NDArray,
+    completion: NDArray,
+    presence: float,
+    repetition: float,
+) -> torch.Tensor:
+    """Logits (T, V, float64) under penalties by definition, a position and a token at a time."""
+    scores = logits_TV.double().clone()
+    for position, row in enumerate(scores):
+        sampled = set(completion[:position].tolist())
+        for token in sampled | set(prompt.tolist()):
+            row[token] = row[token] / repetition if row[token] > 0 else row[token] * repetition
+        for token in sampled:
+            row[token] -= presence
+    return scores
+
+
 def plain_scores(model: Any, prompts: Rows, completions: Rows, temperature: float) -> Scores:
     """The scores by definition, one row at a time from all logits."""
     logprobs, entropies = [], []

@@ -168,7 +168,7 @@ def test_a_step_shaped_elsewhere_says_nothing_of_a_correction(tmp_path: Path) ->
     assert not any(name.startswith("correction_") for name in found)
 
 
-# Truncated sampling
+# Sampling from another distribution than the policy's
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,9 @@ def nucleus(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_nothing_trains_on_truncated_sampling(nucleus: Run) -> None:
+def test_nothing_trains_on_another_distribution(nucleus: Run) -> None:
     folder, source = nucleus.step(0), policy_at(nucleus, 0)
-    said = r"part-00000.* was sampled with top_p=0\.9: the sampler drew from a part"
+    said = r"part-00000.* was sampled with top_p=0\.9: the sampler drew from another"
     with pytest.raises(UserError, match=rf"{said}.*set method\.correction\.kind=none"):
         shaped(folder, method({}))
     none = method({"kind": "none"})
@@ -199,11 +199,15 @@ def test_nothing_trains_on_truncated_sampling(nucleus: Run) -> None:
     assert not nucleus.checkpoints()
 
 
-@pytest.mark.parametrize("setting", ["top_p=0.5", "top_k=3", "min_p=0.1"])
-def test_every_truncation_is_refused_before_anything_is_sampled(setting: str) -> None:
-    with pytest.raises(UserError, match="draw from a part of the vocabulary"):
+@pytest.mark.parametrize(
+    "setting",
+    ["top_p=0.5", "top_k=3", "min_p=0.1", "presence_penalty=-0.1", "repetition_penalty=1.1"],
+)
+def test_all_that_alters_the_distribution_is_refused_before_sampling(setting: str) -> None:
+    with pytest.raises(UserError, match=f"sampling.{setting} draws from another distribution"):
         small_recipe("opsd", f"sampling.{setting}").check_training()
-    small_recipe("opsd", "eval.top_p=0.9").check_training()
+    fair = ("eval.top_p=0.9", "eval.presence_penalty=1", "eval.repetition_penalty=1.1")
+    small_recipe("opsd", *fair).check_training()
 
 
 # Runs of before

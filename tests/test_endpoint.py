@@ -407,6 +407,30 @@ def test_what_a_server_does_not_know_is_left_to_it_and_told(castctl: Cli, tmp_pa
     assert "what it does about that is its own" in done.stdout
 
 
+def test_penalties_are_sent_and_left_to_no_server(castctl: Cli, tmp_path: Path) -> None:
+    """A server that refuses one would sample from another distribution than was asked for."""
+    write_sums(tmp_path, 2)
+    asked = ("--presence-penalty", "1.5", "--repetition-penalty", "1.1")
+    with Server() as server:
+        castctl("eval", "sums.jsonl", "--endpoint", server.url, "-k", "1", "--run", "served", *asked)
+    sent = server.requests[-1].body
+    assert (sent["presence_penalty"], sent["repetition_penalty"]) == (1.5, 1.1)
+    assert (sent["frequency_penalty"], sent["top_k"]) == (0.0, -1)
+    assert results(tmp_path, "served")["sampling"]["repetition_penalty"] == 1.1
+
+    def strict(request: Request) -> Reply:
+        if "repetition_penalty" in request.body:
+            return say(400, "Unrecognized request argument supplied: repetition_penalty")
+        return adds(request)
+
+    with Server(strict) as server:
+        done = castctl("eval", "sums.jsonl", "--endpoint", server.url, "-k", "1", "--run", "other",
+                       *asked, code=2)  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert "takes no repetition_penalty=1.1: 400 (Unrecognized request argument" in last
+    assert last.endswith("leave eval.repetition_penalty out, or evaluate elsewhere")
+
+
 @pytest.mark.parametrize(
     "options",
     [

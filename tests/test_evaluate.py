@@ -174,6 +174,10 @@ def changed(*overrides: str) -> Recipe:
         (("eval.k=16",), "k16"),
         (("eval.k=1", "eval.temperature=0"), "k1-t0"),
         (("eval.top_p=0.95", "eval.limit=4", "seed=7"), "top-p0.95-limit4-seed7"),
+        (
+            ("eval.presence_penalty=1.5", "eval.repetition_penalty=1.05"),
+            "presence1.5-repetition1.05",
+        ),
         (("eval.max_tokens=64", "model.dtype=bfloat16"), "max64-dtype-bfloat16"),
     ],
 )

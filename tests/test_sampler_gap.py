@@ -83,8 +83,10 @@ def test_rounding_stops_nothing(step: tuple[StepFolder, Callable[[], None]]) -> 
         {"engine": {"kind": "other", "version": "1", "dtype": "bfloat16"}},  # coarser arithmetic
         {"model": "0123456789abcdef"},  # another model, of which a warning tells
         {"sampling": {"top_p": 0.9}},  # log-probs of another distribution
+        {"sampling": {"presence_penalty": 0.2}},
+        {"sampling": {"repetition_penalty": 1.1}},
     ],
-    ids=["bfloat16", "model", "top_p"],
+    ids=["bfloat16", "model", "top_p", "presence", "repetition"],
 )
 def test_what_makes_a_gap_by_right_is_let_pass(
     step: tuple[StepFolder, Callable[[], None]], changed: Metadata

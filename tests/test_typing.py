@@ -69,6 +69,7 @@ ANSWERED = [
     ("train --config x", "castctl train FILE or --recipe FILE"),
     ("train --beta 1", "--set method.anchor.coefficient (KL to the initial policy)"),
     ("train --top-p 1", "write --set sampling.top_p=VALUE or --set eval.top_p=VALUE"),
+    ("rollout --presence-penalty 1", "sampling.presence_penalty=VALUE or --set eval.presence_pe"),
     ("train --lr", "--lr needs a value, as in --set optimizer.lr=VALUE"),
     ("train --lr --quiet", "--lr needs a value"),
     ("train --lr abc", "optimizer.lr: input should be a valid number"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from castctl.comparison.entries import untaken
 from castctl.errors import UserError, one_line
+from castctl.recipe.recipe import alterations
 from castctl.runs.run import is_run, open_run, read_manifest
 from castctl.shards.part import read_json
 from castctl.stages.evaluate.results import Result, variant_of
@@ -247,12 +249,18 @@ def _paired(
     )
 
 
+def _altered(name: str, result: Result) -> float | None:
+    """The value of a setting that altered the sampling distribution, None where it was off."""
+    return alterations(result.get("sampling") or {}).get(name)
+
+
 def _unequal(entries: Sequence[Evaluation]) -> list[str]:
     """Where entries differ in how they were made, each entry's own in a line."""
-    facts = {
+    facts: dict[str, Callable[[Result], object]] = {
         "samples of each problem": lambda r: r["k"],
         "temperature": lambda r: (r.get("sampling") or {}).get("temperature"),
         "top_p": lambda r: (r.get("sampling") or {}).get("top_p"),
+        **{name: partial(_altered, name) for name in ("presence_penalty", "repetition_penalty")},
         "max_tokens": lambda r: (r.get("sampling") or {}).get("max_tokens"),
         "stop": lambda r: (r.get("sampling") or {}).get("stop") or None,
         "prompt": lambda r: r.get("template"),

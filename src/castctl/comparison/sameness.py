@@ -17,7 +17,9 @@ from castctl.shards.part import content_hash
 
 Facts = dict[str, Any]
 
-SAMPLING = ("temperature", "top_p", "max_tokens", "stop")
+SAMPLING = (
+    "temperature", "top_p", "presence_penalty", "repetition_penalty", "max_tokens", "stop"
+)  # fmt: skip
 """What, beside k, decides how an evaluation samples."""
 
 
@@ -91,7 +93,7 @@ def _evaluation(planned: Planned) -> Facts:
 def _evaluation_made(planned: Planned, step: int) -> Facts:
     result = planned.result(step)
     try:
-        sampling = {"stop": [], **result["sampling"]}  # older results had none and do not say so
+        sampling = result["sampling"]
         return {
             "the evaluation's task": result["task"],
             "k": result["k"],

@@ -16,7 +16,7 @@ from castctl.diagnosis.spelled import Extremes
 from castctl.errors import UserError
 from castctl.methods.correction import divergence_terms, effective_share
 from castctl.ragged import sums
-from castctl.stages.sampled import truncation
+from castctl.stages.sampled import alteration
 
 TAILS = (0.01, 0.1, 0.5, 1.0)
 """Sizes of a difference, in nats, beyond which tokens are counted."""
@@ -47,7 +47,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
       effective number over their number.
     - `correction`: the run's own, as it is in force; `corrected`: what it makes of these steps, see
       `told_corrected`, over all tokens, those left out among them.
-    - `truncated`: how the sampling was cut to a part of the vocabulary, None where it was not.
+    - `altered`: what made the sampling distribution another than the policy's, None where nothing.
     - `logprobs`: where bins of the sampler's log-prob begin after the lowest.
     - `by_position` (tenths of the completion), `by_logprob`: `mean`, `size` and `share` of tokens
       in lists, and the shares `masked` and `capped` where there is a correction.
@@ -62,7 +62,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
     differences: list[NDArray[np.float32]] = []
     logs: list[Floats] = []
     worst = Extremes(WORST)
-    left_out, truncated = 0, None
+    left_out, altered = 0, None
     correction = describe(context.correction)
     level = correction.get("level", "token")
     within = np.zeros(len(SIZES) + 1)
@@ -74,7 +74,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         own = total.fresh()
         log_R = _add(own, data, diff_N, there)
         add_corrected(own, data, context.correction, _logprob_bins(told_N["sampler"]))
-        truncated = truncated or truncation(data.made.get("rollouts"))
+        altered = altered or alteration(data.made.get("rollouts"))
         worst.add(data, there, np.abs(diff_N[there]), context.texts, **told_N)
         within += _count_sizes(diff_N[there])
         differences.append(diff_N[there].astype(np.float32))
@@ -101,7 +101,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
         "completion_weights": _weights(total, "completion", log_R),
         "correction": correction,
         "corrected": told_corrected(total, level, context.seed),
-        "truncated": truncated,
+        "altered": altered,
         "logprobs": list(LOGPROBS),
         **{f"by_{by}": _binned(total, by) for by in ("position", "logprob")},
         "worst": worst.told(),

@@ -16,7 +16,7 @@ from castctl.engines.address import base_url
 from castctl.engines.replies import Answer, read_answer, read_models
 from castctl.engines.trouble import CONNECT_SECONDS, Asked, Reply, Trouble, serves, unreached
 from castctl.errors import UserError
-from castctl.recipe.recipe import SamplingSettings
+from castctl.recipe.recipe import SamplingSettings, alterations
 from castctl.shards.part import Metadata
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ UNASKED = {
 }  # fmt: skip
 """What servers do to the distribution unless told otherwise, switched off: vLLM takes such settings
 from the model's `generation_config.json`, llama.cpp has a top_k of 40. Not every server knows them
-all; those that it refuses are left to it, and the results say which."""
+all; those that it refuses are left to it, and the results say which. What the evaluation itself
+asks for is left to none."""
 
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 """The longest completion by the name that all servers know, and by the one that OpenAI's newer
@@ -159,6 +160,7 @@ class Endpoint:
                 attempt += 1
 
     def _body(self, question: Question, sampling: SamplingSettings) -> dict[str, Any]:
+        asked = UNASKED | alterations(sampling.model_dump())
         return {
             "model": self.model,
             **question.fields,
@@ -169,18 +171,24 @@ class Endpoint:
             **({"stop": list(sampling.stop)} if sampling.stop else {}),
             "seed": question.seed,
             "stream": False,
-            **{name: value for name, value in UNASKED.items() if name not in self.left},
+            **{name: value for name, value in asked.items() if name not in self.left},
         }
 
     def _adapted(self, trouble: Trouble, body: dict[str, Any]) -> bool:
         """Whether the server refused a field that can be written otherwise or left to it, and the
-        next body does so."""
+        next body does so; raises `Trouble` for one that the evaluation asks for."""
         if trouble.status not in (400, 422):
             return False
         if LIMIT in body and NEWER_LIMIT in trouble.words:
             self._limit = NEWER_LIMIT
             return True
         unknown = {name for name in UNASKED.keys() & body.keys() if name in trouble.words}
+        if asked := [name for name in sorted(unknown) if body[name] != UNASKED[name]]:
+            raise Trouble(
+                f"{self.url} takes no {asked[0]}={body[asked[0]]:g}: {trouble.status}",
+                f"leave eval.{asked[0]} out, or evaluate elsewhere",
+                words=trouble.words,
+            )
         if new := unknown - self.left:
             self.left |= new
             log.warning(

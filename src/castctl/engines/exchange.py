@@ -59,6 +59,8 @@ class Asked:
             "top_p": asked.top_p,
             "top_k": asked.top_k,
             "min_p": asked.min_p,
+            "presence_penalty": asked.presence_penalty,
+            "repetition_penalty": asked.repetition_penalty,
             "max_tokens": asked.max_tokens,
             "logprobs": 0 if asked.temperature else None,  # the sampled token's
             "flat_logprobs": True,

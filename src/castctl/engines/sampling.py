@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 BLOCK = 512
 
@@ -44,6 +50,41 @@ def row_key(seed: int, step: int, prompt_id: str, sample: int) -> int:
 def request_seed(key: int) -> int:
     """The seed of a request to another sampler, from the key of its completion."""
     return key % 2**SEED_BITS
+
+
+class Penalties:
+    """Penalties on the tokens that rows hold already, as vLLM has them (0.32): the repetition
+    penalty on those of prompt and completion (Keskar et al., arXiv 1909.05858; logits above 0 are
+    divided by it, the others multiplied), then the presence penalty on those of the completion,
+    however often they occur in it."""
+
+    def __init__(
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        presence: float,
+        repetition: float,
+        device: torch.device,
+    ) -> None:
+        longest = max(map(len, prompts))
+        # What fills a shorter prompt up is its own first token, which a row holds anyway.
+        filled = [np.pad(prompt, (longest - len(prompt), 0), "edge") for prompt in prompts]
+        self._prompts = torch.from_numpy(np.stack(filled)).to(device, torch.int64)
+        self._presence, self._repetition = presence, repetition
+
+    def __call__(
+        self, logits_BV: Tensor, rows_B: NDArray[np.int64], sampled_BT: NDArray[np.int32]
+    ) -> Tensor:
+        """The logits (B, V, float32) of these rows' next tokens, of which T are sampled; before
+        temperature and truncation, and what greedy decoding takes the highest of."""
+        scores = logits_BV.float()
+        sampled = torch.from_numpy(sampled_BT).to(scores.device, torch.int64)
+        if self._repetition != 1:
+            prompts = self._prompts[torch.from_numpy(rows_B).to(scores.device)]
+            penalise = RepetitionPenaltyLogitsProcessor(float(self._repetition))
+            scores = penalise(torch.cat([prompts, sampled], dim=1), scores)
+        if self._presence:
+            scores = scores.scatter(1, sampled, scores.gather(1, sampled) - self._presence)
+        return scores
 
 
 def next_token_scores(

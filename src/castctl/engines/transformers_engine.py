@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from castctl.engines import Batches, Completion, Measures, Request
-from castctl.engines.sampling import RowUniforms, draw, next_token_scores
+from castctl.engines.sampling import Penalties, RowUniforms, draw, next_token_scores
 from castctl.engines.stops import StopSearch, stop_token_ids
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
@@ -89,9 +89,12 @@ class TransformersEngine:
         lengths = np.zeros(len(requests), np.int64)
         stopped = np.zeros(len(requests), np.bool_)
         search = StopSearch(self.model.tokenizer, sampling.stop, len(requests))
+        penalise = self._penalties(requests, sampling)
         logits, cache, mask = self._prefill(requests)
         rows = np.arange(len(requests))  # rows[i]: the request that cache row i decodes
         for position in range(sampling.max_tokens):
+            if penalise:
+                logits = penalise(logits, rows, tokens[rows, :position])
             picked, picked_logprobs = self._pick(logits, uniforms.at(position, rows), sampling)
             live = ~stopped[rows]
             tokens[rows[live], position] = picked[live]
@@ -163,6 +166,16 @@ class TransformersEngine:
             logits_to_keep=1,
         )
         return output.logits[:, -1], mask
+
+    def _penalties(
+        self, requests: Sequence[Request], sampling: SamplingSettings
+    ) -> Penalties | None:
+        """What tokens that a row holds already are changed by; None where nothing changes them."""
+        presence, repetition = sampling.presence_penalty, sampling.repetition_penalty
+        if presence == 0 and repetition == 1:
+            return None
+        prompts = [request.prompt for request in requests]
+        return Penalties(prompts, presence, repetition, self.model.device)
 
     def _pick(
         self, logits: Tensor, uniforms: NDArray[np.float64], sampling: SamplingSettings

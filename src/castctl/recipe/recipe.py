@@ -8,6 +8,7 @@ states it, `(ours)` or `(ours; ...)` where the papers leave it open and castctl 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +32,12 @@ Derive it rigorously, step by step, and do not mention that it was given."""
 """After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PresencePenalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(gt=0)]
+
+ALTERING = ("top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty")
+"""The settings of `sampling` that make its distribution another than the policy's; off by
+default."""
 
 
 class DataSettings(Section):
@@ -84,6 +91,12 @@ class SamplingSettings(Section):
     """Sample from the k most likely tokens only; 0 is off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Leave out tokens less likely than this share of the most likely one; 0 is off."""
+    presence_penalty: PresencePenalty = 0.0
+    """Taken from the logit of each token that the completion holds already (as OpenAI and vLLM
+    have it); 0 is off."""
+    repetition_penalty: RepetitionPenalty = 1.0
+    """Divides the logits above 0, and multiplies the others, of tokens that the prompt or the
+    completion holds already (arXiv 1909.05858; as vLLM has it); 1 is off."""
     max_rows: Count = 256
     """Completions that the engine `transformers` decodes side by side."""
 
@@ -103,10 +116,12 @@ class SamplingSettings(Section):
             raise ValueError("U+FFFD stands for bytes that are no text; take it out")
         return stops
 
-    @property
-    def truncated(self) -> bool:
-        """Whether the sampling distribution is not the policy's own."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+def alterations(sampling: Mapping[str, Any]) -> dict[str, float]:
+    """Which of these settings make the sampling distribution another than the policy's, and their
+    values; those that are not named are off."""
+    off = {name: SamplingSettings.model_fields[name].default for name in ALTERING}
+    return {name: sampling[name] for name in ALTERING if sampling.get(name, off[name]) != off[name]}
 
 
 class VerifierSettings(CodeSection):
@@ -178,6 +193,10 @@ class EvalSettings(Section):
     """Sampling temperature; 0 is greedy and needs k = 1."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off."""
+    presence_penalty: PresencePenalty = 0.0
+    """As `sampling.presence_penalty`; 0 is off."""
+    repetition_penalty: RepetitionPenalty = 1.0
+    """As `sampling.repetition_penalty`; 1 is off."""
     max_tokens: Count | None = None
     """Longest completion; `sampling.max_tokens` when left out."""
     limit: Count | None = None
@@ -268,11 +287,12 @@ class Recipe(Section):
             )
         if sampling.temperature == 0:
             raise UserError("training needs a sampling.temperature above 0")
-        if sampling.truncated:
+        if altering := alterations(sampling.model_dump()):
+            told = " and ".join(f"sampling.{name}={value:g}" for name, value in altering.items())
             raise UserError(
-                "sampling.top_p, top_k and min_p draw from a part of the vocabulary, and nothing "
-                "trains on that: the ratios of the loss divide by the whole. Set top_p=1, top_k=0 "
-                "and min_p=0; evaluations may truncate (eval.top_p)"
+                f"{told} draws from another distribution than the policy's, and nothing trains on "
+                "that: the ratios of the loss divide by the policy's. Leave it out; evaluations "
+                "may draw so (eval.top_p, eval.presence_penalty, eval.repetition_penalty)"
             )
         if self.train.minibatches > self.train.prompts_per_step:
             raise UserError(

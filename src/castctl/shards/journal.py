@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from castctl.errors import UserError
 from castctl.files import regular
-from castctl.shards.metadata import Metadata
+from castctl.shards.metadata import Metadata, parse_metadata
 from castctl.shards.stage import describe_difference
 
 NAME = ".{}.rows"
@@ -72,8 +72,9 @@ class Journal:
             return {}
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}; delete it") from error
-        there = _parsed(lines[0])
-        if not isinstance(there, dict):
+        try:
+            there = parse_metadata(lines[0])
+        except ValueError:
             return {}
         if different := [key for key in self._made if there.get(key) != self._made[key]]:
             raise UserError(

@@ -34,6 +34,8 @@ class _Sampling(_Typed):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
 
 
 class _Verifier(_Typed):
@@ -140,6 +142,9 @@ def _of_today(metadata: Metadata) -> Metadata:
         metadata = metadata | {"settings": settings}
     if "verifier" in metadata:
         metadata = metadata | {"verifier": {"box_within_last": None, **metadata["verifier"]}}
+    if "sampling" in metadata:
+        without = {"presence_penalty": 0.0, "repetition_penalty": 1.0}
+        metadata = metadata | {"sampling": without | metadata["sampling"]}
     engine = metadata.get("engine", {})
     if engine.get("kind") == "transformers" and "seeds" not in engine:  # there was no other rule
         metadata = metadata | {"engine": engine | {"seeds": "philox-128"}}

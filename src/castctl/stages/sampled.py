@@ -6,31 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
+from castctl.recipe.recipe import alterations
 from castctl.shards.columns import nullable_floats
 from castctl.shards.part import Metadata, Part
 
-TRUNCATIONS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""The settings that leave tokens out of the draw, and the values that leave none out."""
-
 WHY = (
-    "the sampler drew from a part of the vocabulary alone, and the ratios of training divide by "
-    "the whole"
+    "the sampler drew from another distribution than the policy's, and the ratios of training "
+    "divide by the policy's"
 )
 
 
-def truncation(made: Metadata | None) -> str | None:
-    """How the metadata of rollouts says that they were truncated, such as `top_p=0.9`; None where
-    it does not, as of parts made elsewhere."""
-    sampling = (made or {}).get("sampling", {})
-    cut = [f"{k}={sampling[k]:g}" for k, off in TRUNCATIONS.items() if sampling.get(k, off) != off]
-    return ", ".join(cut) or None
+def alteration(made: Metadata | None) -> str | None:
+    """How the metadata of rollouts says that they were drawn from another distribution than the
+    policy's, such as `top_p=0.9`; None where it does not, as of parts made elsewhere."""
+    altering = alterations((made or {}).get("sampling", {}))
+    return ", ".join(f"{name}={value:g}" for name, value in altering.items()) or None
 
 
-def refuse_truncated(rollouts: Part, remedy: str) -> None:
-    """Raise `UserError` with the `remedy` where rollouts were sampled from a part of the
-    vocabulary."""
-    if cut := truncation(rollouts.metadata):
-        raise UserError(f"{rollouts.path} was sampled with {cut}: {WHY}; {remedy}")
+def refuse_altered(rollouts: Part, remedy: str) -> None:
+    """Raise `UserError` with the `remedy` where rollouts were drawn from another distribution than
+    the policy's."""
+    if told := alteration(rollouts.metadata):
+        raise UserError(f"{rollouts.path} was sampled with {told}: {WHY}; {remedy}")
 
 
 def sampler_logprobs(rollouts: Part, offsets: NDArray[np.int64]) -> NDArray[np.float64] | None:

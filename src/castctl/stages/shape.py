@@ -20,7 +20,7 @@ from castctl.ragged import spread
 from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
-from castctl.stages.sampled import refuse_truncated, sampler_logprobs
+from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
 from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
 
@@ -196,7 +196,7 @@ def _loss_weights(
     masks_N = spread(masks_R, offsets)
     corrected = None
     if method.correction.kind != "none" and "rollouts" in inputs:
-        refuse_truncated(
+        refuse_altered(
             inputs["rollouts"],
             "roll out without it, or set method.correction.kind=none to shape what nothing will "
             "train on",

@@ -160,10 +160,10 @@ def _steps(steps: list[dict[str, Any]], done: str | None) -> Sheet:
 
 def _words(numbers: dict[str, Any]) -> list[str]:
     words = [_size(numbers), _bias(numbers), correction_words(numbers)]
-    if numbers["truncated"]:
+    if numbers["altered"]:
         words.append(
-            f"The sampling was truncated ({numbers['truncated']}): its log-probs are those of what "
-            "was left of the vocabulary, so that the scorer's lie below them."
+            f"The sampling distribution was not the policy's ({numbers['altered']}): its log-probs "
+            "are those of what truncation and penalties made of it, and the scorer's are not."
         )
     words.append(
         "What this does not show: which of the two is right, or where they differ. Only sampled "
@@ -192,7 +192,7 @@ def _verdict(numbers: dict[str, Any]) -> str:
         return "more than rounding in float32, within what half precision leaves"
     return (
         "more than precision usually explains: look for another temperature, truncation (top-k, "
-        "top-p), weights or template"
+        "top-p), penalties, weights or template"
     )
 
 

@@ -51,8 +51,8 @@ def touched_of(numbers: Numbers) -> str | None:
 
 
 def _remedy(numbers: Numbers) -> str:
-    if numbers["truncated"]:
-        return f"The sampling was truncated ({numbers['truncated']}), and nothing trains on that."
+    if numbers["altered"]:
+        return f"It was sampled with {numbers['altered']}, and nothing trains on that."
     tokens = numbers["token_weights"]["effective"]
     if numbers["correction"]["level"] != "token" and tokens >= WELL:
         return "Token by token it would lose little: try method.correction.level=token."

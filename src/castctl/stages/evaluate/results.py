@@ -18,6 +18,8 @@ from castctl.stages.evaluate.statistics import Estimate
 
 Result = dict[str, Any]
 
+WITHOUT = {"stop": [], "presence_penalty": 0.0, "repetition_penalty": 1.0}
+"""What older evaluations sampled without, and do not say."""
 
 KINDS: dict[str, Any] = {
     "name": str, "task": str, "grader": str, "step": int, "k": int, "problems": int,
@@ -66,6 +68,8 @@ def _choices(recipe: Recipe) -> dict[str, str]:
         "k": str(settings.k),
         "t": f"{settings.temperature:g}",
         "top-p": f"{settings.top_p:g}",
+        "presence": f"{settings.presence_penalty:g}",
+        "repetition": f"{settings.repetition_penalty:g}",
         "max": str(settings.max_tokens or recipe.sampling.max_tokens),
         "stop-": _digits(recipe.sampling.stop),
         "limit": str(settings.limit or "-none"),
@@ -99,4 +103,6 @@ def read_result(folder: StepFolder) -> Result | None:
             f"{file} is not as castctl eval writes it ({one_line(error, named=True)}); make it "
             "again with --overwrite"
         ) from None
+    if isinstance(sampling := result.get("sampling"), dict) and "temperature" in sampling:
+        result["sampling"] = WITHOUT | sampling
     return result

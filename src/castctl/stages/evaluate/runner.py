@@ -42,6 +42,8 @@ def eval_sampling(recipe: Recipe) -> SamplingSettings:
         n=settings.k,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        presence_penalty=settings.presence_penalty,
+        repetition_penalty=settings.repetition_penalty,
         max_tokens=settings.max_tokens or recipe.sampling.max_tokens,
         stop=recipe.sampling.stop,
         max_rows=recipe.sampling.max_rows,

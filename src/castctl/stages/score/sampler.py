@@ -10,7 +10,7 @@ from castctl.ragged import row_of_value, sums
 from castctl.recipe.engine import coarser
 from castctl.shards.columns import ragged_column
 from castctl.shards.part import Part
-from castctl.stages.sampled import sampler_logprobs, truncation
+from castctl.stages.sampled import alteration, sampler_logprobs
 from castctl.stages.score.scorers import Scorer
 
 BOUNDS = {"float32": 0.01, "bfloat16": 0.3}
@@ -25,11 +25,11 @@ FEWEST = 16
 def check_sampler(rollouts: Part, signals: pa.Table, policy: Scorer) -> None:
     """Raise `UserError` where a completion's log-probs under the sampler are not the policy's.
 
-    Nothing can be said of rollouts that were made elsewhere or by another model, and of truncated
-    sampling, whose log-probs are of another distribution.
+    Nothing can be said of rollouts that were made elsewhere or by another model, and where
+    truncation or penalties made them log-probs of another distribution.
     """
     made = rollouts.metadata or {}
-    if made.get("model") != policy.fingerprint or truncation(made):
+    if made.get("model") != policy.fingerprint or alteration(made):
         return
     scored_N, offsets = ragged_column(signals, "policy_logprobs")
     sampled_N = sampler_logprobs(rollouts, offsets)

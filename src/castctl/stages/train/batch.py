@@ -15,7 +15,7 @@ from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
 from castctl.shards.stage import StepFolder, check_aligned, describe_difference
-from castctl.stages.sampled import refuse_truncated
+from castctl.stages.sampled import refuse_altered
 from castctl.stages.shape import group_numbers, refuse_other_temperature, shaping_settings
 from castctl.stages.signals import taught_rows
 
@@ -123,7 +123,7 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
         return None if flat is None else flat.astype(np.float32)
 
     refuse_other_temperature(rollouts, signals)
-    refuse_truncated(rollouts, "roll out again without it")
+    refuse_altered(rollouts, "roll out again without it")
     _refuse_other_shaping(advantages, method)
     kept = advantages.table["kept"].to_numpy()
     values, weights = stream(advantages, "advantages"), stream(advantages, "loss_weights")
