@@ -434,6 +434,8 @@ WRONG = [
      "runs/made/cast-seed-0 and grpo.yaml differ in k (2 and 3), so their evaluations do not"),
     (["runs/made/cast-seed-0", "grpo.yaml", "--set", "eval.temperature=0.5"],
      "differ in the evaluation's temperature (1.0 and 0.5)"),
+    (["runs/made/cast-seed-0", "grpo.yaml", "--set", "eval.presence_penalty=0.5"],
+     "differ in the evaluation's presence_penalty (0.0 and 0.5)"),
     (["runs/made/cast-seed-0", "grpo.yaml", "--stop", "['Q:']"],
      "differ in the evaluation's stop ([] and ['Q:'])"),
     (["runs/made/cast-seed-0", "grpo.yaml", "--set", "eval.task=gsm8k"],

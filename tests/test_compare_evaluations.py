@@ -108,7 +108,8 @@ def test_a_pair_of_evaluations(castctl: Cli, here: Path) -> None:
 
 
 def test_other_k_temperature_and_prompt_are_said(castctl: Cli, here: Path) -> None:
-    sampling = {"temperature": 0.6, "top_p": 1.0, "max_tokens": 64, "stop": ["Q:"]}
+    sampling = {"temperature": 0.6, "top_p": 1.0, "max_tokens": 64, "stop": ["Q:"],
+                "presence_penalty": 1.5, "repetition_penalty": 1.0}  # fmt: skip
     hot = result(BASE, 2, name="sums-k2-t0.6", sampling=sampling, template="u")
     write(here / "runs/base/eval/sums-k2-t0.6/step-00000", hot)
     done = castctl("compare", "runs/base/eval/sums", "runs/base/eval/sums-k2-t0.6/step-00000",
@@ -125,6 +126,8 @@ def test_other_k_temperature_and_prompt_are_said(castctl: Cli, here: Path) -> No
         "differ in samples of each problem: base 4, base k2-t0.6 2, better step-00050 4." in words
     )
     assert "differ in temperature: base 1.0, base k2-t0.6 0.6" in words
+    assert "differ in presence_penalty: base None, base k2-t0.6 1.5" in words
+    assert "repetition_penalty" not in words
     assert "differ in stop: base None, base k2-t0.6 ['Q:'], better step-00050 None" in words
     assert "differ in prompt: base t, base k2-t0.6 u" in words and "top_p" not in words
     assert "About one in twenty of 2 differences" in words

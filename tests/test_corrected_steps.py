@@ -213,14 +213,19 @@ def test_all_that_alters_the_distribution_is_refused_before_sampling(setting: st
 # Runs of before
 
 
+PENALTIES = ("presence_penalty", "repetition_penalty")
+
+
 def make_older(run: Run, cap: float | None) -> None:
-    """Write a run's recipe and the metadata of its shaped parts as they were when the correction
-    was a cap alone."""
+    """Write a run's recipe and the metadata of its parts as they were when the correction was a cap
+    alone and there were no penalties."""
     file = run.path / "recipe.yaml"
     tree = yaml.safe_load(file.read_text())
     del tree["method"]["correction"]
     tree["method"]["importance_cap"] = cap
     tree["sampling"]["allow_truncated"] = False
+    for name in PENALTIES:
+        del tree["sampling"][name], tree["eval"][name]
     file.write_text(yaml.dump(tree))
     for number in run.steps:
         folder = run.step(number)
@@ -231,6 +236,11 @@ def make_older(run: Run, cap: float | None) -> None:
             del settings["correction"]
             settings["importance_cap"] = cap
             rewrite(folder, "advantages", part, read.table, settings=settings)
+        for part in folder.parts("rollouts"):
+            read = folder.read("rollouts", part)
+            made = (read.metadata or {}).get("sampling", {})
+            sampling = {name: made[name] for name in made if name not in PENALTIES}
+            rewrite(folder, "rollouts", part, read.table, sampling=sampling)
 
 
 def test_an_older_run_goes_on_as_if_it_were_of_today(tmp_path: Path) -> None:

@@ -412,7 +412,9 @@ def test_penalties_are_sent_and_left_to_no_server(castctl: Cli, tmp_path: Path) 
     write_sums(tmp_path, 2)
     asked = ("--presence-penalty", "1.5", "--repetition-penalty", "1.1")
     with Server() as server:
-        castctl("eval", "sums.jsonl", "--endpoint", server.url, "-k", "1", "--run", "served", *asked)
+        castctl(
+            "eval", "sums.jsonl", "--endpoint", server.url, "-k", "1", "--run", "served", *asked
+        )
     sent = server.requests[-1].body
     assert (sent["presence_penalty"], sent["repetition_penalty"]) == (1.5, 1.1)
     assert (sent["frequency_penalty"], sent["top_k"]) == (0.0, -1)
@@ -638,6 +640,17 @@ def test_a_journal_keeps_whole_rows_of_its_own_part(tmp_path: Path) -> None:
     assert Journal(part, otherwise).rows == {0: {"text": "e"}}
     other.remove()
     assert not other.path.exists()
+
+
+def test_a_journal_that_was_begun_before_there_were_penalties_goes_on(tmp_path: Path) -> None:
+    part = tmp_path / "part-00000.parquet"
+    before = Journal(part, {"sampling": {"top_p": 1.0}})
+    before.add(0, {"text": "a"})
+    before.close()
+    off = {"top_p": 1.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert Journal(part, {"sampling": off}).rows == {0: {"text": "a"}}
+    with pytest.raises(UserError, match=r"presence_penalty \(0\.0, now 0\.5\)"):
+        Journal(part, {"sampling": off | {"presence_penalty": 0.5}})
 
 
 def test_a_count_of_tokens_is_in_a_hash_where_there_is_one() -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from castctl.engines import Completion, Request, Site, vllm_launch
 from castctl.engines.sampling import next_token_scores
 from castctl.engines.stops import check_stops, first_stop
+from castctl.engines.transformers_engine import TransformersEngine
 from castctl.engines.vllm_engine import VllmEngine
 from castctl.errors import UserError
 from castctl.models.policy import Policy, load_policy
@@ -33,7 +34,7 @@ from castctl.stages.policies import policy_at
 from castctl.stages.train.loop import train
 from commands import Commands
 from conftest import Cli
-from models import EOS, SHAPE, plain_logits, random_ids, tokenizer
+from models import EOS, SHAPE, penalised, plain_logits, random_ids, tokenizer
 from runs import SMALL, assert_same_step, assert_same_weights, small_recipe, steps_by_hand
 
 pytestmark = [
@@ -231,6 +232,41 @@ def test_logprobs_are_of_the_distribution_that_is_drawn_from(
         ids = torch.from_numpy(completion.token_ids).long()
         chosen = scores.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         assert np.allclose(completion.logprobs, chosen, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"presence_penalty": 1.5, "repetition_penalty": 1.3}, {"presence_penalty": -0.7},
+     {"repetition_penalty": 0.8}],
+)  # fmt: skip
+def test_penalties_are_those_of_their_definition(
+    still: tuple[VllmEngine, Policy], kind: dict[str, float]
+) -> None:
+    """Log-probs are of the penalised distribution; greedy decoding takes its highest."""
+    engine, policy = still
+    sampling = SAMPLING.model_copy(update={"temperature": 0.8, **kind})
+    asked = batches(parts=4)
+    requests = [request for part in asked.values() for request in part]
+
+    def scores(request: Request, done: Completion) -> torch.Tensor:
+        with torch.no_grad():
+            logits = plain_logits(policy.model.model, request.prompt, done.token_ids)
+        presence, repetition = sampling.presence_penalty, sampling.repetition_penalty
+        return penalised(logits, request.prompt, done.token_ids, presence, repetition)
+
+    for request, done in zip(requests, sampled(engine, asked, sampling), strict=True):
+        ids = torch.from_numpy(done.token_ids).long()
+        expected = (scores(request, done) / 0.8).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        assert np.allclose(done.logprobs, expected, atol=1e-4)
+    settings = sampling.model_copy(update={"temperature": 0.0})
+    greedy = sampled(engine, asked, settings)
+    own = dict(TransformersEngine(policy.model).generate(asked, settings, lambda count: None))
+    others = [completion for part in asked for completion in own[part]]
+    for request, done, other in zip(requests, greedy, others, strict=True):
+        best = scores(request, done).topk(2, dim=-1)
+        clear = (best.values[:, 0] - best.values[:, 1] > 1e-4).numpy()
+        assert clear.mean() > 0.8 and (best.indices[:, 0].numpy() == done.token_ids)[clear].all()
+        assert not clear.all() or np.array_equal(done.token_ids, other.token_ids)
 
 
 def test_stops_greedy_and_endings(still: tuple[VllmEngine, Policy]) -> None:
