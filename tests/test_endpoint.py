@@ -84,7 +84,8 @@ def test_a_served_model_is_evaluated(
     first = server.requests[0]
     assert first.path == "/v1/chat/completions"
     assert first.headers["authorization"] == "Bearer sk-very-secret"
-    seed, [message] = first.body.pop("seed"), first.body.pop("messages")
+    [message] = first.body.pop("messages")
+    del first.body["seed"]
     assert message["role"] == "user" and "final answer within \\boxed{}" in message["content"]
     assert first.body == {
         "model": "adder", "n": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 32,
@@ -92,7 +93,8 @@ def test_a_served_model_is_evaluated(
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
     }  # fmt: skip
     rows = rollouts(tmp_path, "served")
-    assert seed == row_key(0, 0, rows[0]["prompt_id"], 0) % 2**63
+    keys = [row_key(0, 0, row["prompt_id"], row["sample"]) % 2**63 for row in rows]
+    assert sorted(seeds) == sorted(keys)
     assert not any(row["completion_token_ids"] or row["sampler_logprobs"] for row in rows)
     result = results(tmp_path, "served")
     right = sum(seed % 4 != 0 for seed in seeds)
