@@ -10,7 +10,10 @@ import castctl
 PACKAGE = Path(castctl.__file__).parent
 
 FLOORS = [
-    {"errors", "files", "lifeline", "ragged", "progress", "settings", "versions"},
+    {
+        "errors", "files", "launcher", "lifeline", "progress", "ragged", "ranks", "settings",
+        "versions",
+    },
     {"methods", "shards"},
     {"recipe"},
     {"embedded", "verify"},

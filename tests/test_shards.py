@@ -725,12 +725,14 @@ def test_what_parts_agree_on() -> None:
     [
         (None, {}, Shard(0, 1)),
         ("0/1", {}, Shard(0, 1)),
-        ("3/4", {"RANK": "0", "WORLD_SIZE": "2"}, Shard(3, 4)),
+        ("3/4", {"RANK": "0", "WORLD_SIZE": "1"}, Shard(3, 4)),
+        ("3/4", {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, Shard(3, 4)),
         (None, {"RANK": "1", "WORLD_SIZE": "2"}, Shard(1, 2)),
-        (None, {"SLURM_PROCID": "5", "SLURM_NTASKS": "6"}, Shard(5, 6)),
+        (None, {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6"}, Shard(5, 6)),
+        (None, {"SLURM_PROCID": "5", "SLURM_NTASKS": "6"}, Shard(0, 1)),
         (
             None,
-            {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "RANK": "1", "WORLD_SIZE": "2"},
+            {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "RANK": "1", "WORLD_SIZE": "2"},
             Shard(1, 2),
         ),
         (None, {"RANK": "1", "SLURM_NTASKS": "6"}, Shard(0, 1)),
@@ -751,8 +753,13 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         parse_shard(text, {"RANK": "0", "WORLD_SIZE": "1"})
 
 
+def test_torchrun_and_a_shard_together_are_refused() -> None:
+    with refused("--shard 0/4", "leave --shard out"):
+        parse_shard("0/4", {"RANK": "0", "WORLD_SIZE": "2"})
+
+
 def test_a_launchers_nonsense_is_refused() -> None:
-    with refused("2/2"):
+    with refused("WORLD_SIZE=2 name no rank"):
         parse_shard(None, {"RANK": "2", "WORLD_SIZE": "2"})
 
 

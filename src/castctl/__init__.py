@@ -338,6 +338,12 @@ def _progress(quiet: bool) -> Progress:
 
 
 def before_torch() -> None:
-    """Set what torch reads when it loads, where the user has not."""
+    """Set what torch reads when it loads, where the user has not; ranks on one machine divide its
+    cores, of which torchrun would give each but one."""
+    from castctl.launcher import rank_of
+
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
+    beside = rank_of(os.environ).local
+    if beside > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // beside))

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from typing import IO
 
+from castctl.launcher import without_rank
+
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from castctl.lifeline import run; run(*sys.argv[2:])"
@@ -70,7 +72,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                env={**without_rank(os.environ), **(environment or {})},
                 pass_fds=(life.fileno(), handle),
                 start_new_session=group,
             )

@@ -224,7 +224,7 @@ def _step(run: "Run", checkpoint: str) -> int:
         return max(there, default=0)
     if checkpoint == "best":
         from castctl.runs.run import open_run
-        from castctl.stages.train.loop import best_step
+        from castctl.stages.train.outcome import best_step
 
         return best_step(open_run(str(run.path)), max(there, default=0))
     if not checkpoint.isdigit():

@@ -31,7 +31,9 @@ from castctl.cli import (
 )
 from castctl.cli.ending import Ending
 from castctl.cli.spelling import SpelledApp
+from castctl.cli.voices import speak
 from castctl.errors import UserError, one_line
+from castctl.ranks import here
 from castctl.report.console import printable, send_warnings_to_terminal
 
 SIGNALLED = 128
@@ -84,10 +86,10 @@ def main() -> None:
     Exits with 0, 1 (a bug), 2 (a mistake to mend), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP) or 141
     (nobody reads the output).
     """
-    castctl.before_torch()
     ending = Ending()
     send_warnings_to_terminal()
     try:
+        castctl.before_torch()
         _refuse_broken_text(sys.argv[1:])
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer has caught it
@@ -97,6 +99,8 @@ def main() -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
+        if here().lost:  # whose launcher then ends the others
+            _end(2, here().describe_lost())
         _end(
             SIGNALLED + ending.number,
             f"{ending}. Whole parts are kept; the same command goes on from them",
@@ -142,5 +146,6 @@ def _print_traceback() -> None:
 def _end(code: int, line: str) -> NoReturn:
     if logging.getLogger("castctl").isEnabledFor(logging.DEBUG):
         _print_traceback()
-    print(f"castctl: {printable(line)}", file=sys.stderr)
+    if here().told_first(line):
+        speak(f"castctl: {printable(line)}")
     sys.exit(code)

@@ -91,6 +91,13 @@ TrustVerifierOption = Annotated[
         help="Run the verifier that the run or the recipe names. It alone never does.",
     ),
 ]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus", metavar="N", min=1,
+        help="Train on so many GPUs of this machine, a process each (or --device cpu).",
+    ),
+]  # fmt: skip
 ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Do this share of the parts; I from 0."),

@@ -1,12 +1,18 @@
 """`castctl train`."""
 
 import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from castctl.cli import options as opt
+from castctl.cli.launch import launch
+from castctl.cli.voices import hush, log_into
 from castctl.errors import UserError
+from castctl.launcher import refuse_unheard
+from castctl.ranks import here
 from castctl.report.console import live_console, printable, progress, say, tell
 
 if TYPE_CHECKING:
@@ -14,6 +20,7 @@ if TYPE_CHECKING:
 
     from castctl.cli.context import Asked
     from castctl.progress import Progress
+    from castctl.ranks import Ranks
     from castctl.runs.run import Run
     from castctl.stages.train.metrics import Row
 
@@ -52,6 +59,7 @@ def train(
     set_: opt.SetOption = None,
     engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
+    gpus: opt.GpusOption = None,
     dtype: opt.DtypeOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
     trust_verifier: opt.TrustVerifierOption = False,
@@ -72,8 +80,11 @@ def train(
     from castctl.recipe.trust import runs_code
     from castctl.runs.extend import extend
     from castctl.runs.kind import TRAIN, newest_run
-    from castctl.runs.run import create_run, open_run
+    from castctl.runs.run import Run, create_run, open_run
 
+    ranks = here()
+    hush(ranks)
+    refuse_unheard(os.environ)
     asked = Asked(
         recipe, set_, seed, method, tiny,
         trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
@@ -92,6 +103,12 @@ def train(
             "a resumed run keeps its recipe, but for --steps; leave the other options out, or "
             "start another run from its weights with --model RUN/checkpoints/step-NNNNN"
         )
+    if gpus is not None and ranks.rank.several and gpus != ranks.rank.count:
+        raise UserError(f"--gpus {gpus}, but {ranks.rank.count} ranks were started; leave it out")
+    if ranks.rank.several and from_ is not None:
+        raise UserError("--from is one update in one process; start castctl alone")
+    if gpus is not None and gpus > 1 and not ranks.rank.several and not dry_run:
+        launch(gpus, on_cpu=device == "cpu")
     if from_ is not None:
         _train_from(from_, asked, model, overwrite)
         return
@@ -99,8 +116,13 @@ def train(
         target = open_run(run) if run is not None else newest_run(TRAIN)
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
-        target = asked.changed(target)
-        _train(target if longer is None else extend(target, longer))
+        path = target.path
+
+        def resumed() -> "Run":
+            target = asked.changed(open_run(str(path)))
+            return target if longer is None else extend(target, longer)
+
+        _train(ranks.first_begins("the run's recipe", resumed), ranks)
         return
     settings, origins = asked.new_recipe()
     if dry_run:
@@ -113,13 +135,17 @@ def train(
         say(f"castctl: warning: {warning}")
     if lost := lost_answers(settings):
         say(f"castctl: {lost}")
-    _train(create_run(settings, run, settings.method.name, origins))
+    settings.require_parts_for(ranks.rank.count)
+    made = create_run(settings, run, settings.method.name, origins) if ranks.first else None
+    named = ranks.told("the run", str(made.path) if made else "")
+    _train(made or Run(Path(named), settings), ranks)
 
 
-def _train(run: "Run") -> None:
+def _train(run: "Run", ranks: "Ranks") -> None:
     from castctl.cli.context import announce, next_command, trusted_again
     from castctl.runs.run import discarded_if_empty
 
+    log_into(run.path, ranks)
     announce(run)
 
     from castctl.report.tables import eval_table, gain, show
@@ -128,7 +154,7 @@ def _train(run: "Run") -> None:
     steps = run.recipe.train.steps
     try:
         with discarded_if_empty(run), _watched(run) as (watcher, on_row):
-            trained = train_run(run, watcher, on_row)
+            trained = train_run(run, watcher, on_row, ranks)
     except KeyboardInterrupt:
         if run.path.exists():
             flags = trusted_again(run.recipe)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError, one_line
+from castctl.launcher import rank_of
 from castctl.models.folder import check_model_folder
 from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.model import ModelSettings
@@ -114,12 +116,22 @@ def fingerprint(folder: Path) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there; of several ranks on a machine
+    each has the GPU of its number."""
     import torch
 
+    rank = rank_of(os.environ)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and rank.local > 1:
+        if device.index is not None:
+            raise UserError(
+                f"--device {name}: {rank.local} processes on this machine would share one GPU; "
+                "leave it out, and each takes its own"
+            )
+        name = f"cuda:{rank.local_index}"
+        device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: this torch sees no CUDA GPU; use --device cpu")

@@ -33,6 +33,13 @@ from castctl.recipe.model import ModelSettings
 NamedParameters = list[tuple[str, torch.nn.Parameter]]
 
 
+def bits_of(parameters: NamedParameters) -> str:
+    """A sum of the bits of all weights, that two equal models share."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [p.detach().view(words[p.element_size()]).sum(dtype=torch.int64) for _, p in parameters]
+    return " ".join(map(str, torch.stack(sums).tolist()))
+
+
 class PolicyCopy(Protocol):
     """What the policy was at some step, as a model that scores without a gradient."""
 

@@ -174,6 +174,8 @@ class TrainSettings(Section):
     """Steps between checkpoints; the last step always has one."""
     keep: Literal["best_and_last", "all"] = "best_and_last"
     """Which checkpoints stay on disk."""
+    rank_timeout: float = Field(1800, gt=0)
+    """Seconds that ranks wait for one that does not come, wherever they wait (ours; torch's)."""
     warn_after_zero_rewards: Count = 5
     """Warn when so many steps in a row earned no reward above 0 (ours)."""
 
@@ -267,6 +269,19 @@ class Recipe(Section):
             *self.optimizer.reads_total,
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
+
+    def require_parts_for(self, ranks: int) -> None:
+        """Raise `UserError` where a step has fewer parts than there are ranks: some would only
+        wait."""
+        prompts, size = self.train.prompts_per_step, self.train.part_size
+        if ranks > -(-prompts // size):
+            most = prompts // ranks
+            raise UserError(
+                f"a step of {prompts} prompts in parts of {size} has fewer parts than the {ranks} "
+                "ranks; "
+                + (f"set train.part_size={most}" if most else
+                   f"start at most {prompts} ranks, or raise train.prompts_per_step")
+            )  # fmt: skip
 
     def check_training(self) -> list[str]:
         """Refuse what cannot train; return warnings about what can but may surprise.

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from castctl.errors import UserError, one_line
+from castctl.launcher import rank_of
 from castctl.shards.contract import token_counts
 from castctl.shards.part import (
     Metadata,
@@ -47,14 +48,18 @@ IN_COMMON = {"rollouts": ("model", "engine", "temperature", "sampling", "seed", 
 
 
 def parse_shard(text: str | None, environment: dict[str, str]) -> Shard:
-    """`i/n` with i from 0; without it the rank that torchrun or SLURM set, else everything."""
+    """`i/n` with i from 0; without it the rank that a launcher set, else everything.
+
+    Raises `UserError` for both: who started n processes did not mean the same share n times.
+    """
+    rank = rank_of(environment)
     if text is None:
-        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if rank in environment and size in environment:
-                text = f"{environment[rank]}/{environment[size]}"
-                break
-        else:
-            return WHOLE
+        return Shard(rank.index, rank.count)
+    if rank.several and "RANK" in environment:
+        raise UserError(
+            f"--shard {text}: torchrun started {rank.count} processes, which share the parts among "
+            "themselves; leave --shard out, or start castctl alone"
+        )
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(f"--shard {text}: write i/n with i from 0 to n - 1, such as 0/4")
@@ -85,10 +90,11 @@ class StepFolder:
         matches = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 
-    def require_parts(self, stage: str, remedy: str) -> list[int]:
-        """The parts of an input stage; `UserError` with the remedy where there are none."""
+    def require_parts(self, stage: str, remedy: str, shard: Shard = WHOLE) -> list[int]:
+        """The parts of an input stage; `UserError` with the remedy where there are none. One shard
+        of several may own none, and find none yet."""
         parts = self.parts(stage)
-        if not parts:
+        if not parts and shard.count == 1:
             raise UserError(f"{self.path} has no {stage}; {remedy}")
         return parts
 

@@ -54,7 +54,7 @@ def shape_step(
     ended; `longest` is the longest allowed completion, where the rollouts do not say it. Raises
     `UserError` where parts contradict one another or a signal the method needs is missing.
     """
-    parts = folder.require_parts("rewards", "run `castctl score` first")
+    parts = folder.require_parts("rewards", "run `castctl score` first", shard)
     if missing := sorted(set(filter(shard.owns, folder.parts("rollouts"))) - set(parts)):
         raise UserError(
             f"{folder.path} has rollouts without rewards, part {missing[0]} first; "

@@ -7,6 +7,7 @@ replaced, and the other calls go on.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import time
 from collections import OrderedDict, defaultdict, deque
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Self
 
+from castctl.launcher import rank_of
 from castctl.verify.process import Bounds, WorkerProcess
 from castctl.verify.worker import Call, Outcome
 
@@ -27,14 +29,15 @@ CACHED_OUTCOMES = 100_000
 
 
 class CheckPool:
-    """Runs calls in `settings.workers` processes, which start with the first call.
+    """Runs calls in `settings.workers` processes, which start with the first call; ranks on one
+    machine divide them.
 
     A context manager: leaving it, however that happens, kills the workers. One thread
     uses it at a time.
     """
 
     def __init__(self, settings: VerifierSettings) -> None:
-        self._most = settings.workers
+        self._most = max(1, settings.workers // rank_of(os.environ).local)
         self._bounds = Bounds(
             "verifier", settings.timeout, settings.memory_gb, "verifier.memory_gb"
         )

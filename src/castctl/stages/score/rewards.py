@@ -145,7 +145,8 @@ def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any |
 
 
 def owned_parts(folder: StepFolder, shard: Shard) -> list[int]:
-    """This shard's parts of the rollouts; `UserError` where there are none, or of two kinds."""
-    parts = folder.require_parts("rollouts", "run `castctl rollout` first")
+    """This shard's parts of the rollouts; `UserError` where they are of two kinds, or where there
+    are none for all."""
+    parts = folder.require_parts("rollouts", "run `castctl rollout` first", shard)
     folder.refuse_mixed("rollouts")
     return [part for part in parts if shard.owns(part)]

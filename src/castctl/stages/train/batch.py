@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,6 +55,17 @@ class TrainBatch:
             "teacher's prompt": self.teacher_prompts,
             "completion": self.completions,
         }
+
+
+def digest_of(batch: TrainBatch) -> str:
+    """A hash of what an update reads."""
+    digest = hashlib.sha256()
+    for rows in batch.token_ids.values():
+        digest.update(np.concatenate([np.zeros(0, np.int32), *rows]).tobytes())
+    for field in fields(TrainBatch):
+        if isinstance(values := getattr(batch, field.name), np.ndarray):
+            digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:

@@ -59,6 +59,11 @@ class Optimizer:
             else:
                 parameter.grad.zero_()
 
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients, in the order of the parameters."""
+        return [p.grad for _, p in self._named if p.grad is not None]
+
     def clip(self, max_norm: float) -> float:
         """Scale the gradient down to `max_norm`; its norm before."""
         parameters = [parameter for _, parameter in self._named]

@@ -39,7 +39,8 @@ class AccelerateTracker:
         self._accelerator.log(numbers, step=step)
 
     def close(self) -> None:
-        self._accelerator.end_training()
+        for tracker in self._accelerator.trackers:  # end_training would end the process group too
+            tracker.finish()
 
 
 def start_tracker(run: Run) -> NoTracker | AccelerateTracker:

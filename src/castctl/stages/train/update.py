@@ -16,6 +16,7 @@ from castctl.models.head import TeacherSide, fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
+from castctl.ranks import ALONE, Ranks
 from castctl.recipe.recipe import Recipe
 from castctl.stages.train.batch import TrainBatch
 from castctl.stages.train.optimizer import Optimizer
@@ -40,6 +41,30 @@ class UpdateStats:
     distilled_tokens: int | None = None
     divergence: float = 0.0
     skipped_divergence: float = 0.0
+
+    def fresh(self) -> UpdateStats:
+        """Nothing counted yet, of the same completions, none of which has had a forward pass."""
+        nothing = None if self.distilled_tokens is None else 0
+        return UpdateStats(np.full_like(self.ratio_R, np.nan), distilled_tokens=nothing)
+
+    def include(self, own: UpdateStats, ranks: Ranks) -> float:
+        """Count what all `ranks` counted in an optimizer step, each its `own`; the step's loss."""
+        there_R = ~np.isnan(own.ratio_R)
+        counts = [own.tokens, own.ratio, own.clipped, own.kl]
+        distilled = [own.distilled_tokens or 0, own.divergence, own.skipped_divergence]
+        numbers = np.array([sum(own.losses), *counts, *distilled], np.float64)
+        ratio_R = np.where(there_R, own.ratio_R, 0.0)
+        numbers, ratio_R, times_R = ranks.sums([numbers, ratio_R, there_R.astype(np.float64)])
+        self.tokens += int(numbers[1])
+        self.ratio += float(numbers[2])
+        self.clipped += float(numbers[3])
+        self.kl += float(numbers[4])
+        if self.distilled_tokens is not None:
+            self.distilled_tokens += int(numbers[5])
+            self.divergence += float(numbers[6])
+            self.skipped_divergence += float(numbers[7])
+        self.ratio_R = np.where(times_R > 0, ratio_R, self.ratio_R)
+        return float(numbers[0])
 
     def add(
         self,
@@ -104,6 +129,7 @@ def update(
     batch: TrainBatch,
     recipe: Recipe,
     step: int,
+    ranks: Ranks = ALONE,
 ) -> UpdateStats:
     """Train on a step's completions; the weights and the optimizer move.
 
@@ -111,7 +137,8 @@ def update(
     `train.epochs` passes, each split into `train.minibatches` optimizer steps by whole
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
-    gradient does not depend on the micro-batches. Raises `UserError` when a token is unknown,
+    gradient does not depend on the micro-batches, nor on who of the `ranks` has which: gradients
+    and statistics are summed, so that all decide alike. Raises `UserError` when a token is unknown,
     and when the loss or the gradient is not finite, before the weights are touched.
     """
     for kind, ids in batch.token_ids.items():
@@ -123,10 +150,13 @@ def update(
     with policy.recomputing():
         for rows in _minibatches(batch, recipe, step):
             optimizer.zero_grad()
-            total = sum(
-                _accumulate(policy, teacher, batch, micro, recipe, stats)
-                for micro in _microbatches(batch, rows, recipe)
-            )
+            own = stats.fresh()
+            own.losses = [
+                _accumulate(policy, teacher, batch, micro, recipe, own)
+                for micro in ranks.mine(_microbatches(batch, rows, recipe))
+            ]
+            total = stats.include(own, ranks)
+            ranks.sum_gradients(optimizer.gradients)
             norm = optimizer.clip(recipe.optimizer.max_grad_norm)
             if not np.isfinite(total) or not np.isfinite(norm):
                 raise UserError(
@@ -135,7 +165,7 @@ def update(
                 )
             stats.lr = optimizer.lr
             optimizer.step()
-            stats.losses.append(float(total))
+            stats.losses.append(total)
             stats.grad_norms.append(norm)
     return stats
 

@@ -1,0 +1,321 @@
+"""The processes that train one run together: which one this is, and all that they do in common.
+
+A process alone has nobody to wait for, and none of this does anything there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from castctl.errors import UserError, one_line
+from castctl.launcher import Rank, meeting_place, rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.3
+"""How often a rank that waits looks whether the others live."""
+
+MEET_SECONDS = 60
+"""How long ranks wait for one another before the run says how long."""
+
+BUCKET_BYTES = 64 << 20
+"""Gradients that are summed at once."""
+
+BORN_SECONDS = 2.0
+"""How far two readings of one process's start may lie apart."""
+
+
+class RankEnded(UserError):
+    """Another rank has ended, so this one must."""
+
+
+class Ranks:
+    """What the ranks of a run do together; `rank` is this one.
+
+    Every rank makes the same calls in the same order. Each wait ends, with `RankEnded`, once
+    another rank has ended or has not come for `patience` seconds.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self.patience: float = MEET_SECONDS
+        self.waited = 0.0
+        """Seconds of this rank in which it waited for others or their numbers."""
+        self._store: Any = None
+        self._people: dict[int, tuple[int, float, str]] = {}
+        self._meetings = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank.first
+
+    def mine(self, items: Iterable[T]) -> Iterable[T]:
+        """This rank's share of what all have: every `count`-th."""
+        return (item for n, item in enumerate(items) if n % self.rank.count == self.rank.index)
+
+    def join(self, on_gpu: bool) -> None:
+        """Meet the others for the first time; `UserError` where they do not come."""
+        if not self.rank.several or self._people:
+            return
+        import torch.distributed as dist
+
+        me = [os.getpid(), psutil.Process().create_time(), socket.gethostname()]
+        self._connected().set(f"person/{self.rank.index}", json.dumps(me))
+        self.meet("the start")
+        for index in range(self.rank.count):
+            pid, born, host = json.loads(self._connected().get(f"person/{index}"))
+            self._people[index] = (pid, born, host)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("group", self._connected()),
+            rank=self.rank.index,
+            world_size=self.rank.count,
+            timeout=timedelta(days=1),  # the waits here end sooner, and say for whom
+        )
+
+    def meet(self, what: str) -> None:
+        """Wait until every rank is here."""
+        if not self.rank.several:
+            return
+        self._meetings += 1
+        store, name = self._connected(), f"meeting/{self._meetings}"
+        store.set(f"{name}/{self.rank.index}", what)
+        missing = set(range(self.rank.count))
+
+        def all_here() -> bool:
+            missing.difference_update(
+                [index for index in sorted(missing) if store.check([f"{name}/{index}"])]
+            )
+            return not missing
+
+        self._wait(all_here, what, missing)
+        others = {store.get(f"{name}/{index}").decode() for index in range(self.rank.count)}
+        assert others == {what}, f"ranks meet at different places: {sorted(others)}"
+
+    def first_does(self, what: str, work: Callable[[], T]) -> T | None:
+        """Rank 0 does the work, and all go on when it has ended well; None on the others."""
+        done = work() if self.first else None
+        self.meet(what)
+        return done
+
+    def first_begins(self, what: str, work: Callable[[], T]) -> T:
+        """All do the work, the others when rank 0 has: what it has written they find."""
+        if self.first:
+            done = work()
+            self.meet(what)
+            return done
+        self.meet(what)
+        return work()
+
+    def told(self, what: str, text: str) -> str:
+        """What rank 0 has to say, on every rank."""
+        if not self.rank.several:
+            return text
+        if self.first:
+            self._connected().set(f"told/{self._meetings}", text)
+        said = f"told/{self._meetings}"
+        self.meet(what)
+        return str(self._connected().get(said).decode())
+
+    def require_same(self, what: str, work: Callable[[], str]) -> None:
+        """Raise `UserError` where ranks do not have the same."""
+        if not self.rank.several:
+            return
+        text = work()
+        if self.told(what, text) != text:
+            raise UserError(
+                f"rank {self.rank.index} has another {what} than rank 0; give all ranks the same "
+                "files, versions and kind of GPU"
+            )
+
+    def sums(self, arrays: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+        """The sums of these arrays over the ranks, on every rank the same."""
+        if not self.rank.several:
+            return list(arrays)
+        import torch
+
+        flat = torch.from_numpy(np.concatenate([np.ravel(array) for array in arrays]))
+        self._sum(flat, "numbers")
+        cuts = np.cumsum([np.size(array) for array in arrays])[:-1]
+        parts = np.split(flat.numpy(), cuts)
+        return [part.reshape(np.shape(a)) for part, a in zip(parts, arrays, strict=True)]
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Put the sum over the ranks in the place of each gradient, in flat buckets."""
+        if not self.rank.several:
+            return
+        import torch
+
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            self._sum(flat, "gradients")
+            for gradient, summed in zip(
+                bucket, flat.split([g.numel() for g in bucket]), strict=True
+            ):
+                gradient.copy_(summed.view_as(gradient))
+
+    def leave(self) -> None:
+        """Part from the others when all is done: rank 0, who may keep the store, as the last."""
+        if not self._people:
+            return
+        import torch.distributed as dist
+
+        self.meet("the parting")
+        store = self._connected()
+        store.set(f"left/{self.rank.index}", "")
+        left = [f"left/{index}" for index in range(self.rank.count)]
+        if self.first:
+            self._wait(lambda: store.check(left), "the parting", set())
+        dist.destroy_process_group()
+        self._people = {}
+
+    def told_first(self, line: str) -> bool:
+        """Whether this rank is the first to end with something to say, and may say it."""
+        if not self.rank.several:
+            return True
+        try:
+            said = self._connected().compare_set("ended", "", f"{self.rank.index} {line}")
+        except (RuntimeError, UserError):  # whoever keeps the store has ended
+            return self.speaks
+        return bool(said.decode() == f"{self.rank.index} {line}")
+
+    @property
+    def lost(self) -> list[int]:
+        """Ranks on this machine whose processes are gone."""
+        me = self._people.get(self.rank.index)
+        return [n for n, one in self._people.items() if me and one[2] == me[2] and not _lives(one)]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank speaks for all: rank 0, or the first that lives where that is gone."""
+        lost = self.lost
+        return self.first or (0 in lost and self.rank.index == min(set(self._people) - set(lost)))
+
+    def describe_lost(self) -> str:
+        """Which ranks are gone, in words."""
+        names = ", ".join(
+            f"rank {n} (process {self._people[n][0]} on {one_line(self._people[n][2], 64)})"
+            for n in self.lost
+        )
+        return f"{names} is gone: it was killed, or it crashed. The others have ended too"
+
+    def _sum(self, flat: Tensor, what: str) -> None:
+        import torch.distributed as dist
+
+        self.meet(f"the sum of {what}")
+        work = dist.all_reduce(flat, async_op=True)
+        self._wait(work.is_completed, f"the sum of {what}", set())
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._parted(error) from None
+
+    def _wait(self, done: Callable[[], bool], what: str, missing: set[int]) -> None:
+        began = looked = time.monotonic()
+        pause = 0.0002
+        try:
+            while not done():
+                now = time.monotonic()
+                if now - looked > LOOK_SECONDS:
+                    looked = now
+                    self._look()
+                if now - began > self.patience:
+                    who = ", ".join(f"rank {index}" for index in sorted(missing)) or "the ranks"
+                    raise RankEnded(
+                        f"{who} did not come to {what} within {self.patience:g} s; "
+                        "train.rank_timeout says how long the others wait"
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, 0.01)
+        except (ConnectionError, RuntimeError) as error:
+            raise self._parted(error) from None
+        finally:
+            self.waited += time.monotonic() - began
+
+    def _parted(self, error: Exception) -> RankEnded:
+        """Why this rank does not reach the others any more."""
+        time.sleep(LOOK_SECONDS)  # who has gone is seen a little later
+        if self.lost:
+            return RankEnded(self.describe_lost())
+        return RankEnded(f"the ranks have lost one another ({one_line(str(error), 200)})")
+
+    def _look(self) -> None:
+        """Raise `RankEnded` where another rank has."""
+        if self._connected().check(["ended"]):
+            index, _, line = self._connected().get("ended").decode().partition(" ")
+            raise RankEnded(f"rank {index} ended: {line}")
+        if self.lost:
+            raise RankEnded(self.describe_lost())
+
+    def _connected(self) -> Any:
+        if self._store is None:
+            self._store = _store(self.rank, self.patience)
+        return self._store
+
+
+def _lives(person: tuple[int, float, str]) -> bool:
+    try:
+        process = psutil.Process(person[0])
+        same = abs(process.create_time() - person[1]) < BORN_SECONDS
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """Gradients of one dtype together, in their order."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        full = size + gradient.nbytes > BUCKET_BYTES
+        if bucket and (full or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+def _store(rank: Rank, seconds: float) -> Any:
+    """What the ranks write on for one another: torchrun's own store, or one that rank 0 keeps."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    host, port = meeting_place()
+    kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            host, port, is_master=rank.first and not kept_by_launcher, wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(
+            f"rank {rank.index} does not reach {host}:{port}, where the ranks meet "
+            f"({one_line(str(error), 100)}); is MASTER_ADDR the machine of rank 0?"
+        ) from None
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"castctl/{attempt}", store)
+
+
+ALONE = Ranks(Rank())
+"""A process that trains by itself."""
+
+
+@cache
+def here() -> Ranks:
+    """The ranks of the run that this process was launched for."""
+    return Ranks(rank_of(os.environ))

@@ -1,0 +1,56 @@
+"""What each of several ranks does in tests: `python rank_entries.py FUNCTION ARGUMENT...`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from castctl.errors import UserError
+from castctl.ranks import Ranks, here
+from castctl.runs.run import open_run
+from castctl.stages.policies import policy_at
+from castctl.stages.train.batch import read_batch
+from castctl.stages.train.loop import new_state
+from castctl.stages.train.update import update
+
+
+def moments(run: Path, ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Adam's first moments after the update of a run's step 0, and the update's numbers."""
+    opened = open_run(str(run))
+    state = new_state(opened, policy_at(opened, 0).load(opened.recipe.model), 0)
+    batch = read_batch(opened.step(0), opened.recipe.method)
+    model, teacher = state.policy.model, state.teacher.model
+    stats = update(model, teacher, state.optimizer, batch, opened.recipe, 0, ranks)
+    found = {n: state.optimizer._adamw.state[p]["exp_avg"] for n, p in state.policy.trained()}
+    return {name: moment.numpy() for name, moment in found.items()}, stats.row()
+
+
+def write_moments(*runs: str) -> None:
+    """Rank 0 writes `ranks-COUNT.npz` into each run."""
+    ranks = here()
+    ranks.join(on_gpu=False)
+    for run in runs:
+        found, row = moments(Path(run), ranks)
+        if ranks.first:
+            np.savez(Path(run) / f"ranks-{ranks.rank.count}.npz", **found, row=list(row.values()))
+    ranks.leave()
+
+
+def fall_out() -> None:
+    """Rank 1 has other weights, and then does not come; each rank prints what it is told."""
+    ranks = here()
+    ranks.join(on_gpu=False)
+    try:
+        ranks.require_same("policy", lambda: f"bits of rank {ranks.rank.index}")
+        ranks.patience = 1
+        ranks.meet("the rollouts")
+    except UserError as error:
+        print(error)
+        time.sleep(0 if ranks.first else 3)
+
+
+if __name__ == "__main__":
+    {"write_moments": write_moments, "fall_out": fall_out}[sys.argv[1]](*sys.argv[2:])
