@@ -166,7 +166,7 @@ class _Loop:
     """The models, prompts and folders of a run in training."""
 
     def __init__(
-        self, run: Run, start: int, pool: CheckPool, progress: Progress, ranks: Ranks
+        self, run: Run, start: int, pool: CheckPool, progress: Progress, ranks: Ranks = ALONE
     ) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.pool, self.progress = run, recipe, pool, progress
