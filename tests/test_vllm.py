@@ -36,6 +36,7 @@ from commands import Commands
 from conftest import Cli
 from models import EOS, SHAPE, penalised, plain_logits, random_ids, tokenizer
 from runs import SMALL, assert_same_step, assert_same_weights, small_recipe, steps_by_hand
+from test_ranks import ended, started
 
 pytestmark = [
     pytest.mark.vllm,
@@ -322,6 +323,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = create_run(small(), str(tmp_path_factory.mktemp("loop") / "run"), "test")
     train(run, Silent(), lambda row: None)
     return run
+
+
+def test_the_loop_samples_from_each_of_six_adapters(tmp_path: Path) -> None:
+    run = create_run(small(LORA, "optimizer.lr=0.01"), str(tmp_path / "run"), "test")
+    train(run, Silent(), lambda row: None)
+    rows = run.metrics().to_pylist()
+    assert len(rows) == 6 and all(0 < row["sync_gap_max"] < 1e-4 for row in rows)
+    assert all(row["sampler_gap_max"] < 1e-3 for row in rows)
+
+
+def test_each_of_two_ranks_samples_with_an_engine_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    settings = [word for line in (*SMALL, *ASKED) for word in ("--set", line)]
+    command = ("-m", "castctl", "train", "--method", "cast", "--run", str(path), *settings)
+    processes = started(2, *command, "--set", "train.steps=2")
+    printed = "".join(ended(processes, seconds=400))
+    assert [process.returncode for process in processes] == [0, 0], printed
+    rows = open_run(str(path)).metrics().to_pylist()
+    assert all(row["ranks"] == 2 and row["sampler_gap_max"] < 1e-3 for row in rows)
+    logs = {log.name for log in path.glob("engine*.log")}
+    assert logs == {"engine-shard-0-0.log", "engine-shard-1-0.log"}
 
 
 def test_the_loop_killed_and_resumed_equals_one_that_was_not(

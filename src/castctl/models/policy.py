@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,16 @@ def bits_of(parameters: NamedParameters) -> str:
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [p.detach().view(words[p.element_size()]).sum(dtype=torch.int64) for _, p in parameters]
     return " ".join(map(str, torch.stack(sums).tolist()))
+
+
+def save_model(model: Any, folder: Path, **options: Any) -> None:
+    """`save_pretrained`, by whatever rank: of a process group transformers lets rank 0 alone write,
+    and the others write nothing without a word, where each has an engine to feed."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        del model.should_save_on_this_rank
 
 
 class PolicyCopy(Protocol):
@@ -110,7 +120,7 @@ class FullWeights:
     def save(self, folder: Path) -> None:
         """The whole model, its tokenizer beside it. The index tells other programs that what lies
         beside the weights is none."""
-        self.model.model.save_pretrained(folder)
+        save_model(self.model.model, folder)
         self.model.tokenizer.save_pretrained(folder)
         index = folder / "model.safetensors.index.json"
         if not index.exists():
@@ -132,7 +142,7 @@ class FullWeights:
         for name, tensor in model.state_dict().items():
             wanted = dtype if tensor.is_floating_point() else tensor.dtype
             copies[name] = tensor.detach().to("cpu", wanted, copy=True)
-        model.save_pretrained(folder, state_dict=copies, max_shard_size="1000TB")
+        save_model(model, folder, state_dict=copies, max_shard_size="1000TB")
         (file,) = folder.glob("*.safetensors")
         head = model.get_output_embeddings()
         (name,) = (f"{name}.weight" for name, module in model.named_modules() if module is head)
@@ -157,7 +167,7 @@ class FullCopy:
             mine.copy_(theirs) if keep == 0 else mine.lerp_(theirs, 1 - keep)
 
     def save(self, folder: Path) -> None:
-        self.model.model.save_pretrained(folder)
+        save_model(self.model.model, folder)
 
     def load(self, folder: Path) -> None:
         load_weights(self.model.model, folder)
