@@ -24,6 +24,8 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "cast_over_grpo": (*RATIO, "cast_seconds", "grpo_seconds", "ratio_with_rollout",
                        "seconds.cast.teacher_pass", "seconds.cast.update", "seconds.grpo.shape",
                        "trained_tokens.cast", "trained_tokens.grpo"),
+    "comparison": ("accuracy.grpo", "accuracy.cast", "signs.cast.correct", "signs.cast.wrong",
+                   "signs.cast.median_gap"),
     "coverage": ("share.200 problems.two modes", "share.30 problems.a tenth solved"),
     "decoding": tuple(f"cases.{case}.{name}" for case in (0, 1) for name in (
                       *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
