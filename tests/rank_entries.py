@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from castctl.errors import UserError
 from castctl.ranks import Ranks, here
@@ -31,7 +32,7 @@ def moments(run: Path, ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, f
 def write_moments(*runs: str) -> None:
     """Rank 0 writes `ranks-COUNT.npz` into each run."""
     ranks = here()
-    ranks.join(on_gpu=False)
+    ranks.join(torch.device("cpu"))
     for run in runs:
         found, row = moments(Path(run), ranks)
         if ranks.first:
@@ -42,7 +43,7 @@ def write_moments(*runs: str) -> None:
 def fall_out() -> None:
     """Rank 1 has other weights, and then does not come; each rank prints what it is told."""
     ranks = here()
-    ranks.join(on_gpu=False)
+    ranks.join(torch.device("cpu"))
     try:
         ranks.require_same("policy", lambda: f"bits of rank {ranks.rank.index}")
         ranks.patience = 1

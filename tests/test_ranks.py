@@ -202,7 +202,10 @@ def kill_rank(rank: int, path: Path, after: int, resume: bool = False) -> None:
 
 def test_ranks_that_differ_or_do_not_come_end_the_others() -> None:
     first, second = ended(started(2, ENTRIES, "fall_out"))
-    assert "rank 1 did not come to the rollouts within 1 s; train.rank_timeout" in first
+    assert (
+        "rank 1 did not come to the rollouts within 1 s; see its log, and train.rank_timeout"
+        in first
+    )
     assert "rank 1 has another policy than rank 0" in second
 
 
@@ -217,3 +220,26 @@ def test_a_mistake_is_said_once_and_ends_all(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("castctl: ") == 1 + done.stderr.count("will be answered")
     assert "Traceback" not in done.stderr and str(path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "command", "said"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, ["rollout"], "RANK=2 and WORLD_SIZE=2 name no rank"),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, ["rollout", "-n", "2"], "needs --run"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ["rollout", "--shard", "0/2"], "leave --shard out"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["train"], "sharded weights (FSDP)"),
+        ({}, ["train", "--gpus", "65536"], "--gpus 65536, but torch sees"),
+    ],
+)
+def test_a_mistake_under_a_launcher_is_one_line(
+    environment: dict[str, str], command: list[str], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "castctl", *command],
+        env={**os.environ, **environment}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("castctl: ") and said in last
+    assert "Traceback" not in done.stderr

@@ -344,6 +344,6 @@ def before_torch() -> None:
 
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
-    beside = rank_of(os.environ).local
-    if beside > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // beside))
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // rank_of(os.environ).local))

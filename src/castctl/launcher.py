@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
-from castctl.errors import UserError
+from castctl.errors import UserError, one_line
 
 VARIABLES = re.compile(
-    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*"
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*|"
+    r"SLURM_(PROCID|LOCALID|STEP_NUM_TASKS)"
 )
 """What launchers tell a rank; a process that it starts is none."""
 
@@ -98,7 +101,27 @@ def refuse_unheard(environment: Mapping[str, str]) -> None:
         )
 
 
-def meeting_place() -> tuple[str, int]:
+def open_store(rank: Rank, seconds: float) -> Any:
+    """What the ranks write on for one another: torchrun's own store, or one that rank 0 keeps."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    host, port = _meeting_place()
+    kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            host, port, is_master=rank.first and not kept_by_launcher, wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(
+            f"rank {rank.index} does not reach {host}:{port}, where the ranks meet "
+            f"({one_line(str(error), 100)}); is MASTER_ADDR the machine of rank 0?"
+        ) from None
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    return PrefixStore("/".join(["castctl", *(os.environ.get(n, "") for n in names)]), store)
+
+
+def _meeting_place() -> tuple[str, int]:
     """Where the ranks meet; for a step of SLURM on one machine castctl chooses."""
     environment = os.environ
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:

@@ -24,3 +24,20 @@ class Silent:
     @contextlib.contextmanager
     def task(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
         yield lambda count: None
+
+
+class Beating:
+    """Somebody who watches, and others who are told that the work gets on."""
+
+    def __init__(self, watcher: Progress, beat: Callable[[], None]) -> None:
+        self._watcher, self._beat = watcher, beat
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
+        with self._watcher.task(description, total, unit) as advance:
+
+            def both(count: int) -> None:
+                advance(count)
+                self._beat()
+
+            yield both

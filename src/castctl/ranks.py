@@ -19,9 +19,10 @@ import psutil
 from numpy.typing import NDArray
 
 from castctl.errors import UserError, one_line
-from castctl.launcher import Rank, meeting_place, rank_of
+from castctl.launcher import Rank, open_store, rank_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -29,8 +30,11 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.3
 """How often a rank that waits looks whether the others live."""
 
-MEET_SECONDS = 60
-"""How long ranks wait for one another before the run says how long."""
+START_SECONDS = 300
+"""How long ranks wait for one another before the recipe says how long."""
+
+BEAT_SECONDS = 5.0
+"""How often a rank at work says so."""
 
 BUCKET_BYTES = 64 << 20
 """Gradients that are summed at once."""
@@ -47,17 +51,18 @@ class Ranks:
     """What the ranks of a run do together; `rank` is this one.
 
     Every rank makes the same calls in the same order. Each wait ends, with `RankEnded`, once
-    another rank has ended or has not come for `patience` seconds.
+    another rank has ended, or has neither come nor got on for `patience` seconds.
     """
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self.patience: float = MEET_SECONDS
+        self.patience: float = START_SECONDS
         self.waited = 0.0
         """Seconds of this rank in which it waited for others or their numbers."""
         self._store: Any = None
         self._people: dict[int, tuple[int, float, str]] = {}
         self._meetings = 0
+        self._beaten = 0.0
 
     @property
     def first(self) -> bool:
@@ -67,24 +72,28 @@ class Ranks:
         """This rank's share of what all have: every `count`-th."""
         return (item for n, item in enumerate(items) if n % self.rank.count == self.rank.index)
 
-    def join(self, on_gpu: bool) -> None:
-        """Meet the others for the first time; `UserError` where they do not come."""
+    def join(self, device: torch.device) -> None:
+        """Make the group that sums; of GPUs each rank has its `device`."""
         if not self.rank.several or self._people:
             return
+        import torch
         import torch.distributed as dist
 
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
         me = [os.getpid(), psutil.Process().create_time(), socket.gethostname()]
-        self._connected().set(f"person/{self.rank.index}", json.dumps(me))
-        self.meet("the start")
+        self._set(f"person/{self.rank.index}", json.dumps(me))
+        self.meet("one another")
         for index in range(self.rank.count):
-            pid, born, host = json.loads(self._connected().get(f"person/{index}"))
+            pid, born, host = json.loads(self._get(f"person/{index}"))
             self._people[index] = (pid, born, host)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("group", self._connected()),
             rank=self.rank.index,
             world_size=self.rank.count,
-            timeout=timedelta(days=1),  # the waits here end sooner, and say for whom
+            timeout=timedelta(seconds=self.patience),
         )
 
     def meet(self, what: str) -> None:
@@ -93,7 +102,7 @@ class Ranks:
             return
         self._meetings += 1
         store, name = self._connected(), f"meeting/{self._meetings}"
-        store.set(f"{name}/{self.rank.index}", what)
+        self._set(f"{name}/{self.rank.index}", what)
         missing = set(range(self.rank.count))
 
         def all_here() -> bool:
@@ -103,7 +112,12 @@ class Ranks:
             return not missing
 
         self._wait(all_here, what, missing)
-        others = {store.get(f"{name}/{index}").decode() for index in range(self.rank.count)}
+        others = {self._get(f"{name}/{index}") for index in range(self.rank.count)}
+        for old in (
+            f"meeting/{self._meetings - 2}/{self.rank.index}",
+            f"told/{self._meetings - 2}",
+        ):
+            store.delete_key(old)  # which all have read
         assert others == {what}, f"ranks meet at different places: {sorted(others)}"
 
     def first_does(self, what: str, work: Callable[[], T]) -> T | None:
@@ -126,10 +140,9 @@ class Ranks:
         if not self.rank.several:
             return text
         if self.first:
-            self._connected().set(f"told/{self._meetings}", text)
-        said = f"told/{self._meetings}"
+            self._set(f"told/{self._meetings + 1}", text)
         self.meet(what)
-        return str(self._connected().get(said).decode())
+        return self._get(f"told/{self._meetings}")
 
     def require_same(self, what: str, work: Callable[[], str]) -> None:
         """Raise `UserError` where ranks do not have the same."""
@@ -149,7 +162,8 @@ class Ranks:
         import torch
 
         flat = torch.from_numpy(np.concatenate([np.ravel(array) for array in arrays]))
-        self._sum(flat, "numbers")
+        self.meet("the sum of numbers")
+        self._sum(flat)
         cuts = np.cumsum([np.size(array) for array in arrays])[:-1]
         parts = np.split(flat.numpy(), cuts)
         return [part.reshape(np.shape(a)) for part, a in zip(parts, arrays, strict=True)]
@@ -160,9 +174,13 @@ class Ranks:
             return
         import torch
 
+        self.meet("the sum of gradients")
         for bucket in _buckets(gradients):
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                self._sum(bucket[0])
+                continue
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self._sum(flat, "gradients")
+            self._sum(flat)
             for gradient, summed in zip(
                 bucket, flat.split([g.numel() for g in bucket]), strict=True
             ):
@@ -184,13 +202,14 @@ class Ranks:
         self._people = {}
 
     def told_first(self, line: str) -> bool:
-        """Whether this rank is the first to end with something to say, and may say it."""
-        if not self.rank.several:
+        """Whether this rank is the first to end with something to say, and may say it. Processes
+        that have not met speak for themselves."""
+        if self._store is None:
             return True
         try:
             said = self._connected().compare_set("ended", "", f"{self.rank.index} {line}")
         except (RuntimeError, UserError):  # whoever keeps the store has ended
-            return self.speaks
+            return self.speaks or not self._people
         return bool(said.decode() == f"{self.rank.index} {line}")
 
     @property
@@ -213,19 +232,26 @@ class Ranks:
         )
         return f"{names} is gone: it was killed, or it crashed. The others have ended too"
 
-    def _sum(self, flat: Tensor, what: str) -> None:
+    def beat(self) -> None:
+        """Tell the others, now and then, that this rank gets on and is worth their waiting."""
+        now = time.monotonic()
+        if self._people and now - self._beaten > BEAT_SECONDS:
+            self._beaten = now
+            self._set(f"beat/{self.rank.index}", str(now))
+
+    def _sum(self, flat: Tensor) -> None:
         import torch.distributed as dist
 
-        self.meet(f"the sum of {what}")
         work = dist.all_reduce(flat, async_op=True)
-        self._wait(work.is_completed, f"the sum of {what}", set())
+        self._wait(work.is_completed, "a sum", set())
         try:
             work.wait()
         except RuntimeError as error:
             raise self._parted(error) from None
 
     def _wait(self, done: Callable[[], bool], what: str, missing: set[int]) -> None:
-        began = looked = time.monotonic()
+        began = looked = heard = time.monotonic()
+        beats: list[str] = []
         pause = 0.0002
         try:
             while not done():
@@ -233,11 +259,13 @@ class Ranks:
                 if now - looked > LOOK_SECONDS:
                     looked = now
                     self._look()
-                if now - began > self.patience:
+                    if beats != (beats := self._beats(missing)):
+                        heard = now
+                if now - heard > self.patience:
                     who = ", ".join(f"rank {index}" for index in sorted(missing)) or "the ranks"
                     raise RankEnded(
-                        f"{who} did not come to {what} within {self.patience:g} s; "
-                        "train.rank_timeout says how long the others wait"
+                        f"{who} did not come to {what} within {self.patience:g} s; see its log, "
+                        "and train.rank_timeout for how long the others wait"
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, 0.01)
@@ -245,6 +273,22 @@ class Ranks:
             raise self._parted(error) from None
         finally:
             self.waited += time.monotonic() - began
+
+    def _beats(self, missing: set[int]) -> list[str]:
+        names = [f"beat/{index}" for index in sorted(missing)]
+        return [self._get(name) for name in names if self._connected().check([name])]
+
+    def _set(self, name: str, text: str) -> None:
+        try:
+            self._connected().set(name, text)
+        except RuntimeError as error:
+            raise self._parted(error) from None
+
+    def _get(self, name: str) -> str:
+        try:
+            return str(self._connected().get(name).decode())
+        except RuntimeError as error:
+            raise self._parted(error) from None
 
     def _parted(self, error: Exception) -> RankEnded:
         """Why this rank does not reach the others any more."""
@@ -256,14 +300,14 @@ class Ranks:
     def _look(self) -> None:
         """Raise `RankEnded` where another rank has."""
         if self._connected().check(["ended"]):
-            index, _, line = self._connected().get("ended").decode().partition(" ")
+            index, _, line = self._get("ended").partition(" ")
             raise RankEnded(f"rank {index} ended: {line}")
         if self.lost:
             raise RankEnded(self.describe_lost())
 
     def _connected(self) -> Any:
         if self._store is None:
-            self._store = _store(self.rank, self.patience)
+            self._store = open_store(self.rank, self.patience)
         return self._store
 
 
@@ -289,26 +333,6 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
         size += gradient.nbytes
     if bucket:
         yield bucket
-
-
-def _store(rank: Rank, seconds: float) -> Any:
-    """What the ranks write on for one another: torchrun's own store, or one that rank 0 keeps."""
-    from torch.distributed import PrefixStore, TCPStore
-
-    host, port = meeting_place()
-    kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        store = TCPStore(
-            host, port, is_master=rank.first and not kept_by_launcher, wait_for_workers=False,
-            timeout=timedelta(seconds=seconds),
-        )  # fmt: skip
-    except RuntimeError as error:
-        raise UserError(
-            f"rank {rank.index} does not reach {host}:{port}, where the ranks meet "
-            f"({one_line(str(error), 100)}); is MASTER_ADDR the machine of rank 0?"
-        ) from None
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"castctl/{attempt}", store)
 
 
 ALONE = Ranks(Rank())

@@ -33,12 +33,13 @@ def launch(processes: int, on_cpu: bool) -> NoReturn:
         nproc_per_node=processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "castctl", *sys.argv[1:])
+        elastic_launch(config, sys.executable)("-P", "-m", "castctl", *sys.argv[1:])
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
         sys.exit(codes[0] if codes else 2)

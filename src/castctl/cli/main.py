@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -33,7 +34,6 @@ from castctl.cli.ending import Ending
 from castctl.cli.spelling import SpelledApp
 from castctl.cli.voices import speak
 from castctl.errors import UserError, one_line
-from castctl.ranks import here
 from castctl.report.console import printable, send_warnings_to_terminal
 
 SIGNALLED = 128
@@ -99,6 +99,8 @@ def main() -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
+        from castctl.ranks import here
+
         if here().lost:  # whose launcher then ends the others
             _end(2, here().describe_lost())
         _end(
@@ -114,11 +116,11 @@ def main() -> None:
     except Exception as error:
         message = getattr(error, "format_message", None)  # typer's own errors of usage
         if message is None:
-            _print_traceback()
             _end(
                 1,
                 f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
                 "report the lines above and your command in castctl's issue tracker",
+                traceback.format_exc(),
             )
         if not message():  # the help has been printed in its place
             sys.exit(2)
@@ -138,14 +140,21 @@ def _end_unread() -> NoReturn:
     sys.exit(READER_GONE)
 
 
-def _print_traceback() -> None:
-    for line in traceback.format_exc().splitlines():
-        print(printable(line), file=sys.stderr)
-
-
-def _end(code: int, line: str) -> NoReturn:
+def _end(code: int, line: str, trace: str = "") -> NoReturn:
     if logging.getLogger("castctl").isEnabledFor(logging.DEBUG):
-        _print_traceback()
-    if here().told_first(line):
-        speak(f"castctl: {printable(line)}")
+        trace = traceback.format_exc()
+    heard = _speaks(line)
+    for each in (*trace.splitlines(), f"castctl: {line}"):
+        speak(printable(each), heard)
     sys.exit(code)
+
+
+def _speaks(line: str) -> bool:
+    """Whether this process may say its last line; of several ranks that end the first may."""
+    if "castctl.ranks" not in sys.modules:  # nobody else was met
+        return True
+    from castctl.ranks import here
+
+    with contextlib.suppress(UserError):  # for variables that name no rank
+        return here().told_first(line)
+    return True

@@ -12,7 +12,6 @@ from castctl.cli.launch import launch
 from castctl.cli.voices import hush, log_into
 from castctl.errors import UserError
 from castctl.launcher import refuse_unheard
-from castctl.ranks import here
 from castctl.report.console import live_console, printable, progress, say, tell
 
 if TYPE_CHECKING:
@@ -76,6 +75,7 @@ def train(
     from castctl.cli.context import Asked
     from castctl.cli.explain import show_explanation
     from castctl.diagnosis.kept import lost_answers
+    from castctl.ranks import here
     from castctl.recipe.reader import dump_recipe
     from castctl.recipe.trust import runs_code
     from castctl.runs.extend import extend
@@ -84,6 +84,7 @@ def train(
 
     ranks = here()
     hush(ranks)
+    ranks.meet("the start")
     refuse_unheard(os.environ)
     asked = Asked(
         recipe, set_, seed, method, tiny,
@@ -116,10 +117,10 @@ def train(
         target = open_run(run) if run is not None else newest_run(TRAIN)
         if target is None:
             raise UserError("there is no run to resume; start one with castctl train")
-        path = target.path
+        path = ranks.told("the run", str(target.path))
 
         def resumed() -> "Run":
-            target = asked.changed(open_run(str(path)))
+            target = asked.changed(open_run(path))
             return target if longer is None else extend(target, longer)
 
         _train(ranks.first_begins("the run's recipe", resumed), ranks)
@@ -136,6 +137,7 @@ def train(
     if lost := lost_answers(settings):
         say(f"castctl: {lost}")
     settings.require_parts_for(ranks.rank.count)
+    ranks.patience = settings.train.rank_timeout
     made = create_run(settings, run, settings.method.name, origins) if ranks.first else None
     named = ranks.told("the run", str(made.path) if made else "")
     _train(made or Run(Path(named), settings), ranks)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from castctl.launcher import rank_of
 from castctl.models.policy import Policy
 from castctl.shards.drafts import drafted_folder
 
@@ -46,7 +48,8 @@ def _folder(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
     afterwards, and with the next one where this process is killed.
     """
     size = sum(parameter.numel() for _, parameter in policy.trained()) * dtype.itemsize
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > SPARE * size
+    wanted = SPARE * size * rank_of(os.environ).local  # all ranks of a machine may do so at once
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > wanted
     if not roomy:
         log.warning(
             "%s has no room for the weights: they go through %s, more slowly", MEMORY, beside

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from castctl.errors import UserError
+from castctl.launcher import rank_of
 from castctl.models.loading import resolve_device
 from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
@@ -66,6 +67,11 @@ def place(engine: EngineSettings, model: ModelSettings) -> Placement:
                 f"{first.type.upper()}; set it to 1"
             )
         return Placement.on_cpu(engine.replicas)
+    if engine.replicas * size > 1 and rank_of(os.environ).local > 1:
+        raise UserError(
+            "each of several ranks samples with one engine on its own GPU; leave engine.replicas "
+            "and engine.tensor_parallel_size out, or train in one process"
+        )
     start = first.index or 0
     last = start + engine.replicas * size
     if last > torch.cuda.device_count():

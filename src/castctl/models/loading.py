@@ -124,11 +124,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and rank.local > 1:
+    if device.type == "cuda" and rank.local > 1 and torch.cuda.device_count() > 1:
         if device.index is not None:
             raise UserError(
-                f"--device {name}: {rank.local} processes on this machine would share one GPU; "
-                "leave it out, and each takes its own"
+                f"device {name}: {rank.local} processes on this machine would share one GPU; "
+                "leave its number out, and each takes its own"
             )
         name = f"cuda:{rank.local_index}"
         device = torch.device(name)

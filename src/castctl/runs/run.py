@@ -204,7 +204,7 @@ def _remove_if_empty(run: Run) -> None:
     parts = (path.parent for path in run.path.rglob("part-*.parquet"))
     read = [folder.stage_path("prompts") for folder in (run.prompts_folder, run.held_out_folder)]
     # An error may send its reader to an engine's log.
-    begun = any(run.path.rglob(journal.ANY)) or any(run.path.glob("engine*.log"))
+    begun = any(run.path.rglob(journal.ANY)) or any(run.path.glob("*.log"))
     if not begun and not run.checkpoints() and all(each in read for each in parts):
         shutil.rmtree(run.path, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -18,16 +19,16 @@ from castctl.launcher import rank_of
 from castctl.methods.baselines import ratio_margin
 from castctl.models.loading import resolve_device
 from castctl.models.policy import Policy, bits_of
-from castctl.progress import Progress
+from castctl.progress import Beating, Progress
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.reader import dump_recipe
 from castctl.recipe.split import task_of
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
 from castctl.runs.trust import refuse_untrusted
-from castctl.shards.stage import WHOLE, Shard
+from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, read_result, require_folder, task_name
-from castctl.stages.evaluate.runner import evaluate, pose, require_room
+from castctl.stages.evaluate.runner import PART_SIZE, evaluate, pose, require_room
 from castctl.stages.measures import measure_step
 from castctl.stages.policies import (
     budget_of,
@@ -63,6 +64,9 @@ from castctl.verify.pool import CheckPool
 
 log = logging.getLogger(__name__)
 
+SEEN_SECONDS = 120.0
+"""How long a file system may take to show what another machine has written."""
+
 
 def train(
     run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: Ranks = ALONE
@@ -82,8 +86,8 @@ def train(
             "in one process, or train by `castctl train`"
         )
     run.recipe.require_parts_for(ranks.rank.count)
-    ranks.join(resolve_device(run.recipe.model.device).type == "cuda")
     ranks.patience = run.recipe.train.rank_timeout
+    ranks.join(resolve_device(run.recipe.model.device))
     ranks.require_same("recipe", lambda: dump_recipe(run.recipe))
     with run.alone() if ranks.first else contextlib.nullcontext(run) as held:
         ranks.meet("the run")
@@ -93,7 +97,7 @@ def train(
 def _train(run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: Ranks) -> Trained:
     settings = run.recipe.train
     refuse_untrusted(run)
-    start = max(run.checkpoints(), default=0)
+    start = int(ranks.told("the checkpoint", str(max(run.checkpoints(), default=0))))
     ranks.first_does("the beginning", lambda: _begin(run))
     tracker = start_tracker(run) if ranks.first else NoTracker()
     state = "interrupted"
@@ -169,7 +173,8 @@ class _Loop:
         self, run: Run, start: int, pool: CheckPool, progress: Progress, ranks: Ranks = ALONE
     ) -> None:
         recipe = run.recipe
-        self.run, self.recipe, self.pool, self.progress = run, recipe, pool, progress
+        self.run, self.recipe, self.pool = run, recipe, pool
+        self.progress = Beating(progress, ranks.beat) if ranks.rank.several else progress
         self.ranks, self.shard = ranks, Shard(ranks.rank.index, ranks.rank.count)
         source = policy_at(run, start)
         self.name = source.fingerprint
@@ -214,8 +219,8 @@ class _Loop:
             teacher.follow()
         with timed(seconds, "sync"):
             synced = self.engine.sync()
+            [tokens] = self.ranks.sums([np.array([self._sampled_tokens], np.float64)])
         self.name = policy_name(self.run, step + 1)
-        [tokens] = self.ranks.sums([np.array([self._sampled_tokens], np.float64)])
         self._sampled_tokens = int(tokens[0])
         if not self.ranks.first:
             return {}
@@ -298,7 +303,20 @@ class _Loop:
                 shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the advantages")
+            self._await_parts(folder, "advantages", rolled.next_part)
         return rolled.next_part
+
+    def _await_parts(self, folder: StepFolder, stage: str, count: int) -> None:
+        """Wait until this machine sees the parts that all ranks have written: what a network's file
+        system lists may be a minute old."""
+        until = time.monotonic() + SEEN_SECONDS
+        while self.ranks.rank.several and len(folder.parts(stage)) < count:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{folder.path} has {len(folder.parts(stage))} of {count} parts of {stage} for "
+                    f"rank {self.ranks.rank.index}; do all machines see one file system?"
+                )
+            time.sleep(0.1)
 
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
@@ -318,6 +336,7 @@ class _Loop:
         self.engine.rest()
         if self.ranks.rank.several:
             self.ranks.meet("the evaluation's parts")
+            self._await_parts(folder, "rewards", part_count(posed.prompts, PART_SIZE))
             self.ranks.first_does("the evaluation", lambda: work(WHOLE))
             result = read_result(folder)
         assert result is not None, "all parts are there"
