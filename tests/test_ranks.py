@@ -129,6 +129,7 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     return [train_small(folder / recipe.method.name, recipe)[0] for recipe in recipes]
 
 
+@pytest.mark.slow
 def test_an_update_of_several_ranks_is_that_of_one(shaped: list[Run]) -> None:
     paths = [str(run.path) for run in shaped]
     for count, of in ((2, paths), (3, paths[1:2])):
@@ -144,6 +145,7 @@ def test_an_update_of_several_ranks_is_that_of_one(shaped: list[Run]) -> None:
             assert size > 0 and away < 1e-6 * size, (path, count)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_does_and_go_on_when_they_were_killed(
     tmp_path: Path,
 ) -> None:
@@ -200,6 +202,7 @@ def kill_rank(rank: int, path: Path, after: int, resume: bool = False) -> None:
     assert open_run(str(path)).manifest["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_or_do_not_come_end_the_others() -> None:
     first, second = ended(started(2, ENTRIES, "fall_out"))
     assert (
@@ -209,6 +212,7 @@ def test_ranks_that_differ_or_do_not_come_end_the_others() -> None:
     assert "rank 1 has another policy than rank 0" in second
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once_and_ends_all(tmp_path: Path) -> None:
     path = tmp_path / "run"
     create_run(small_recipe("cast"), str(path), "test")
