@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import castctl.ranks
 from castctl.errors import UserError
 from castctl.ranks import Ranks, here
 from castctl.runs.run import open_run
@@ -44,13 +45,22 @@ def fall_out() -> None:
     """Rank 1 has other weights, and then does not come; each rank prints what it is told."""
     ranks = here()
     ranks.join(torch.device("cpu"))
+    castctl.ranks.BEAT_SECONDS = 0.1
     try:
         ranks.require_same("policy", lambda: f"bits of rank {ranks.rank.index}")
-        ranks.patience = 1
-        ranks.meet("the rollouts")
     except UserError as error:
         print(error)
-        time.sleep(0 if ranks.first else 3)
+    try:
+        ranks.patience = 1
+        if not ranks.first:
+            for _ in range(12):  # late, but at work
+                time.sleep(0.2)
+                ranks.beat()
+        ranks.meet("the prompts")
+        print("all have come late")
+        ranks.meet("the rollouts") if ranks.first else time.sleep(3)
+    except UserError as error:
+        print(error)
 
 
 if __name__ == "__main__":

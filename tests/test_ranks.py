@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from castctl.launcher import Rank, rank_of, without_rank
 from castctl.ranks import ALONE, Ranks
 from castctl.runs.run import Run, create_run, open_run
 from rank_entries import moments
+from rank_processes import ended, started
 from runs import (
     SMALL,
     assert_same_step,
@@ -29,31 +29,6 @@ from runs import (
 ENTRIES = str(Path(__file__).with_name("rank_entries.py"))
 
 METHODS = ("grpo", "cast", "sdpg", "oar-g", "bicc")
-
-
-def started(count: int, *command: str, **environment: str) -> list[subprocess.Popen[str]]:
-    """The command as so many ranks, without a launcher: rank 0 keeps the store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, **environment, **{k: str(v) for k, v in told.items()},
-                 "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-
-
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[str]:
-    """What each printed, once all have ended."""
-    try:
-        return [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def trained(count: int, path: Path, *options: str) -> list[subprocess.Popen[str]]:
@@ -210,6 +185,7 @@ def test_ranks_that_differ_or_do_not_come_end_the_others() -> None:
         in first
     )
     assert "rank 1 has another policy than rank 0" in second
+    assert "all have come late" in first and "all have come late" in second
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ from castctl.stages.train.loop import train
 from commands import Commands
 from conftest import Cli
 from models import EOS, SHAPE, penalised, plain_logits, random_ids, tokenizer
+from rank_processes import ended, started
 from runs import SMALL, assert_same_step, assert_same_weights, small_recipe, steps_by_hand
-from test_ranks import ended, started
 
 pytestmark = [
     pytest.mark.vllm,

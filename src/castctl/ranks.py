@@ -15,11 +15,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from castctl.errors import UserError, one_line
 from castctl.launcher import Rank, open_store, rank_of
+from castctl.processes import born, lives
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,6 @@ BEAT_SECONDS = 5.0
 
 BUCKET_BYTES = 64 << 20
 """Gradients that are summed at once."""
-
-BORN_SECONDS = 2.0
-"""How far two readings of one process's start may lie apart."""
 
 
 class RankEnded(UserError):
@@ -82,12 +79,12 @@ class Ranks:
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        me = [os.getpid(), psutil.Process().create_time(), socket.gethostname()]
+        me = [os.getpid(), born(), socket.gethostname()]
         self._set(f"person/{self.rank.index}", json.dumps(me))
         self.meet("one another")
         for index in range(self.rank.count):
-            pid, born, host = json.loads(self._get(f"person/{index}"))
-            self._people[index] = (pid, born, host)
+            pid, since, host = json.loads(self._get(f"person/{index}"))
+            self._people[index] = (pid, since, host)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("group", self._connected()),
@@ -216,7 +213,9 @@ class Ranks:
     def lost(self) -> list[int]:
         """Ranks on this machine whose processes are gone."""
         me = self._people.get(self.rank.index)
-        return [n for n, one in self._people.items() if me and one[2] == me[2] and not _lives(one)]
+        return [
+            n for n, one in self._people.items() if me and one[2] == me[2] and not lives(*one[:2])
+        ]
 
     @property
     def speaks(self) -> bool:
@@ -309,15 +308,6 @@ class Ranks:
         if self._store is None:
             self._store = open_store(self.rank, self.patience)
         return self._store
-
-
-def _lives(person: tuple[int, float, str]) -> bool:
-    try:
-        process = psutil.Process(person[0])
-        same = abs(process.create_time() - person[1]) < BORN_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:

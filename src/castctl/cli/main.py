@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -35,6 +35,9 @@ from castctl.cli.spelling import SpelledApp
 from castctl.cli.voices import speak
 from castctl.errors import UserError, one_line
 from castctl.report.console import printable, send_warnings_to_terminal
+
+if TYPE_CHECKING:
+    from castctl.ranks import Ranks
 
 SIGNALLED = 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
@@ -99,10 +102,8 @@ def main() -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
-        from castctl.ranks import here
-
-        if here().lost:  # whose launcher then ends the others
-            _end(2, here().describe_lost())
+        if (ranks := _ranks()) and ranks.lost:  # whose launcher then ends the others
+            _end(2, ranks.describe_lost())
         _end(
             SIGNALLED + ending.number,
             f"{ending}. Whole parts are kept; the same command goes on from them",
@@ -143,18 +144,16 @@ def _end_unread() -> NoReturn:
 def _end(code: int, line: str, trace: str = "") -> NoReturn:
     if logging.getLogger("castctl").isEnabledFor(logging.DEBUG):
         trace = traceback.format_exc()
-    heard = _speaks(line)
+    ranks = _ranks()
+    heard = ranks is None or ranks.told_first(line)
     for each in (*trace.splitlines(), f"castctl: {line}"):
         speak(printable(each), heard)
     sys.exit(code)
 
 
-def _speaks(line: str) -> bool:
-    """Whether this process may say its last line; of several ranks that end the first may."""
-    if "castctl.ranks" not in sys.modules:  # nobody else was met
-        return True
-    from castctl.ranks import here
-
-    with contextlib.suppress(UserError):  # for variables that name no rank
-        return here().told_first(line)
-    return True
+def _ranks() -> Ranks | None:
+    """The ranks that train with this process; None where the command has none."""
+    with contextlib.suppress(KeyError, UserError):  # variables that name no rank
+        ranks: Ranks = sys.modules["castctl.ranks"].here()
+        return ranks
+    return None

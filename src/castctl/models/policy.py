@@ -33,13 +33,6 @@ from castctl.recipe.model import ModelSettings
 NamedParameters = list[tuple[str, torch.nn.Parameter]]
 
 
-def bits_of(parameters: NamedParameters) -> str:
-    """A sum of the bits of all weights, that two equal models share."""
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [p.detach().view(words[p.element_size()]).sum(dtype=torch.int64) for _, p in parameters]
-    return " ".join(map(str, torch.stack(sums).tolist()))
-
-
 def save_model(model: Any, folder: Path, **options: Any) -> None:
     """`save_pretrained`, by whatever rank: of a process group transformers lets rank 0 alone write,
     and the others write nothing without a word, where each has an engine to feed."""

@@ -175,7 +175,7 @@ class TrainSettings(Section):
     keep: Literal["best_and_last", "all"] = "best_and_last"
     """Which checkpoints stay on disk."""
     rank_timeout: float = Field(1800, gt=0)
-    """Seconds that ranks wait for one that does not come, wherever they wait (ours; torch's)."""
+    """Seconds that ranks wait for one that neither comes nor gets on (ours; torch's)."""
     warn_after_zero_rewards: Count = 5
     """Warn when so many steps in a row earned no reward above 0 (ours)."""
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from castctl.errors import UserError, one_line
+from castctl.processes import born, lives, status_of
 from castctl.shards.drafts import hold
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,6 @@ FILE = ".lock"
 MOST_BYTES = 1 << 16
 SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A stranger's run may hold a link or a pipe where its lock should be."""
-
-CLOCK_SECONDS = 2.0
-"""How far two readings of one process's start may lie apart."""
 
 
 class Taken(UserError):
@@ -66,22 +64,14 @@ class Writer:
         """Whether the process runs or is stopped; None where it is another machine's."""
         if self.host != socket.gethostname():
             return None
-        return self._status() not in (None, psutil.STATUS_ZOMBIE)
+        return lives(self.pid, self.born)
 
     @property
     def advice(self) -> str:
         """What can be done about it."""
-        if self._status() == psutil.STATUS_STOPPED and self.lives:
+        if self.lives and status_of(self.pid, self.born) == psutil.STATUS_STOPPED:
             return f"it is stopped: kill -CONT {self.pid} lets it go on, kill -9 {self.pid} ends it"
         return "wait for it, or end it"
-
-    def _status(self) -> str | None:
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.born) < CLOCK_SECONDS
-            return str(process.status()) if same else None
-        except (psutil.Error, ValueError, OverflowError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ def _this_process(alone: bool) -> Writer:
         token=uuid.uuid4().hex,
         alone=alone,
         pid=os.getpid(),
-        born=float(psutil.Process().create_time()),
+        born=born(),
         host=socket.gethostname(),
         since=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         command=one_line(shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])),

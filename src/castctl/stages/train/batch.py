@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.models.packing import Ids, rows_of
+from castctl.models.packing import Ids, flattened, rows_of
 from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Part
@@ -61,7 +61,8 @@ def digest_of(batch: TrainBatch) -> str:
     """A hash of what an update reads."""
     digest = hashlib.sha256()
     for rows in batch.token_ids.values():
-        digest.update(np.concatenate([np.zeros(0, np.int32), *rows]).tobytes())
+        flat, offsets = flattened(rows)
+        digest.update(flat.tobytes() + offsets.tobytes())
     for field in fields(TrainBatch):
         if isinstance(values := getattr(batch, field.name), np.ndarray):
             digest.update(values.tobytes())

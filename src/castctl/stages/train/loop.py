@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from castctl.data.templates import PromptTemplate
 from castctl.engines import make_engine
+from castctl.engines.handover import weight_sums
 from castctl.errors import UserError
 from castctl.launcher import rank_of
 from castctl.methods.baselines import ratio_margin
 from castctl.models.loading import resolve_device
-from castctl.models.policy import Policy, bits_of
+from castctl.models.policy import Policy
 from castctl.progress import Beating, Progress
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.reader import dump_recipe
@@ -187,7 +189,7 @@ class _Loop:
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = ranks.first_begins(
-            "the prompts", lambda: prepare_prompts(run, self.tokenizer, progress)
+            "the prompts", lambda: prepare_prompts(run, self.tokenizer, self.progress)
         )
         self.engine = make_engine(recipe, policy, site_of(run, source, self.shard))
         self.metrics = Metrics(run.path / "metrics.parquet")
@@ -215,7 +217,9 @@ class _Loop:
             stats = update(
                 model, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
             )
-            self.ranks.require_same("policy", lambda: bits_of(self.state.policy.trained()))
+            self.ranks.require_same(
+                "policy", lambda: str(weight_sums(self.state.policy, torch.float32))
+            )
             teacher.follow()
         with timed(seconds, "sync"):
             synced = self.engine.sync()
