@@ -88,3 +88,31 @@ except KeyboardInterrupt:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["on interrupted", "cleared ended by SIGTERM"]
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_signal_that_a_library_wraps_while_it_is_imported_is_still_one() -> None:
+    script = """
+import importlib, os, signal, sys, time
+main = importlib.import_module("castctl.cli.main")
+
+def imported(**_):
+    try:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt as signalled:
+            raise RuntimeError("Error calling __set_name__") from signalled
+    except RuntimeError as error:
+        raise ModuleNotFoundError("Could not import module 'get_scheduler'") from error
+
+main.app = imported if sys.argv[1:] == ["wrapped"] else lambda **_: {}["no key"]
+sys.argv = ["castctl"]
+main.main()
+"""
+    python = [sys.executable, "-c", script]
+    done = subprocess.run([*python, "wrapped"], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM
+    line = "castctl: ended by SIGTERM. Whole parts are kept; the same command goes on from them"
+    assert done.stderr.splitlines() == [line]
+    bug = subprocess.run(python, capture_output=True, text=True)
+    assert bug.returncode == 1 and "this is a bug in castctl" in bug.stderr

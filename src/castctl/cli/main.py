@@ -102,12 +102,7 @@ def main() -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
-        if (ranks := _ranks()) and ranks.lost:  # whose launcher then ends the others
-            _end(2, ranks.describe_lost())
-        _end(
-            SIGNALLED + ending.number,
-            f"{ending}. Whole parts are kept; the same command goes on from them",
-        )
+        _end_interrupted(ending)
     except BrokenPipeError:
         _end_unread()
     except SystemExit as end:
@@ -117,6 +112,8 @@ def main() -> None:
     except Exception as error:
         message = getattr(error, "format_message", None)  # typer's own errors of usage
         if message is None:
+            if _interrupted(error):
+                _end_interrupted(ending)
             _end(
                 1,
                 f"this is a bug in castctl {castctl.__version__}, not a mistake of yours; please "
@@ -134,6 +131,22 @@ def _refuse_broken_text(arguments: list[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(f"{argument} on the command line is not UTF-8; rename it") from None
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a signal is behind an error: a library that it finds importing may wrap it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _end_interrupted(ending: Ending) -> NoReturn:
+    if (ranks := _ranks()) and ranks.lost:  # whose launcher then ends the others
+        _end(2, ranks.describe_lost())
+    _end(
+        SIGNALLED + ending.number,
+        f"{ending}. Whole parts are kept; the same command goes on from them",
+    )
 
 
 def _end_unread() -> NoReturn:
