@@ -360,4 +360,4 @@ def test_wrong_input_is_one_line_and_leaves_no_run(castctl: Cli, tmp_path: Path)
 
 def test_the_help_names_every_benchmark(castctl: Cli) -> None:
     words = re.sub(r"[\s│]+", " ", castctl("eval", "--help").stdout)
-    assert f"{', '.join(BENCHMARKS)}, a file or a hub id" in words
+    assert f"{', '.join(BENCHMARKS)}, a file, a hub id, or a task" in words

@@ -54,11 +54,11 @@ def load_recipe(
     so. Raises `UserError` naming the key that does not fit and what to write.
     """
     from castctl.recipe.reader import chosen_recipe, nested, read_recipe
-    from castctl.recipe.trust import FUNCTION, REMOTE_CODE
+    from castctl.recipe.trust import REMOTE_CODE, VERIFIERS
 
     if trust_remote_code:
         overrides = {**overrides, REMOTE_CODE: True}
-    sections, trusted = nested(overrides), {FUNCTION} if trust_verifier else set[str]()
+    sections, trusted = nested(overrides), VERIFIERS if trust_verifier else ()
     return read_recipe(chosen_recipe(recipe, sections), tiny=tiny, trusted=trusted, **sections)[0]
 
 
@@ -79,11 +79,11 @@ def open_run(
 
     Functions that are given it run the code that its recipe names only where it is trusted here.
     """
-    from castctl.recipe.trust import FUNCTION
+    from castctl.recipe.trust import VERIFIERS
     from castctl.runs.run import open_run
 
     model = {"trust_remote_code": True} if trust_remote_code else {}
-    return open_run(str(run)).changed(trusted={FUNCTION} if trust_verifier else (), model=model)
+    return open_run(str(run)).changed(trusted=VERIFIERS if trust_verifier else (), model=model)
 
 
 def train(
@@ -220,21 +220,22 @@ def evaluate(
     quiet: bool = False,
     **overrides: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a run's last checkpoint, or that of `step`, on benchmarks or files, the recipe's
-    task unless named; what `results.json` holds, by task: `held-out` are the problems of the run's
-    data that it does not train on.
-
-    `data` is a file with the problems of one task, or a folder with a file of each task's name.
+    """Evaluate a run's last checkpoint, or that of `step`, on benchmarks, files or tasks in YAML,
+    the recipe's unless named; what `results.json` holds, by task: `held-out` are the problems of
+    the run's data that it does not train on. `data` is a file with the problems of one task, or a
+    folder with a file of each task's name.
     """
     target = _run(run, overrides)
     before_torch()
+    from castctl.recipe.reader import nested
     from castctl.recipe.split import task_of
     from castctl.stages.evaluate.stage import evaluate_tasks, sources
 
     at = max(target.checkpoints(), default=0) if step is None else step
-    places = sources(tasks or [task_of(target.recipe)], None if data is None else str(data))
+    asked = tasks or [task_of(target.recipe)]
+    places = sources(asked, None if data is None else str(data), nested(overrides))
     done = evaluate_tasks(target, at, places, progress=_progress(quiet), overwrite=overwrite)
-    return {task: dict(each.result or {}) for task, each in zip(places, done, strict=True)}
+    return {task: dict(each.result or {}) for task, each in zip(asked, done, strict=True)}
 
 
 def diagnose(

@@ -24,6 +24,10 @@ Processes = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What numpy, torch and Parquet take for a seed."""
 
+PresencePenalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(gt=0)]
+"""Penalties as vLLM takes them."""
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values stay as they were read."""

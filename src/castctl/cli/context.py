@@ -10,11 +10,11 @@ from typing import Any
 
 from castctl.errors import UserError
 from castctl.methods.presets import ALIASES, PRESETS
-from castctl.recipe.files import look_up
-from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
+from castctl.recipe.files import Tree, look_up
+from castctl.recipe.reader import Origins, chosen_recipe, read_recipe, with_overrides
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import names_data
-from castctl.recipe.trust import FLAGS, FUNCTION, runs_code, trusted_code
+from castctl.recipe.trust import FLAGS, VERIFIERS, runs_code, trusted_code
 from castctl.report.console import say, tell
 from castctl.runs.kind import WORKED, newest_run
 from castctl.runs.run import Run, adopt_run, create_run, is_run, open_run, split_step
@@ -41,7 +41,7 @@ class Asked:
         self.recipe = recipe
         self.tiny = tiny
         self.overrides = list(overrides or [])
-        self.trusted = {FUNCTION} if trust_verifier else set[str]()
+        self.trusted = VERIFIERS if trust_verifier else set[str]()
         self.trust_remote_code = trust_remote_code
         self.sections: dict[str, Any] = {
             name: {key: value for key, value in section.items() if value is not None}
@@ -75,6 +75,12 @@ class Asked:
         return read_recipe(
             path, self.overrides, tiny=self.tiny, trusted=self.trusted, **self._typed
         )
+
+    @property
+    def typed(self) -> Tree:
+        """What was typed, by section: options, and what --set sets over them."""
+        given = {key: value for key, value in self._typed.items() if isinstance(value, dict)}
+        return with_overrides(given, self.overrides)
 
     @property
     def trusts(self) -> bool:

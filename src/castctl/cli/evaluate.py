@@ -28,7 +28,8 @@ def evaluate(
         typer.Argument(
             metavar="[TASK]...",
             help="embedded, aime24, aime25, aime26, amc23, math500, hmmt25, minerva, "
-            "olympiadbench, gsm8k, a file or a hub id; the recipe's task by default.",
+            "olympiadbench, gsm8k, a file, a hub id, or a task of yours in YAML; the recipe's by "
+            "default.",
         ),
     ] = None,
     data: Annotated[
@@ -118,8 +119,10 @@ def evaluate(
     )  # fmt: skip
     from castctl.cli.endpoint import connected, endpoint_run, refuse_without_endpoint
     from castctl.recipe.split import holds_out, names_data, task_of
+    from castctl.recipe.task import pinned
     from castctl.runs.run import discarded_if_empty
 
+    tasks = [pinned(task) for task in tasks or []]
     if as_json and as_markdown:
         raise UserError("--json and --markdown are two answers to one question; leave one out")
     if rescore is not None:
@@ -174,7 +177,7 @@ def evaluate(
                 f"model {target.recipe.model.path} needs problems to be asked; name a task, such "
                 "as aime24, or a file with --data"
             )
-        places = sources(tasks or [task_of(target.recipe)], data)
+        places = sources(tasks or [task_of(target.recipe)], data, asked.typed)
         step = _step(target, checkpoint or LAST)
         announce(target, step)
         how: dict[str, Any] = {"progress": progress(), "shard": share, "overwrite": overwrite}
@@ -290,7 +293,10 @@ def _rescore(
     if not os.path.exists(source) and is_run(str(source)):  # a run by its name
         source = open_run(str(source)).path
     recipe, _ = asked.read(asked.recipe or _recipe_around(source))
-    rescored = rescore(source, recipe, progress=progress(), name=name, overwrite=overwrite)
+    typed = asked.typed.get("verifier", {})
+    rescored = rescore(
+        source, recipe, progress=progress(), name=name, overwrite=overwrite, typed=typed
+    )
     if as_json:
         print_json(rescored)
     else:

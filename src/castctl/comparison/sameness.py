@@ -12,6 +12,7 @@ from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import holds_out, task_of
+from castctl.recipe.task import about
 from castctl.runs.run import Run
 from castctl.shards.part import content_hash
 
@@ -111,6 +112,7 @@ def _evaluation_asked(recipe: Recipe) -> Facts:
     from castctl.stages.evaluate.runner import eval_sampling
     from castctl.verify.judge import grader_name
 
+    recipe = about(recipe, task_of(recipe))
     sampling = eval_sampling(recipe).model_dump(mode="json")
     return {
         "the evaluation's task": task_of(recipe),

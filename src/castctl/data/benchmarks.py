@@ -6,16 +6,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from castctl.data.files import split_name
+from castctl.data.files import SUFFIXES, split_name
 from castctl.data.sources import choose_split
 from castctl.errors import UserError
-from castctl.recipe.recipe import DataSettings
+from castctl.recipe.data import Asked, DataSettings, Rows
+from castctl.recipe.task import is_task_file, read_task
 
 Files = Mapping[str, Path]
 
 DEFAULT_PROMPT: str = DataSettings.model_fields["prompt_template"].default
 
-RENDERING = ("chat", "prompt_template", "system_prompt", "chat_template_options", "date")
+RENDERING = tuple(Asked.model_fields)
 """The data settings that shape a prompt."""
 
 COLUMNS = ("problem_column", "answer_column", "solution_column")
@@ -120,6 +121,8 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
     from its `test` split, or from its only one. With `file` the problems come from there, and the
     columns are those that `data` names.
     """
+    if is_task_file(task):
+        return _file_source(task, data)
     benchmark = BENCHMARKS.get(task, Benchmark())
     rendering = {name: getattr(data, name) for name in RENDERING}
     if benchmark.prompt_template and data.prompt_template == DEFAULT_PROMPT:
@@ -131,3 +134,17 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
         **rendering,
         **columns,
     )
+
+
+def _file_source(task: str, data: DataSettings) -> DataSettings:
+    """What a task's file says of its problems; they are asked as `data` says."""
+    file = read_task(task)
+    said = file.settings.data
+    own = said.model_dump(include=set(Rows.model_fields))
+    path = file.path.parent / said.path
+    if split_name(path)[1] in SUFFIXES or path.exists():
+        own["path"] = str(path)
+    elif said.path in BENCHMARKS and "split" not in said.model_fields_set:
+        own["split"] = BENCHMARKS[said.path].split
+    rendering = {name: getattr(data, name) for name in RENDERING}
+    return DataSettings(**{**own, **rendering})

@@ -24,6 +24,8 @@ from castctl.explain.model_shape import ModelShape, model_shape
 from castctl.methods.conditioning import Bilateral
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.recipe import Recipe, SamplingSettings
+from castctl.recipe.split import task_of
+from castctl.recipe.task import about
 from castctl.stages.evaluate.runner import PART_SIZE, eval_sampling
 
 Parts = dict[str, int]
@@ -145,10 +147,11 @@ def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict
     """The phases of a rollout, or of an evaluation where that decodes more side by side."""
     longest_prompt = recipe.data.max_prompt_tokens
     training = min(prompts_per_step(recipe), recipe.train.part_size)
-    held_out = min(recipe.eval.limit or PART_SIZE, PART_SIZE)
+    asked = about(recipe, task_of(recipe))
+    held_out = min(asked.eval.limit or PART_SIZE, PART_SIZE)
     sizes = [
         _side_by_side(recipe.sampling, training),
-        _side_by_side(eval_sampling(recipe), held_out),
+        _side_by_side(eval_sampling(asked), held_out),
     ]
     prompts, rows, longest = max(sizes, key=lambda size: size[1] * (longest_prompt + size[2]))
     tokens = rows * (longest_prompt + longest)

@@ -12,6 +12,8 @@ from castctl.explain.estimate import Memory, estimate_memory, prompts_per_step
 from castctl.recipe.choices import ExplainedSetting, explained
 from castctl.recipe.reader import Origins
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.split import task_of
+from castctl.recipe.task import about
 from castctl.recipe.trust import runs_code
 from castctl.settings import settings_in
 from castctl.stages.evaluate.runner import eval_sampling
@@ -109,6 +111,6 @@ def work_of(recipe: Recipe) -> Work:
         total_tokens=settings.steps * tokens,
         total_optimizer_steps=settings.steps * updates,
         evaluations=(0, *(step for step in done if evaluates_after(recipe, step))),
-        eval_samples=eval_sampling(recipe).n,
+        eval_samples=eval_sampling(about(recipe, task_of(recipe))).n,
         checkpoints=tuple(step for step in done if saves_after(recipe, step)),
     )

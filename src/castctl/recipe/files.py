@@ -133,8 +133,13 @@ def _read_yaml(path: Path) -> Tree:
     except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is a ValueError
         raise UserError(f"{path} is not YAML for a recipe: {one_line(error)}") from None
     tree = _mapping(f"{path}: a recipe", tree)
-    # Beside a manifest lies what castctl wrote itself, in the words of its day.
-    return of_today(tree) if (path.parent / "manifest.json").is_file() else tree
+    return of_today(tree) if is_written(path) else tree
+
+
+def is_written(path: Path) -> bool:
+    """Whether castctl wrote a recipe itself, in the words of its day, every setting of it: beside
+    it lies a manifest."""
+    return (path.parent / "manifest.json").is_file()
 
 
 # Names

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from castctl.errors import one_line
+from castctl.errors import UserError, one_line
 from castctl.methods.method import kinds_of
 from castctl.recipe.names import GONE, known_keys, meanings, sections_in
+
+T = TypeVar("T", bound=BaseModel)
 
 MOST_PROBLEMS = 8
 """How many problems a line names."""
@@ -20,6 +22,14 @@ MOST_KEYS = 4
 """How many keys it offers for a wrong one."""
 MOST_SHOWN = 100
 """How many characters of a wrong value."""
+
+
+def fitted(section: type[T], tree: Any, origin: str) -> T:
+    """`tree` as settings of type `section`; `UserError` in one line where it does not fit."""
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {problems(section, error)}") from None
 
 
 def problems(section: type[BaseModel], error: ValidationError) -> str:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.methods.presets import ALIASES
-from castctl.recipe.files import Part, Tree, default_recipe_path, read_source
+from castctl.recipe.files import Part, Tree, default_recipe_path, is_written, read_source
 from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
-from castctl.recipe.problems import problems
+from castctl.recipe.problems import fitted
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import names_data
+from castctl.recipe.task import refuse_beside
 from castctl.recipe.trust import runs_code, trusting
 from castctl.settings import settings_in
-
-T = TypeVar("T", bound=BaseModel)
 
 ABSENT = object()
 
@@ -63,11 +61,10 @@ def read_recipe(
     given = {key: value for key, value in sections.items() if value not in (None, {})}
     tree, typed = _over(tree, given), given
     layers.append(("option", tree))
-    for override in overrides:
-        parsed = _parse_override(override)
-        tree, typed = merged(tree, parsed), merged(typed, parsed)
+    tree, typed = with_overrides(tree, overrides), with_overrides(typed, overrides)
     layers.append(("--set", tree))
-    recipe = validated(Recipe, tree, "settings")
+    recipe = validated(tree, "settings")
+    refuse_beside(recipe.eval.task, typed, ["eval"])
     asked = {key for key in runs_code(recipe) if _value_at(typed, key) is not ABSENT}
     return trusting(recipe, asked | set(trusted)), _origins(recipe, layers)
 
@@ -88,7 +85,10 @@ def _layers(name: str | Path | None, tiny: bool) -> list[tuple[str, Tree]]:
     layers: list[tuple[str, Tree]] = [("recipe", {})]
     for part in parts:
         tree = _over(layers[-1][1], part.settings)
-        validated(Recipe, tree, str(part.of))  # so that its mistake is told from an option's
+        # Each by itself, so that its mistake is told from an option's.
+        recipe = validated(tree, str(part.of))
+        if not is_written(part.of.file):
+            refuse_beside(recipe.eval.task, part.settings, ["eval"])
         layers.append((part.of.origin, tree))
     return layers
 
@@ -169,12 +169,16 @@ def nested(overrides: Tree) -> Tree:
     return tree
 
 
-def validated(section: type[T], tree: Any, origin: str) -> T:
-    """`tree` as settings of type `section`; `UserError` in one line where it does not fit."""
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{origin}: {problems(section, error)}") from None
+def validated(tree: Tree, origin: str) -> Recipe:
+    """`tree` as a recipe; `UserError` in one line where it is none."""
+    return fitted(Recipe, tree, origin)
+
+
+def with_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """`tree` with `a.b=c` overrides over it; `UserError` for one that is not written so."""
+    for override in overrides:
+        tree = merged(tree, _parse_override(override))
+    return tree
 
 
 def _parse_override(override: str) -> Tree:

@@ -7,74 +7,34 @@ states it, `(ours)` or `(ours; ...)` where the papers leave it open and castctl 
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.recipe.data import DataSettings
 from castctl.recipe.engine import EngineSettings
+from castctl.recipe.evaluation import EvalSettings
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.train import TrainSettings
-from castctl.recipe.trust import CodeSection
-from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
-
-TEACHER_TEMPLATE = """\
-{{ prompt }}
-
-{% if solution %}A correct solution: {{ solution }}
-
-{% endif %}{% if answer %}The answer is {{ answer }}. {% endif %}\
-Derive it rigorously, step by step, and do not mention that it was given."""
-"""After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-PresencePenalty = Annotated[float, Field(ge=-2, le=2)]
-RepetitionPenalty = Annotated[float, Field(gt=0)]
+from castctl.recipe.verifier import VerifierSettings
+from castctl.settings import (
+    Amount,
+    Count,
+    PresencePenalty,
+    RepetitionPenalty,
+    Samples,
+    Section,
+    Seed,
+)
 
 ALTERING = ("top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty")
 """The settings of `sampling` that make its distribution another than the policy's; off by
 default."""
-
-
-class DataSettings(Section):
-    path: str = "embedded"
-    """A Parquet, JSONL or CSV file, a benchmark's name, a hub id, or `embedded`."""
-    config: str | None = None
-    """Configuration of a hub data set."""
-    split: str = "train"
-    """Split of a hub data set."""
-    revision: str | None = None
-    """Hub revision; the newest when left out."""
-    problem_column: str | None = None
-    """Column of the problem; found by its usual names when left out."""
-    answer_column: str | None = None
-    """Column of the answer; found by its usual names when left out."""
-    solution_column: str | None = None
-    """Column of a worked solution; found by its usual names when left out."""
-    limit: Count | None = None
-    """Use only the first rows."""
-    chat: bool = True
-    """Render the prompt with the tokenizer's chat template; otherwise the user text alone."""
-    prompt_template: str = (
-        "{{ problem }}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-    )
-    """Jinja template of the user text, over `problem`."""
-    teacher_template: str = TEACHER_TEMPLATE
-    """Jinja template of the user text of a teacher that is told more, over `prompt` (the student's
-    user text), `problem`, `answer` and `solution`; what it is not told is empty (ours)."""
-    system_prompt: str | None = None
-    """System message of the chat template, in the place of the data's own."""
-    chat_template_options: dict[str, Any] = Field(default_factory=dict)
-    """Options handed to the chat template, such as `enable_thinking`."""
-    date: datetime.date = datetime.date(2026, 1, 1)
-    """Today, for a chat template that writes the date: always the same day (ours)."""
-    max_prompt_tokens: Count = 2048
-    """A longer prompt is dropped and counted, never cut."""
 
 
 class SamplingSettings(Section):
@@ -125,60 +85,6 @@ def alterations(sampling: Mapping[str, Any]) -> dict[str, float]:
     return {name: sampling[name] for name in ALTERING if sampling.get(name, off[name]) != off[name]}
 
 
-class VerifierSettings(CodeSection):
-    function: str | None = None
-    """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point; in a
-    file, only beside --trust-verifier."""
-    workers: Processes = 2
-    """Worker processes."""
-    timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds after which a worker is killed and the verdict is `timeout`."""
-    memory_gb: float = Field(2.0, gt=0, le=10_000)
-    """Address space of a worker, in GiB."""
-    max_error_share: Share = 0.05
-    """Stop the stage when more than this share of the verdicts is `error` (ours)."""
-    correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
-    itself stays graded (ours)."""
-    box_within_last: float | None = Field(None, gt=0, le=1)
-    """The box must begin within this last share of the completion's tokens, its stop token among
-    them, or the answer is wrong; null is off (ours; public scripts of CAST have 0.05)."""
-
-    @model_validator(mode="after")
-    def _a_box_is_read(self) -> Self:
-        if self.function and self.box_within_last is not None:
-            raise ValueError(
-                "verifier.function reads the completion itself, and no box; leave box_within_last "
-                "out"
-            )
-        return self
-
-
-class EvalSettings(Section):
-    task: str | None = None
-    """Benchmark name, file or hub id of the problems evaluated on, or `held-out`, problems of the
-    data that are not trained on; when left out, `held-out`, and `embedded` on the embedded data."""
-    held_out: Count = 128
-    """Problems of the data that `held-out` keeps, chosen by hash; of small data about a quarter
-    (ours)."""
-    every: Amount = 50
-    """Steps between evaluations during training; 0 evaluates only before and after."""
-    k: Samples = 8
-    """Samples a problem."""
-    temperature: float = Field(1.0, ge=0)
-    """Sampling temperature; 0 is greedy and needs k = 1."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling; 1 is off."""
-    presence_penalty: PresencePenalty = 0.0
-    """As `sampling.presence_penalty`; 0 is off."""
-    repetition_penalty: RepetitionPenalty = 1.0
-    """As `sampling.repetition_penalty`; 1 is off."""
-    max_tokens: Count | None = None
-    """Longest completion; `sampling.max_tokens` when left out."""
-    limit: Count | None = None
-    """Use only the first problems."""
-
-
 class LoggingSettings(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that Accelerate writes to, beside `metrics.parquet`."""
@@ -206,8 +112,6 @@ class Recipe(Section):
     def _sections_fit(self) -> Self:
         if self.sampling.temperature == 0 and self.sampling.n > 1:
             raise ValueError("temperature 0 gives equal completions; raise sampling.temperature")
-        if self.eval.temperature == 0 and self.eval.k > 1:
-            raise ValueError("greedy evaluation gives equal samples; set eval.k=1")
         updates = self.train.epochs * self.train.minibatches
         if self.method.surrogate.kind == "reinforce" and updates > 1:
             raise ValueError(

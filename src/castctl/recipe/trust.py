@@ -18,6 +18,12 @@ REMOTE_CODE = "model.trust_remote_code"
 FUNCTION = "verifier.function"
 """The two settings that run code; each one's section is a `CodeSection`."""
 
+TASK_FUNCTION = "eval.task.verifier.function"
+"""The verifier that a task's file names: nobody types it, so --trust-verifier alone trusts it."""
+
+VERIFIERS = {FUNCTION, TASK_FUNCTION}
+"""What --trust-verifier trusts."""
+
 FLAGS = {REMOTE_CODE: "--trust-remote-code", FUNCTION: "--trust-verifier"}
 """The option by which each is trusted as a file has it."""
 
@@ -56,15 +62,17 @@ def runs_code(recipe: Recipe) -> dict[str, str]:
 
 def trusted_code(recipe: Recipe) -> set[str]:
     """Those of the settings that are trusted."""
-    return {key for key in runs_code(recipe) if _section(recipe, key).trusted}
+    trusted = {key for key in runs_code(recipe) if _section(recipe, key).trusted}
+    return trusted | ({TASK_FUNCTION} if recipe.eval.trusted else set())
 
 
 def trusting(recipe: Recipe, keys: Collection[str]) -> Recipe:
     """The recipe with the settings among `keys` trusted, and no others."""
-    sections = {
+    sections: dict[str, CodeSection] = {
         key.partition(".")[0]: _section(recipe, key).with_trust(key in keys)
         for key in runs_code(recipe)
     }
+    sections["eval"] = recipe.eval.with_trust(TASK_FUNCTION in keys)
     return recipe.model_copy(update=sections)
 
 

@@ -14,6 +14,7 @@ from castctl.explain.explanation import Explanation
 from castctl.explain.gpu import TrainingFit
 from castctl.recipe.choices import ExplainedSetting
 from castctl.recipe.split import holds_out, task_of
+from castctl.recipe.task import about
 from castctl.recipe.trust import runs_code
 from castctl.report.marks import line
 from castctl.report.page import code_line, plain_table, title
@@ -108,7 +109,8 @@ def _teacher(explanation: Explanation) -> str:
 def _run(explanation: Explanation) -> dict[str, str]:
     """What adds up over the steps."""
     recipe, work = explanation.recipe, explanation.work
-    problems = "all problems" if recipe.eval.limit is None else f"{recipe.eval.limit:,} problems"
+    limit = about(recipe, task_of(recipe)).eval.limit
+    problems = "all problems" if limit is None else f"{limit:,} problems"
     task = line(task_of(recipe))
     if holds_out(recipe):
         task += (

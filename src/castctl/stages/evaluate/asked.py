@@ -8,8 +8,7 @@ from castctl.data.messages import MessagesTemplate
 from castctl.engines.endpoint import Endpoint
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.recipe.split import HELD_OUT, holds_out, task_of
-from castctl.recipe.trust import require_trust
+from castctl.recipe.split import HELD_OUT, holds_out
 from castctl.runs.run import Run
 from castctl.shards.columns import completion_lengths
 from castctl.shards.stage import WHOLE, Shard, StepFolder, agreed
@@ -23,7 +22,7 @@ from castctl.stages.evaluate.runner import (
     sampled,
     task_data,
 )
-from castctl.stages.evaluate.stage import Evaluated, about, folder_name, of_task
+from castctl.stages.evaluate.stage import Evaluated, folder_name, of_task, runs_of
 from castctl.verify.judge import judging_pool
 
 
@@ -38,22 +37,21 @@ def ask_tasks(
 ) -> Iterator[Evaluated]:
     """`evaluate_tasks` at a server: all problems are read before the first is asked. Raises
     `UserError` for held-out problems too: a run's own tokenizer chooses among them."""
-    require_trust(run.recipe.verifier)
-    if run.recipe.verifier.box_within_last is not None:
+    asked = runs_of(run, tasks)
+    if any(each.recipe.verifier.box_within_last is not None for each in asked):
         raise UserError(
             "verifier.box_within_last counts tokens, and a server gives text alone; leave it out "
             "(--set verifier.box_within_last=null)"
         )
     require_endpoint(run)
     run.record(endpoint={"url": endpoint.url, "model": endpoint.model, "root": endpoint.root})
-    asked = [Run(run.path, about(run.recipe, task)) for task in tasks]
     posed = []
     for each, file in zip(asked, tasks.values(), strict=True):
         with of_task(each):
             posed.append(_pose(each, file, progress))
     with judging_pool(run.recipe.verifier) as pool:
         for each, problems in zip(asked, posed, strict=True):
-            folder = run.eval_folder(folder_name(run, task_of(each.recipe)), 0)
+            folder = run.eval_folder(folder_name(each), 0)
 
             def sample(
                 folder: StepFolder = folder,

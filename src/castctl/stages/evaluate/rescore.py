@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.progress import Progress
+from castctl.recipe.problems import fitted
 from castctl.recipe.recipe import Recipe, VerifierSettings
+from castctl.recipe.task import TaskSettings, graded
+from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run, create_run, discarded_if_empty, is_run, open_run
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
 from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
 from castctl.stages.evaluate.foreign_run import write_evaluation
-from castctl.stages.evaluate.results import require_folder
+from castctl.stages.evaluate.results import read_result, require_folder
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, problem_share
 from castctl.stages.evaluate.stored import Stored, read_stored, refuse_another_verifier, write_again
 from castctl.verify.golds import gold_notes
@@ -103,8 +106,10 @@ def rescore(
     progress: Progress,
     name: str | None = None,
     overwrite: bool = False,
+    typed: Collection[str] = (),
 ) -> Rescored:
-    """Judge stored or foreign completions with `recipe.verifier`.
+    """Judge stored or foreign completions with `recipe.verifier`; those of a task that says how it
+    is graded as it says, but for the settings of the verifier that were `typed`.
 
     `source` is an evaluation's folder, a run's (all its evaluations) or a step's, in which nothing
     changes without `overwrite`; or a file of problems, completions and answers, or sample files of
@@ -123,17 +128,30 @@ def rescore(
         if name is not None:
             raise UserError(f"--run names the run that completions from elsewhere become, and "
                             f"{source} is castctl's own; leave it out")  # fmt: skip
+        own = [_of_task(folder, recipe, typed) for folder in folders]
         if overwrite:
-            for folder in folders:
-                refuse_another_verifier(folder, recipe)
+            for folder, its in zip(folders, own, strict=True):
+                refuse_another_verifier(folder, its)
         parts = []
-        for folder in folders:
-            stored = read_stored(folder, recipe)
-            judged = _judge(stored.rows, recipe, pool, progress)
+        for folder, its in zip(folders, own, strict=True):
+            stored = read_stored(folder, its)
+            judged = _judge(stored.rows, its, pool, progress)
             if overwrite:
-                write_again(folder, recipe, pool, progress)
-            parts.append(_compared(folder.path, stored, judged, recipe, overwrite, []))
+                write_again(folder, its, pool, progress)
+            parts.append(_compared(folder.path, stored, judged, its, overwrite, []))
         return Rescored(source, None, parts)
+
+
+def _of_task(folder: StepFolder, recipe: Recipe, typed: Collection[str]) -> Recipe:
+    """The recipe, with the verifier that the task's file of an evaluation named."""
+    result = read_result(folder) or {}
+    said = result.get("task_file")
+    if said is None:
+        return recipe
+    settings = fitted(TaskSettings, said, str(folder.path / "results.json"))
+    verifier = graded(recipe, settings, Path(result["task"]), typed)
+    require_trust(verifier)
+    return recipe.model_copy(update={"verifier": verifier})
 
 
 def _folders(source: Path) -> list[StepFolder]:

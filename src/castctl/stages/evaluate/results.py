@@ -11,6 +11,7 @@ from castctl.data.benchmarks import RENDERING
 from castctl.data.files import SUFFIXES, split_name
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.task import file_and_digest, is_task_file
 from castctl.runs.names import require_name
 from castctl.shards.part import read_json
 from castctl.shards.stage import StepFolder
@@ -30,7 +31,10 @@ KINDS: dict[str, Any] = {
 
 
 def task_name(task: str) -> str:
-    """The folder name of an evaluation task: a benchmark's name, or a file's without its ending."""
+    """The folder name of an evaluation task: a benchmark's name, or a file's without its ending; of
+    a task's file with its digest behind it."""
+    if is_task_file(task):
+        return "-".join(filter(None, file_and_digest(task)))
     name, suffix = split_name(Path(task))
     return name if suffix in SUFFIXES else task.replace("/", "--")
 

@@ -17,6 +17,7 @@ from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import DataSettings, Recipe, SamplingSettings
 from castctl.recipe.split import holds_out, task_of
+from castctl.recipe.task import is_task_file, read_task
 from castctl.runs.prompts import prepare_held_out, prompt_lengths, usable_prompts
 from castctl.runs.run import Run
 from castctl.shards.columns import completion_lengths
@@ -220,8 +221,10 @@ def _made(recipe: Recipe, posed: Posed[Any]) -> Result:
     """What an evaluation was made with, beside the model."""
     loads = resolve(posed.data)
     on_hub = posed.revision is not None
+    task = task_of(recipe)
     return {
-        "task": task_of(recipe),
+        "task": task,
+        "task_file": read_task(task).said if is_task_file(task) else None,
         "data": {
             "path": posed.data.path,
             "hub_id": loads.path if on_hub else None,

@@ -25,6 +25,7 @@ from castctl.progress import Beating, Progress
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.reader import dump_recipe
 from castctl.recipe.split import task_of
+from castctl.recipe.task import about
 from castctl.runs.prompts import prepare_prompts, prompts_of_round, prompts_of_step
 from castctl.runs.run import Run
 from castctl.runs.trust import refuse_untrusted
@@ -163,6 +164,7 @@ class _Loop:
     ) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.pool = run, recipe, pool
+        self.asked = Run(run.path, about(recipe, task_of(recipe)))
         self.progress = Beating(progress, ranks.beat) if ranks.rank.several else progress
         self.ranks, self.shard = ranks, Shard(ranks.rank.index, ranks.rank.count)
         source = policy_at(run, start)
@@ -178,7 +180,7 @@ class _Loop:
         self.prompts = ranks.first_begins(
             "the prompts", lambda: prepare_prompts(run, self.tokenizer, self.progress)
         )
-        self.engine = make_engine(recipe, policy, site_of(run, source, self.shard))
+        self.engine = make_engine(self.asked.recipe, policy, site_of(run, source, self.shard))
         self.metrics = Metrics(run.path / "metrics.parquet")
         self.metrics.rewind(start)
         ranks.first_does("the metrics", lambda: tell_of_missing(self.metrics, run, start))
@@ -309,15 +311,16 @@ class _Loop:
 
     def evaluate(self, step: int) -> Result:
         """Evaluate the policy at the start of `step`."""
+        asked = self.asked
         posed = self.ranks.first_begins(
-            "the problems", lambda: pose(self.run, self.tokenizer, self.progress)
+            "the problems", lambda: pose(asked, self.tokenizer, self.progress)
         )
-        require_room(posed, self.recipe, self.state.policy.model.context_tokens)
-        folder = self.run.eval_folder(task_name(task_of(self.recipe)), step)
+        require_room(posed, asked.recipe, self.state.policy.model.context_tokens)
+        folder = self.run.eval_folder(task_name(task_of(asked.recipe)), step)
 
         def work(shard: Shard) -> Result | None:
             return evaluate(
-                folder, self.recipe, self.engine, self.tokenizer, self.pool, posed,
+                folder, asked.recipe, self.engine, self.tokenizer, self.pool, posed,
                 model_fingerprint=self.name, progress=self.progress, shard=shard,
             )  # fmt: skip
 
