@@ -93,7 +93,6 @@ RANGES = [
     ("bicc", "conditioning.share", "0", "greater than 0, got 0"),
     ("bicc", "conditioning.share", "1.5", "less than 1, got 1.5"),
     ("bicc", "conditioning.context_tokens", "0", "greater than or equal to 1, got 0"),
-    ("grpo", "surrogate.kind", "ppo", "'clip', 'reinforce' or 'none', got 'ppo'"),
     ("grpo", "surrogate.clip_low", "2", "less than or equal to 1"),
     ("grpo", "surrogate.clip_high", "-1", "greater than or equal to 0"),
     ("grpo", "surrogate.dual_clip", "1", "greater than 1, got 1"),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods.objective import Objective, TokenStreams, token_losses
-from castctl.methods.surrogate import Surrogate, token_scales
-from castctl.models.head import TeacherSide, fused_loss
+from castctl.methods.surrogate import PolicyLoss, token_scales
+from castctl.models.head import TeacherSide, fused_loss, score_tokens
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
@@ -68,20 +68,17 @@ class UpdateStats:
 
     def add(
         self,
-        surrogate: Surrogate,
+        surrogate: PolicyLoss,
         streams: TokenStreams,
         logprobs: torch.Tensor,
         rows: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> None:
-        """Count a micro-batch of `rows`: its ratios, how many the clip holds, and the k3
-        estimate of KL(old || new) in nats."""
+        """Count a micro-batch of `rows`: its ratios, how many tokens a bound on them holds, and the
+        k3 estimate of KL(old || new) in nats."""
         log_ratio = (logprobs - streams.old_logprobs).double()
         ratio = log_ratio.exp()
-        if surrogate.kind == "clip":
-            above = (ratio > 1 + surrogate.clip_high) & (streams.advantages > 0)
-            below = (ratio < 1 - surrogate.clip_low) & (streams.advantages < 0)
-            self.clipped += float((above | below).sum())
+        self.clipped += float(surrogate.held(streams, logprobs).sum())
         self.tokens += len(logprobs)
         self.ratio += float(ratio.sum())
         self.kl += float((log_ratio.expm1() - log_ratio).sum())  # exp - 1 would leave rounding
@@ -148,11 +145,12 @@ def update(
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
     with policy.recomputing():
-        for rows in _minibatches(batch, recipe, step):
+        for number, rows in enumerate(_minibatches(batch, recipe, step)):
             optimizer.zero_grad()
+            moved = number > 0 or not batch.on_policy
             own = stats.fresh()
             own.losses = [
-                _accumulate(policy, teacher, batch, micro, recipe, own)
+                _accumulate(policy, teacher, batch, micro, recipe, own, moved)
                 for micro in ranks.mine(_microbatches(batch, rows, recipe))
             ]
             total = stats.include(own, ranks)
@@ -199,7 +197,7 @@ def _microbatches(
     scales = token_scales(aggregation, lengths, recipe.sampling.max_tokens)
     scale_offsets = offsets_of(lengths)
     moved = np.zeros(len(kept), np.bool_)
-    if objective.surrogate.kind != "none":
+    if objective.surrogate.trains:
         moved = _any_nonzero(batch.advantages * batch.loss_weights, batch.offsets, kept)
     distilled = np.zeros(len(kept), np.bool_)
     if batch.distill_weights is not None and objective.distillation.kind != "none":
@@ -231,29 +229,37 @@ def _accumulate(
     micro: _MicroBatch,
     recipe: Recipe,
     stats: UpdateStats,
+    moved: bool,
 ) -> float:
-    """Add a micro-batch's gradient; its loss."""
+    """Add a micro-batch's gradient; its loss. `moved` is whether a ratio may differ from 1."""
     objective, rows = recipe.method.objective, micro.rows
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
+    head = policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
+    hidden = policy.hidden_states(packed)
+    targets = torch.from_numpy(packed.targets_N).to(policy.device)
+    lengths = np.diff(batch.offsets)[rows]
+    surrogate, fresh = objective.surrogate, None
+    if surrogate.of_completions and moved:
+        fresh, _ = score_tokens(head, hidden.detach(), targets, with_entropies=False)
     streams = _streams(batch, micro, objective, policy.device)
+    streams = surrogate.prepared(streams, lengths, fresh)
 
     def loss(
         part: slice, logprobs: torch.Tensor, entropies: torch.Tensor, divergences: torch.Tensor
     ) -> torch.Tensor:
         return token_losses(objective, streams[part], logprobs, entropies, divergences)
 
-    lengths = np.diff(batch.offsets)[rows]
     wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(policy.device)
     total, logprobs, divergences = fused_loss(
-        policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
-        policy.hidden_states(packed),
-        torch.from_numpy(packed.targets_N).to(policy.device),
+        head,
+        hidden,
+        targets,
         loss,
-        with_entropies=objective.surrogate.entropy_bonus > 0,
+        with_entropies=surrogate.entropy_bonus > 0,
         teacher=_teacher_side(teacher, batch, micro, wanted, recipe),
     )
     total.backward()
-    stats.add(objective.surrogate, streams, logprobs, rows, lengths)
+    stats.add(surrogate, streams, logprobs, rows, lengths)
     if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
             divergences = streams.old_logprobs - streams.teacher_logprobs
