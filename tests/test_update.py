@@ -13,6 +13,8 @@ from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
+from castctl.shards.part import write_part
+from castctl.shards.stage import StepFolder
 from castctl.stages.policies import policy_at
 from castctl.stages.train.batch import TrainBatch, read_batch
 from castctl.stages.train.loop import new_state
@@ -31,6 +33,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def batch(run: Run) -> TrainBatch:
     return read_batch(run.step(1), run.recipe.method)
+
+
+def test_a_batch_says_whether_the_policy_has_scored_it_itself(run: Run, tmp_path: Path) -> None:
+    folder, method, name = run.step(1), run.recipe.method, policy_at(run, 1).fingerprint
+    assert read_batch(folder, method, name).on_policy
+    for other in (None, "another", policy_at(run, 0).fingerprint):
+        assert not read_batch(folder, method, other).on_policy
+    copied = StepFolder(tmp_path / "step-00001", 1, folder.total_steps)
+    for stage in ("rollouts", "signals", "advantages"):
+        for part in folder.parts(stage):
+            write_part(copied.part_path(stage, part), stage, folder.read(stage, part).table, {})
+    assert not read_batch(copied, method, name).on_policy  # nobody says who scored it
 
 
 def update_in_float64(
