@@ -83,8 +83,9 @@ def updated(
             "train": train,
         }
     )
-    optimizer = Optimizer(FullWeights(model).trained(), OptimizerSettings(lr=1e-3), 10)
-    stats = update(model, model, optimizer, batch, recipe, 0)
+    policy = FullWeights(model)
+    optimizer = Optimizer(policy.trained(), OptimizerSettings(lr=1e-3), 10)
+    stats = update(policy, model, optimizer, batch, recipe, 0)
     weights = {name: p.detach() for name, p in model.model.named_parameters()}
     return stats, {name: p.grad for name, p in model.model.named_parameters()}, weights
 
