@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from castctl.comparison.entries import untaken
 from castctl.errors import UserError, one_line
-from castctl.recipe.recipe import alterations
+from castctl.recipe.recipe import ALTERING, alterations
 from castctl.runs.run import is_run, open_run, read_manifest
 from castctl.shards.part import read_json
 from castctl.stages.evaluate.results import Result, variant_of
@@ -260,7 +260,7 @@ def _unequal(entries: Sequence[Evaluation]) -> list[str]:
         "samples of each problem": lambda r: r["k"],
         "temperature": lambda r: (r.get("sampling") or {}).get("temperature"),
         "top_p": lambda r: (r.get("sampling") or {}).get("top_p"),
-        **{name: partial(_altered, name) for name in ("presence_penalty", "repetition_penalty")},
+        **{name: partial(_altered, name) for name in ALTERING if name != "top_p"},
         "max_tokens": lambda r: (r.get("sampling") or {}).get("max_tokens"),
         "stop": lambda r: (r.get("sampling") or {}).get("stop") or None,
         "prompt": lambda r: r.get("template"),

@@ -19,7 +19,8 @@ from castctl.shards.part import content_hash
 Facts = dict[str, Any]
 
 SAMPLING = (
-    "temperature", "top_p", "presence_penalty", "repetition_penalty", "max_tokens", "stop"
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty",
+    "max_tokens", "stop",
 )  # fmt: skip
 """What, beside k, decides how an evaluation samples."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from castctl.recipe.recommended import Family, named_sampling
 from castctl.recipe.trust import CodeSection
 from castctl.settings import (
     Amount,
@@ -43,12 +44,18 @@ class Task(CodeSection):
 class Measure(Section):
     """How many completions are drawn, and how."""
 
+    sampling: Family | None = None
+    """A model's family, sampled as its makers say; settings beside it win."""
     k: Samples = 8
     """Samples a problem."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy and needs k = 1."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1 is off."""
+    top_k: Amount = 0
+    """As `sampling.top_k`; 0 is off."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """As `sampling.min_p`; 0 is off."""
     presence_penalty: PresencePenalty = 0.0
     """As `sampling.presence_penalty`; 0 is off."""
     repetition_penalty: RepetitionPenalty = 1.0
@@ -57,6 +64,11 @@ class Measure(Section):
     """Longest completion; `sampling.max_tokens` when left out."""
     limit: Count | None = None
     """Use only the first problems."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_family_decides(cls, values: Any) -> Any:
+        return named_sampling(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:

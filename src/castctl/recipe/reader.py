@@ -16,6 +16,7 @@ from castctl.recipe.files import Part, Tree, default_recipe_path, is_written, re
 from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from castctl.recipe.problems import fitted
 from castctl.recipe.recipe import Recipe
+from castctl.recipe.recommended import without_named
 from castctl.recipe.split import names_data
 from castctl.recipe.task import refuse_beside
 from castctl.recipe.trust import runs_code, trusting
@@ -57,11 +58,11 @@ def read_recipe(
     Raises `UserError` naming the key, what is wrong with it, and the nearest valid key.
     """
     layers = _layers(name, tiny)
-    tree = layers[-1][1]
     given = {key: value for key, value in sections.items() if value not in (None, {})}
-    tree, typed = _over(tree, given), given
+    typed = with_overrides(given, overrides)
+    tree = _over(without_named(layers[-1][1], typed), given)
     layers.append(("option", tree))
-    tree, typed = with_overrides(tree, overrides), with_overrides(typed, overrides)
+    tree = with_overrides(tree, overrides)
     layers.append(("--set", tree))
     recipe = validated(tree, "settings")
     refuse_beside(recipe.eval.task, typed, ["eval"])
@@ -100,7 +101,8 @@ def _on_tiny(part: Part) -> Part:
 
 
 def _over(base: Tree, own: Tree) -> Tree:
-    """`own` over `base`; another method brings all its slots along."""
+    """`own` over `base`; another method brings all its slots along, a family its sampling."""
+    base = without_named(base, own)
     method = own.get("method")
     if isinstance(method, dict) and "name" in method and _method_name(own) != _method_name(base):
         base = {**base, "method": {}}
@@ -115,12 +117,17 @@ def _method_name(tree: Tree) -> object:
 
 def _origins(recipe: Recipe, layers: list[tuple[str, Tree]]) -> Origins:
     """`layers`: each one's name and the tree with it and all before it merged."""
-    preset = f"preset {recipe.method.name}"
     return {
-        setting.key: _origin(setting.key, layers) or preset
+        setting.key: _origin(setting.key, layers) or _preset(setting.key, recipe)
         for setting in settings_in(recipe, Recipe())
         if setting.changed
     }
+
+
+def _preset(key: str, recipe: Recipe) -> str:
+    """What chose a setting that no layer speaks of."""
+    name = recipe.eval.sampling if key.startswith("eval.") else recipe.method.name
+    return f"preset {name}"
 
 
 def _origin(key: str, layers: list[tuple[str, Tree]]) -> str | None:

@@ -191,7 +191,7 @@ class Recipe(Section):
             raise UserError(
                 f"{told} draws from another distribution than the policy's, and nothing trains on "
                 "that: the ratios of the loss divide by the policy's. Leave it out; evaluations "
-                "may draw so (eval.top_p, eval.presence_penalty, eval.repetition_penalty)"
+                "may draw so (eval.top_p, eval.presence_penalty and the like)"
             )
         if self.train.minibatches > self.train.prompts_per_step:
             raise UserError(

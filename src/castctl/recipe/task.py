@@ -111,7 +111,7 @@ def read_task(task: str) -> TaskFile:
     if digest and digest != found.digest:
         raise UserError(
             f"{path} is another task now ({found.digest}) than the one that was begun with "
-            f"({digest}); put back what it said, or name it anew: --set eval.task={path}"
+            f"({digest}); put back what it said, or evaluate on the new one: castctl eval {path}"
         )
     return found
 

@@ -72,6 +72,8 @@ def _choices(recipe: Recipe) -> dict[str, str]:
         "k": str(settings.k),
         "t": f"{settings.temperature:g}",
         "top-p": f"{settings.top_p:g}",
+        "top-k": str(settings.top_k),
+        "min-p": f"{settings.min_p:g}",
         "presence": f"{settings.presence_penalty:g}",
         "repetition": f"{settings.repetition_penalty:g}",
         "max": str(settings.max_tokens or recipe.sampling.max_tokens),

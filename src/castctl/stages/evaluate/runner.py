@@ -36,13 +36,14 @@ PART_SIZE = 32
 
 
 def eval_sampling(recipe: Recipe) -> SamplingSettings:
-    """How an evaluation samples: `eval.k` completions with the rollouts' stops, never top_k or
-    min_p."""
+    """How an evaluation samples: `eval.k` completions with the rollouts' stops."""
     settings = recipe.eval
     return SamplingSettings(
         n=settings.k,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
         presence_penalty=settings.presence_penalty,
         repetition_penalty=settings.repetition_penalty,
         max_tokens=settings.max_tokens or recipe.sampling.max_tokens,
