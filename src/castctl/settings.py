@@ -84,5 +84,7 @@ def settings_in(section: Section, default: Section | None, prefix: str = "") -> 
         if isinstance(value, Section):
             yield from settings_in(value, usual, f"{prefix}{name}.")
         else:
+            if value and isinstance(value, tuple) and isinstance(value[0], Section):
+                value = [each.model_dump(mode="json", exclude_defaults=True) for each in value]
             meaning = " ".join((field.description or "").split())
             yield Setting(prefix + name, value, usual, meaning)

@@ -9,6 +9,7 @@ from pathlib import Path
 from castctl.data.files import SUFFIXES, split_name
 from castctl.data.sources import choose_split
 from castctl.errors import UserError
+from castctl.recipe.address import at_revision
 from castctl.recipe.data import Asked, DataSettings, Rows
 from castctl.recipe.task import is_task_file, read_task
 
@@ -123,14 +124,14 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
     """
     if is_task_file(task):
         return _file_source(task, data)
-    benchmark = BENCHMARKS.get(task, Benchmark())
+    benchmark = BENCHMARKS.get(at_revision(task)[0], Benchmark())
     rendering = {name: getattr(data, name) for name in RENDERING}
     if benchmark.prompt_template and data.prompt_template == DEFAULT_PROMPT:
         rendering["prompt_template"] = benchmark.prompt_template
     columns = {} if file is None else {name: getattr(data, name) for name in COLUMNS}
     return DataSettings(
         path=file or task,
-        split=BENCHMARKS.get(file or task, Benchmark()).split,
+        split=BENCHMARKS.get(at_revision(file or task)[0], Benchmark()).split,
         **rendering,
         **columns,
     )

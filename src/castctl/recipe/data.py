@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from castctl.recipe.address import separated
 from castctl.settings import Count, Section
 
 TEACHER_TEMPLATE = """\
@@ -40,7 +41,8 @@ class Rows(Section):
     """Where problems are, and in which columns."""
 
     path: str = "embedded"
-    """A Parquet, JSONL or CSV file, a benchmark's name, a hub id, or `embedded`."""
+    """A Parquet, JSONL or CSV file, a benchmark's name, a hub id (owner/name@REVISION too), or
+    `embedded`."""
     config: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
@@ -54,8 +56,27 @@ class Rows(Section):
     solution_column: str | None = None
     """Column of a worked solution; found by its usual names when left out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_revision_stands_behind_the_path(cls, values: Any) -> Any:
+        return separated(values)
+
+
+class Source(Rows):
+    """One of several that problems come from."""
+
+    path: str
+    """As `data.path`."""
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    """Its share of the prompts of a step is its weight over the sum of all."""
+    limit: Count | None = None
+    """Use only its first rows."""
+
 
 class DataSettings(Asked, Rows):
+    mix: tuple[Source, ...] = ()
+    """Several sources in the place of `path`, such as `[{path: a.jsonl, weight: 3}, {path:
+    owner/name, weight: 1}]`."""
     limit: Count | None = None
     """Use only the first rows."""
     teacher_template: str = TEACHER_TEMPLATE
@@ -63,3 +84,24 @@ class DataSettings(Asked, Rows):
     user text), `problem`, `answer` and `solution`; what it is not told is empty (ours)."""
     max_prompt_tokens: Count = 2048
     """A longer prompt is dropped and counted, never cut."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_mixture_goes_by_its_paths(cls, values: Any) -> Any:
+        mix = values.get("mix") if isinstance(values, dict) else None
+        if not mix or not isinstance(mix, list | tuple):
+            return values
+        sources = [each.model_dump() if isinstance(each, Source) else each for each in mix]
+        paths = [separated(each).get("path") for each in sources if isinstance(each, dict)]
+        path = " + ".join(map(str, paths))
+        if values.get("path", path) != path:
+            raise ValueError("path and mix are two answers to one question; leave one out")
+        return {**values, "path": path}
+
+    @model_validator(mode="after")
+    def _a_source_says_where_it_is_itself(self) -> Self:
+        own = {"path", "split"} if self.mix else set(DataSettings.model_fields)
+        for name in (*Rows.model_fields, "limit"):
+            if name not in own and getattr(self, name) is not None:
+                raise ValueError(f"write {name} into the sources of mix that it is meant for")
+        return self

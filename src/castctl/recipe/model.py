@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from castctl.recipe.address import separated
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Count, Section
 
@@ -35,7 +36,8 @@ class LoraSettings(Section):
 
 class ModelSettings(CodeSection):
     path: str = "embedded"
-    """Hub id, folder in Hugging Face format, or `embedded`, the tiny model castctl makes itself."""
+    """Hub id (owner/name@REVISION too), folder in Hugging Face format, or `embedded`, the tiny
+    model castctl makes itself."""
     revision: str | None = None
     """Hub revision; the newest when left out."""
     lora: LoraSettings | None = None
@@ -53,6 +55,11 @@ class ModelSettings(CodeSection):
     the last bit; `auto` is bfloat16 for such passes on a GPU. All other weights are float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; in a file, only beside --trust-remote-code."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_revision_stands_behind_the_path(cls, values: Any) -> Any:
+        return separated(values)
 
     @field_validator("device")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -175,5 +175,6 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def sections_in(field: FieldInfo) -> list[type[BaseModel]]:
     """The section that a field holds, or each that its union allows."""
-    candidates = (field.annotation, *get_args(field.annotation))
+    inner = () if get_origin(field.annotation) is tuple else get_args(field.annotation)
+    candidates = (field.annotation, *inner)
     return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

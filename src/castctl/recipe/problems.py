@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,6 +40,11 @@ def problems(section: type[BaseModel], error: ValidationError) -> str:
 
 
 def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
+    if (element := _element_at(section, problem["loc"])) is not None:
+        kind, at = element
+        place = ".".join(map(str, problem["loc"][: at + 1]))
+        rest: ErrorDetails = {**problem, "loc": problem["loc"][at + 1 :]}
+        return [f"{place}: {told}" for told in _problems(kind, rest)]
     keys = _key(section, problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _unknown(section, keys, problem["input"])
@@ -60,6 +65,19 @@ def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
         got = f", got {shown}" if shown else ""
         return [f"{keys}: {message[0].lower() + message[1:]}{got}"]
     return [f"{keys + ': ' if keys else ''}{message}"]
+
+
+def _element_at(
+    section: type[BaseModel], place: tuple[int | str, ...]
+) -> tuple[type[BaseModel], int] | None:
+    """The section that each of a list of settings is, and where in a `place` its number stands;
+    None for a place in no such list."""
+    numbers = [at for at, part in enumerate(place) if isinstance(part, int) and at + 1 < len(place)]
+    if not numbers:
+        return None
+    field = _field_at(section, [str(part) for part in place[: numbers[0]]])
+    kind = next(iter(get_args(field.annotation)), None) if field else None
+    return (kind, numbers[0]) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _shown(value: Any) -> str:

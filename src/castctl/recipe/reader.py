@@ -12,6 +12,7 @@ import yaml
 from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.methods.presets import ALIASES
+from castctl.recipe.address import without_address
 from castctl.recipe.files import Part, Tree, default_recipe_path, is_written, read_source
 from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from castctl.recipe.problems import fitted
@@ -60,7 +61,7 @@ def read_recipe(
     layers = _layers(name, tiny)
     given = {key: value for key, value in sections.items() if value not in (None, {})}
     typed = with_overrides(given, overrides)
-    tree = _over(without_named(layers[-1][1], typed), given)
+    tree = _over(_room_for(layers[-1][1], typed), given)
     layers.append(("option", tree))
     tree = with_overrides(tree, overrides)
     layers.append(("--set", tree))
@@ -101,12 +102,17 @@ def _on_tiny(part: Part) -> Part:
 
 
 def _over(base: Tree, own: Tree) -> Tree:
-    """`own` over `base`; another method brings all its slots along, a family its sampling."""
-    base = without_named(base, own)
+    """`own` over `base`; another method brings all its slots along."""
+    base = _room_for(base, own)
     method = own.get("method")
     if isinstance(method, dict) and "name" in method and _method_name(own) != _method_name(base):
         base = {**base, "method": {}}
     return merged(base, own)
+
+
+def _room_for(base: Tree, own: Tree) -> Tree:
+    """`base` without what `own` brings anew: a family's sampling, the revision of another path."""
+    return without_address(without_named(base, own), own)
 
 
 def _method_name(tree: Tree) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from castctl.data.mixture import shares, source_names
 from castctl.diagnosis.kept import lost_answers
 from castctl.explain.engine import EngineMemory, Fit
 from castctl.explain.estimate import Memory
@@ -16,7 +17,7 @@ from castctl.recipe.choices import ExplainedSetting
 from castctl.recipe.split import holds_out, task_of
 from castctl.recipe.task import about
 from castctl.recipe.trust import runs_code
-from castctl.report.marks import line
+from castctl.report.marks import line, percent
 from castctl.report.page import code_line, plain_table, title
 from castctl.report.settings import SettingsTable, facts_table
 
@@ -119,7 +120,10 @@ def _run(explanation: Explanation) -> dict[str, str]:
         )
     kept = "the best and the last" if recipe.train.keep == "best_and_last" else "all"
     lost = lost_answers(recipe)
+    mixed = zip(source_names(recipe.data), shares(recipe.data), strict=True)
+    mixture = ", ".join(f"{percent(share)} {line(name)}" for name, share in mixed)
     return {
+        **({"data": f"of each step {mixture}"} if mixture else {}),
         "steps": f"{work.steps:,}: {work.total_completions:,} completions, at most "
         f"{work.total_tokens:,} tokens, {_count(work.total_optimizer_steps, 'optimizer step')}",
         "evaluations": f"{len(work.evaluations):,}, each {_count(work.eval_samples, 'sample')} of "

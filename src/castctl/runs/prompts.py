@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from castctl.data.conversation import earlier_in
 from castctl.data.held_out import held_out, problem_hashes
-from castctl.data.order import further_prompts, step_prompts
+from castctl.data.mixture import load_mixture, require_enough, shares, sources_of
+from castctl.data.order import further_prompts, mixed_further, mixed_prompts, step_prompts
 from castctl.data.prompts import Prompts, drop, load_prompts, require_answers
 from castctl.data.rendering import AT_ONCE
 from castctl.data.teacher_template import TeacherTemplate, Told
 from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
+from castctl.recipe.data import Rows
 from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
 from castctl.recipe.split import HELD_OUT, holds_out, require_data
 from castctl.runs.run import Run
@@ -33,11 +35,8 @@ log = logging.getLogger(__name__)
 LONGEST = 2**20
 """A prompt surely longer is not counted out: no model reads as many tokens."""
 
-SOURCE = (
-    "path", "config", "split", "revision", "problem_column", "answer_column", "solution_column",
-    "limit",
-)  # fmt: skip
-"""The data settings that say which problems are read; the others say how they are asked."""
+NOT_ASKED = {"teacher_template", "date"}
+"""The data settings that no problem of the student's is read or asked by."""
 
 FEW = 16
 """Held-out problems that are too few for a narrow interval."""
@@ -53,7 +52,7 @@ def prepare_prompts(run: Run, tokenizer: Any, progress: Progress) -> pa.Table:
     folder, recipe = run.prompts_folder, run.recipe
     template, teacher = PromptTemplate(tokenizer, recipe.data), _privileged(recipe, tokenizer)
     settings: Metadata = {  # the date counts where a template writes it, in its version
-        "settings": recipe.data.model_dump(mode="json", exclude={"teacher_template", "date"}),
+        "settings": _dumped(recipe.data, set(type(recipe.data).model_fields) - NOT_ASKED),
         "templates": {"prompt": template.version},
     }
     if holds_out(recipe):
@@ -107,9 +106,14 @@ def _kept(folder: StepFolder, settings: Metadata, run: Run) -> pa.Table:
 
 def _split_settings(recipe: Recipe) -> Metadata:
     return {
-        "settings": recipe.data.model_dump(mode="json", include=set(SOURCE)),
+        "settings": _dumped(recipe.data, {*Rows.model_fields, "limit", "mix"}),
         "held_out": recipe.eval.held_out,
     }
+
+
+def _dumped(data: DataSettings, which: set[str]) -> Metadata:
+    """Data settings for the record; a mixture where there is one, as older runs have none."""
+    return data.model_dump(mode="json", include=which if data.mix else which - {"mix"})
 
 
 def _divided(run: Run, tokenizer: Any, progress: Progress) -> Prompts:
@@ -187,7 +191,7 @@ def usable_prompts(
 
     A verifier of the user's may do without answers. Raises `UserError` when none is left.
     """
-    prompts = load_prompts(data)
+    prompts = load_mixture(data) if data.mix else load_prompts(data)
     if verifier.function is None:
         prompts = require_answers(prompts)
     if bound is not None:
@@ -259,7 +263,14 @@ def prompts_of_step(prompts: pa.Table, run: Run, step: int) -> pa.Table:
             len(prompts),
             per_step,
         )
-    return prompts.take(pa.array(step_prompts(len(prompts), per_step, step, run.recipe.seed)))
+    seed, data = run.recipe.seed, run.recipe.data
+    if data.mix:
+        require_enough(prompts, data, min(per_step, len(prompts)))
+        source_P = sources_of(prompts, data)
+        taken = mixed_prompts(source_P, shares(data), min(per_step, len(prompts)), step, seed)
+    else:
+        taken = step_prompts(len(prompts), per_step, step, seed)
+    return prompts.take(pa.array(taken))
 
 
 def prompts_of_round(
@@ -269,5 +280,10 @@ def prompts_of_round(
     where the data has no more."""
     places = pc.index_in(taken["prompt_id"], prompts["prompt_id"]).to_numpy()
     wanted = run.recipe.train.prompts_per_step
-    more = further_prompts(places, len(prompts), wanted, step, round, run.recipe.seed)
+    seed, data = run.recipe.seed, run.recipe.data
+    if data.mix:
+        source_P = sources_of(prompts, data)
+        more = mixed_further(places, source_P, shares(data), wanted, step, round, seed)
+    else:
+        more = further_prompts(places, len(prompts), wanted, step, round, seed)
     return prompts.take(pa.array(more))
