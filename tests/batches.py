@@ -175,6 +175,8 @@ def grpo(
             base.append((r - mean(known)) / (deviation(known, std) + eps))
         elif form == "mean":
             base.append(r - mean(known))
+        elif form == "maxrl":
+            base.append((r - mean(known)) / (mean(known) + eps))
         else:
             base.append(r - (math.fsum(known) - r) / (len(known) - 1))
     return base

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from batches import NAN, REAL, Batch, batches, close, grpo
+from castctl.errors import UserError
 from castctl.methods.baselines import GroupBaseline, NoBaseline, ratio_margin
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.signals import TokenSignals
@@ -109,6 +110,28 @@ def test_weighted_ratios_are_the_margin(right: int, wrong: int, seed: int) -> No
     margin = math.sqrt(p * (1 - p)) * (ratio[:right].mean() - ratio[right:].mean())
     assert np.mean(base * ratio) == pytest.approx(margin, rel=1e-9, abs=1e-12)
     assert ratio_margin(groups, ratio) == pytest.approx(margin, rel=1e-9, abs=1e-12)
+
+
+@given(batches() | batches(st.floats(0, 3)), st.sampled_from([0.0, 1e-6, 0.5]))
+def test_maxrl_divides_by_the_mean(batch: Batch, eps: float) -> None:
+    close(compared(batch.groups, kind="maxrl", eps=eps), grpo(batch, "maxrl", eps=eps))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_maxrl_is_the_gradient_of_the_truncated_likelihood(right: int, wrong: int) -> None:
+    """(1/K) sum of the right ones' scores minus the mean of all scores, K of N being right
+    (MaxRL, arXiv 2602.02710, algorithm 1)."""
+    rewards = np.repeat([1.0, 0.0], [right, wrong])
+    base = compared(group_rewards(rewards, np.zeros(len(rewards), np.int64)), kind="maxrl", eps=0.0)
+    scores = np.random.default_rng(right * 100 + wrong).normal(size=len(rewards))
+    expected = scores[:right].sum() / right - scores.mean()
+    assert np.mean(base * scores) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_maxrl_refuses_rewards_below_0() -> None:
+    groups = group_rewards(np.array([-1.0, 1.0]), np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="below 0; set method"):
+        compared(groups, kind="maxrl")
 
 
 @given(batches() | batches(REAL))

@@ -15,7 +15,7 @@ from castctl.methods import PRESETS
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 
-BASELINES = ["mean_std", "mean", "leave_one_out", "rcc"]
+BASELINES = ["mean_std", "mean", "leave_one_out", "maxrl", "rcc"]
 SHAPINGS = ["none", "cast", "rlsd", "rlrt", "oar-p", "oar-g"]
 SIGNALS = {
     "cast": "teacher_logprobs",
@@ -139,6 +139,8 @@ ILLEGAL = [
      "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
     ("opsd", ["overlong.kind=penalty"], "no reward is read", "overlong.kind=none",
      ["overlong.kind=none"]),
+    ("maxrl", ["overlong.kind=penalty"], "divides by a group's mean reward", "none or mask",
+     ["overlong.kind=mask"]),
     ("grpo", ["surrogate.kind=none"], "nothing trains", "surrogate.kind=clip",
      ["surrogate.kind=clip"]),
     ("opsd", ["distillation.kind=none"], "nothing trains", "or method.distillation.kind",
@@ -211,14 +213,17 @@ BINARY_ONLY = {"cast", "cast-public", "cast-port", "bicc", "bicc+rcc", "sdpg-urk
 @settings(max_examples=25)
 @given(batch=batches(REAL | st.just(0.5)))
 def test_rewards_other_than_right_and_wrong(name: str, batch: Batch) -> None:
-    graded = not batch.groups.binary
+    graded, negative = not batch.groups.binary, (batch.groups.rewards_R < 0).any()
     assert method(name=name).binary_rewards == (name in BINARY_ONLY)
-    if not graded or name not in BINARY_ONLY:
+    refusal = "use --method grpo" if graded and name in BINARY_ONLY else None
+    if name == "maxrl" and negative:
+        refusal = "no reward may be below 0"
+    if refusal is None:
         assert np.isfinite(advantages_of(batch, name=name).advantages_N).all()
         return
-    with pytest.raises(UserError, match="rewards must be 0 or 1") as refused:
+    with pytest.raises(UserError, match=refusal) as refused:
         advantages_of(batch, name=name)
-    assert "use --method grpo" in str(refused.value) and "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_gate_reads_right_and_wrong() -> None:

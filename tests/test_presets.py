@@ -25,6 +25,7 @@ TABLE = {
     "grpo": ("mean_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
     "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
     "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
+    "maxrl": ("maxrl", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
     "cast": CAST,
     "cast-public": CAST,

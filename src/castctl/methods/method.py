@@ -108,6 +108,11 @@ class MethodSettings(Section):
                 "method.overlong.kind=none",
             ),
             (
+                self.baseline.kind == "maxrl" and self.overlong.kind == "penalty",
+                "maxrl divides by a group's mean reward, which the penalty brings to 0 and below; "
+                "set method.overlong.kind to none or mask",
+            ),
+            (
                 not trains and not distills,
                 "without a policy loss and without distillation nothing trains; set "
                 "method.surrogate.kind=clip, or method.distillation.kind to jsd, forward_kl or "

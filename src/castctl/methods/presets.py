@@ -57,6 +57,12 @@ PRESETS: dict[str, Preset] = {
         {"baseline": {"kind": "leave_one_out"}, "surrogate": {"aggregation": "token_mean"}},
         ("surrogate",),
     ),
+    "maxrl": Preset(
+        "Each reward minus the group's mean, over that mean: hard problems weigh more",
+        "arXiv 2602.02710",
+        {"baseline": {"kind": "maxrl"}, "surrogate": {"aggregation": "token_mean"}},
+        ("surrogate",),
+    ),
     "dapo": Preset(
         "GRPO with a higher clip, token mean, dropped groups replaced, long answers penalised",
         "arXiv 2503.14476",
