@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from batches import NAN, REAL, Batch, batches, close, grpo
+from batches import NAN, REAL, Batch, batches, close, deviation, grpo, mean
 from castctl.errors import UserError
-from castctl.methods.baselines import GroupBaseline, NoBaseline, ratio_margin
+from castctl.methods.baselines import BatchBaseline, GroupBaseline, NoBaseline, ratio_margin
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.signals import TokenSignals
 from castctl.methods.zero_variance import DropAndResample, SignedBase, ZeroBase
@@ -132,6 +132,29 @@ def test_maxrl_refuses_rewards_below_0() -> None:
     groups = group_rewards(np.array([-1.0, 1.0]), np.zeros(2, np.int64))
     with pytest.raises(UserError, match="below 0; set method"):
         compared(groups, kind="maxrl")
+
+
+@given(
+    batches() | batches(REAL),
+    st.sampled_from(["centred", "rewards"]),
+    st.sampled_from(["population", "sample"]),
+    st.sampled_from([0.0, 1e-6, 0.5]),
+)
+def test_one_deviation_for_the_step(batch: Batch, of: str, std: str, eps: float) -> None:
+    """(r - p) / (s + eps), s over every known reward, or over each less its group's mean."""
+    settings = {"of": of, "std": std, "eps": eps}
+    made = BatchBaseline.model_validate(settings)
+    known = [row for row, r in enumerate(batch.rewards) if not math.isnan(r)]
+    centre = {row: batch.rewards[row] - mean(batch.known(row)) for row in known}
+    values = [centre[row] if of == "centred" else batch.rewards[row] for row in known]
+    least = 1 + (std == "sample")
+    s = deviation(values, std) if len(values) >= least else 0.0
+    expected = [
+        centre[row] / (s + eps) if batch.kind(row) == "mixed" and row in centre else 0.0
+        for row in range(len(batch))
+    ]
+    close(made.advantages_R(batch.groups, batch.signals), expected)
+    assert made.measures(batch.groups, batch.signals)["batch_std"] == pytest.approx(s, abs=1e-12)
 
 
 @given(batches() | batches(REAL))

@@ -15,7 +15,7 @@ from castctl.methods import PRESETS
 from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import Recipe
 
-BASELINES = ["mean_std", "mean", "leave_one_out", "maxrl", "rcc"]
+BASELINES = ["mean_std", "mean", "leave_one_out", "maxrl", "batch_std", "rcc"]
 SHAPINGS = ["none", "cast", "rlsd", "rlrt", "oar-p", "oar-g"]
 SIGNALS = {
     "cast": "teacher_logprobs",
@@ -41,6 +41,7 @@ def test_every_shaping_goes_with_every_baseline(
     baseline: str, shaping: str, batch: Batch, zero: str
 ) -> None:
     """The base is the baseline's and the groups', whatever shapes it; the factor scales it."""
+    zero = "zero" if baseline == "batch_std" and zero == "resample" else zero
     base = {"baseline": {"kind": baseline}, "zero_variance": {"kind": zero}}
     slots = {**base, "shaping": {"kind": shaping}, "teacher": {"kind": "snapshot"}}
     if shaping == "cast":
@@ -139,6 +140,8 @@ ILLEGAL = [
      "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
     ("opsd", ["overlong.kind=penalty"], "no reward is read", "overlong.kind=none",
      ["overlong.kind=none"]),
+    ("lite-ppo", ["zero_variance.kind=resample"], "resampling drops part of it",
+     "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
     ("maxrl", ["overlong.kind=penalty"], "divides by a group's mean reward", "none or mask",
      ["overlong.kind=mask"]),
     ("grpo", ["surrogate.kind=none"], "nothing trains", "surrogate.kind=clip",

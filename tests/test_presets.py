@@ -26,6 +26,15 @@ TABLE = {
     "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
     "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "maxrl": ("maxrl", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
+    "reinforce++": (
+        "batch_std",
+        "zero",
+        "none",
+        NO_TEACHER,
+        GRPO_CLIP,
+        "token_mean",
+    ),
+    "lite-ppo": ("batch_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
     "cast": CAST,
     "cast-public": CAST,
@@ -111,6 +120,12 @@ CAST_SHAPING: dict[str, Any] = {
 }  # fmt: skip
 NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("reinforce++", "baseline", {
+        "kind": "batch_std", "of": "centred", "std": "population", "eps": 1e-6,
+    }),
+    ("lite-ppo", "baseline", {
+        "kind": "batch_std", "of": "rewards", "std": "population", "eps": 1e-6,
+    }),
     ("rcc", "baseline", {
         "kind": "rcc", "reduction": "sum", "clip": True, "std": "population", "eps": 1e-6,
     }),

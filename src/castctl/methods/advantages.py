@@ -51,7 +51,8 @@ def compute_advantages(
     """Run a method's slots: overlong handling, baseline, zero-variance groups, token shaping,
     distillation weights.
 
-    Nothing depends on anything outside a completion's own group. A completion without a
+    Nothing depends on anything outside a completion's own group, unless the method looks at the
+    whole step: then `groups` and `signals` are all of it. A completion without a
     reward is not kept and gets 0. `ending` is needed for overlong handling alone. Raises
     `UserError` for rewards the method cannot read.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ class GroupBaseline(Section):
     eps: float = Field(1e-6, ge=0)
     """Added to what is divided by (ours; the codes of GRPO and MaxRL have it too)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_step: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`. Raises `UserError` for
@@ -64,6 +66,7 @@ class RccBaseline(Section):
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+    whole_step: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
@@ -93,12 +96,54 @@ class RccBaseline(Section):
         return np.clip(raw_G, lowest_G, highest_G), raw_G
 
 
+class BatchBaseline(Section):
+    """The group's mean, and one deviation for the whole step: REINFORCE++ with baseline
+    (arXiv 2501.03262) and LitePPO (arXiv 2508.08221)."""
+
+    kind: Literal["batch_std"] = "batch_std"
+    """`batch_std`: (r - p) / (s + eps) with one s for the step (paper)."""
+    of: Literal["centred", "rewards"] = "centred"
+    """What s is the deviation of, over the step's completions: r - p (`centred`, REINFORCE++ with
+    baseline), or r itself (`rewards`, LitePPO) (paper: REINFORCE++'s)."""
+    std: Literal["population", "sample"] = "population"
+    """Which deviation s is; published codes differ (ours)."""
+    eps: float = Field(1e-6, ge=0)
+    """Added to s (ours)."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    whole_step: ClassVar[bool] = True
+
+    def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
+        """Base advantage a completion (R), where `groups` are the step's; 0 in groups that are not
+        `mixed`."""
+        centred_R = groups.rewards_R - groups.mean_G[groups.of_row]
+        scale = self.deviation(groups) + self.eps
+        return _in_mixed_groups(centred_R / (scale if scale > 0 else 1.0), groups)
+
+    def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
+        """`batch_std`: s."""
+        return {"batch_std": self.deviation(groups)}
+
+    def deviation(self, groups: Groups) -> float:
+        """s, over the known rewards of every group; 0 of none. Sums are exact, so that the order of
+        completions does not matter."""
+        rewards_R = groups.rewards_R
+        if self.of == "centred":
+            rewards_R = rewards_R - groups.mean_G[groups.of_row]
+        values = rewards_R[groups.known_R]
+        counted = len(values) - int(self.std == "sample")
+        if counted < 1:
+            return 0.0
+        mean = math.fsum(values) / len(values)
+        return math.sqrt(math.fsum((values - mean) ** 2) / counted)
+
+
 class NoBaseline(Section):
     """No advantage at all: the rewards teach nothing, as in pure distillation."""
 
     kind: Literal["none"] = "none"
     """`none`: no advantage from rewards, OPSD (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_step: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Zeros (R)."""
@@ -109,7 +154,9 @@ class NoBaseline(Section):
         return {}
 
 
-Baseline = Annotated[GroupBaseline | RccBaseline | NoBaseline, Field(discriminator="kind")]
+Baseline = Annotated[
+    GroupBaseline | BatchBaseline | RccBaseline | NoBaseline, Field(discriminator="kind")
+]
 
 
 def completion_drifts(signals: TokenSignals, reduction: str) -> Floats:

@@ -108,6 +108,11 @@ class MethodSettings(Section):
                 "method.overlong.kind=none",
             ),
             (
+                self.baseline.kind == "batch_std" and self.zero_variance.kind == "resample",
+                "the deviation is that of the whole step, and resampling drops part of it; set "
+                "method.zero_variance.kind=zero",
+            ),
+            (
                 self.baseline.kind == "maxrl" and self.overlong.kind == "penalty",
                 "maxrl divides by a group's mean reward, which the penalty brings to 0 and below; "
                 "set method.overlong.kind to none or mask",
@@ -204,6 +209,11 @@ class MethodSettings(Section):
     def compares(self) -> bool:
         """Whether a completion's advantage depends on the others of its prompt."""
         return self.baseline.kind != "none"
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether advantages depend on completions of other prompts, so on a step's every part."""
+        return self.baseline.whole_step
 
     @property
     def binary_rewards(self) -> bool:

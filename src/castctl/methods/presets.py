@@ -63,6 +63,20 @@ PRESETS: dict[str, Preset] = {
         {"baseline": {"kind": "maxrl"}, "surrogate": {"aggregation": "token_mean"}},
         ("surrogate",),
     ),
+    "reinforce++": Preset(
+        "With baseline: rewards less the group's mean, over the step's deviation of them",
+        "arXiv 2501.03262",
+        {"baseline": {"kind": "batch_std"}, "surrogate": {"aggregation": "token_mean"}},
+        ("surrogate",),
+    ),
+    "lite-ppo": Preset(
+        "Rewards compared within the group, scaled by the step's deviation of rewards; token mean",
+        "arXiv 2508.08221",
+        {
+            "baseline": {"kind": "batch_std", "of": "rewards"},
+            "surrogate": {"aggregation": "token_mean"},
+        },
+    ),
     "dapo": Preset(
         "GRPO with a higher clip, token mean, dropped groups replaced, long answers penalised",
         "arXiv 2503.14476",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +19,9 @@ from castctl.methods.advantages import Ending, compute_advantages
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
-from castctl.ragged import spread
+from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import list_column
-from castctl.shards.part import Metadata, Part
+from castctl.shards.part import Metadata, Part, content_hash
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
@@ -51,23 +54,33 @@ def shape_step(
     """Turn `rewards/` and `signals/` into `advantages/`, part by part.
 
     `rollouts/` is read too where it is there, for the sampler's log-probs and for how completions
-    ended; `longest` is the longest allowed completion, where the rollouts do not say it. Raises
-    `UserError` where parts contradict one another or a signal the method needs is missing.
+    ended; `longest` is the longest allowed completion, where the rollouts do not say it. A method
+    that looks at the whole step reads every part, those of other shards too. Raises `UserError`
+    where parts contradict one another, are missing, or lack a signal that the method needs.
     """
     parts = folder.require_parts("rewards", "run `castctl score` first", shard)
-    if missing := sorted(set(filter(shard.owns, folder.parts("rollouts"))) - set(parts)):
+    read = WHOLE if method.whole_step else shard
+    expected = set(folder.parts("rollouts"))
+    if method.whole_step and parts:  # where no rollouts say how many there are
+        expected |= set(range(parts[-1] + 1))
+    if missing := sorted(set(filter(read.owns, expected)) - set(parts)):
+        why = f", and {method.name} looks at the whole step" if method.whole_step else ""
         raise UserError(
-            f"{folder.path} has rollouts without rewards, part {missing[0]} first; "
+            f"{folder.path} has rollouts without rewards, part {missing[0]} first{why}; "
             f"finish `castctl score --run {folder.path}`"
         )
     folder.refuse_mixed("rollouts")
     owned = [part for part in parts if shard.owns(part)]
     moment = Moment(folder.step, folder.total_steps)
+    step = _WholeStep(folder, parts, method, moment, longest) if method.whole_step else None
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:
         for number in owned:
-            inputs = _read_inputs(folder, number)
+            inputs = step.inputs[number] if step else _read_inputs(folder, number)
 
-            def work(inputs: dict[str, Part] = inputs) -> pa.Table:
+            def work(number: int = number, inputs: dict[str, Part] = inputs) -> pa.Table:
+                if step:
+                    return step.part(number)
+                _refuse_unfit(inputs, method)
                 return _shape(inputs, method, moment, longest)
 
             tables = {stage: part.table for stage, part in inputs.items()}
@@ -76,7 +89,9 @@ def shape_step(
                 settings |= {"total_steps": folder.total_steps}
             if (ending := _ending(inputs, method, longest)) is not None:
                 settings |= {"longest": ending.longest}
-            made = {"settings": settings} | mark_foreign(inputs)
+            made: Metadata = {"settings": settings, **mark_foreign(inputs)}
+            if step:
+                made["whole_step"] = step.hash
             folder.make("advantages", number, tables, made, work, overwrite)
             advance(inputs["rewards"].table.num_rows)
 
@@ -119,12 +134,57 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
     return inputs
 
 
+class _WholeStep:
+    """A step's parts shaped together, for a method whose advantages depend on all of them.
+
+    `inputs` are each part's own; `hash` is that of all, which says beside what a part was shaped.
+    """
+
+    def __init__(
+        self,
+        folder: StepFolder,
+        parts: list[int],
+        method: MethodSettings,
+        moment: Moment,
+        longest: int | None,
+    ) -> None:
+        self.inputs = {part: _read_inputs(folder, part) for part in parts}
+        for inputs in self.inputs.values():
+            _refuse_unfit(inputs, method)
+        self._joined, self._method = _joined(list(self.inputs.values())), method
+        self._moment, self._longest = moment, longest
+        rows = offsets_of([each["rewards"].table.num_rows for each in self.inputs.values()])
+        self._rows = dict(zip(parts, pairwise(rows.tolist()), strict=True))
+        hashes = (content_hash(part.table) for part in self._joined.values())
+        self.hash = hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def part(self, number: int) -> pa.Table:
+        """The rows of one part."""
+        start, end = self._rows[number]
+        return self._table.slice(start, end - start).combine_chunks()
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return _shape(self._joined, self._method, self._moment, self._longest)
+
+
+def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
+    """The stages of several parts, each as one; what the metadata says is the first part's."""
+    if not inputs:
+        return {}
+    return {
+        stage: replace(
+            inputs[0][stage], table=pa.concat_tables([part[stage].table for part in inputs])
+        )
+        for stage in inputs[0]
+        if all(stage in part for part in inputs)
+    }
+
+
 def _shape(
     inputs: dict[str, Part], method: MethodSettings, moment: Moment, longest: int | None
 ) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
-    _refuse_single_completions(inputs["rewards"], method)
-    require_signals(signals, method, has_peers(rewards))
     read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers)
     groups = reward_groups(rewards)
     ending = _ending(inputs, method, longest)
@@ -162,6 +222,12 @@ def _ending(inputs: dict[str, Part], method: MethodSettings, longest: int | None
         raise UserError(f"{rollouts.path} does not say how long completions may be")
     reasons = np.array(rollouts.table["finish_reason"].to_pylist())
     return Ending(reasons == "length", int(sampled))
+
+
+def _refuse_unfit(inputs: dict[str, Part], method: MethodSettings) -> None:
+    """Raise `UserError` where a part has not what the method reads."""
+    _refuse_single_completions(inputs["rewards"], method)
+    require_signals(inputs["signals"], method, has_peers(inputs["rewards"].table))
 
 
 def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:

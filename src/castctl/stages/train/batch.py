@@ -82,6 +82,7 @@ def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
             "finish `castctl shape` first"
         )
     folder.refuse_mixed("rollouts")
+    folder.refuse_mixed("advantages")
     batch = _joined([_read_part(folder, number, method) for number in numbers])
     needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
     if method.distillation.kind != "none":

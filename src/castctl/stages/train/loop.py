@@ -299,6 +299,7 @@ class _Loop:
                 progress=self.progress, shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the scores")
+            self._await_parts(folder, "signals", rolled.next_part)
         for pass_name, spent in passes.items():
             seconds[f"{OF_SCORING}{pass_name}"] += spent
         with timed(seconds, "shape"):
