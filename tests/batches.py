@@ -31,7 +31,8 @@ Rows = list[list[float]]
 @dataclass(frozen=True)
 class Batch:
     """Completions in any order: reward (NaN = unknown), group, and a list of values a token: the
-    gap, the drift l_old - l_ref, and a score of influence. What is left out is all 0."""
+    gap, the drift l_old - l_ref, whose size is the entropy too, and a score of influence. What is
+    left out is all 0."""
 
     rewards: list[float]
     group: list[int]
@@ -53,7 +54,8 @@ class Batch:
     @property
     def signals(self) -> TokenSignals:
         gap, scores = self._flat(self.gaps), self._flat(self.scores)
-        return TokenSignals(self.offsets, gap, self._flat(self.drifts), scores, scores)
+        drifts = self._flat(self.drifts)
+        return TokenSignals(self.offsets, gap, drifts, scores, scores, np.abs(drifts))
 
     @property
     def ending(self) -> Ending:

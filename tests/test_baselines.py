@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from batches import NAN, REAL, Batch, batches, close, deviation, grpo, mean
+from batches import NAN, REAL, Batch, advantages_of, batches, close, deviation, grpo, mean
 from castctl.errors import UserError
 from castctl.methods.baselines import BatchBaseline, GroupBaseline, NoBaseline, ratio_margin
 from castctl.methods.groups import Groups, group_rewards
@@ -178,6 +178,27 @@ def test_zero_variance_groups(batch: Batch, b_correct: float, b_wrong: float) ->
         expected.append(0.0 if math.isnan(r) else signal)
     close(filled, expected)
     assert (ZeroBase().fill_R(base, batch.groups) == base).all()
+
+
+@given(batches(), st.sampled_from([0.0, 0.1, 2.0]))
+def test_entropies_size_the_verifier_s_sign(batch: Batch, alpha: float) -> None:
+    """RL-ZVP's equation 5, token by token: alpha H, or -alpha (the completion's max H - H)."""
+    made = advantages_of(
+        batch, zero_variance={"kind": "entropy", "alpha": alpha}, baseline={"kind": "mean"}
+    )
+    others, expected = grpo(batch, "mean"), []
+    for row, drifts in enumerate(batch.drifts or [[]] * len(batch)):
+        kind = "unknown" if math.isnan(batch.rewards[row]) else batch.kind(row)
+        entropies = [abs(drift) for drift in drifts]
+        for entropy in entropies:
+            sized = {"all_correct": alpha * entropy, "all_wrong": -alpha * max(entropies)}
+            value = sized.get(kind, others[row])
+            expected.append(value + alpha * entropy if kind == "all_wrong" else value)
+    close(made.advantages_N, expected)
+    assert made.weights_N is not None
+    spread = np.repeat(made.base_R, np.diff(batch.offsets))
+    close(spread * made.weights_N, expected)
+    assert (made.kept_R == batch.groups.known_R).all()
 
 
 @given(batches() | batches(REAL), st.integers(1, 20))

@@ -55,10 +55,30 @@ def test_every_shaping_goes_with_every_baseline(
     np.testing.assert_allclose(shaped.advantages_N, plain.advantages_N * weights_N, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shaping", SHAPINGS)
+@settings(max_examples=25)
+@given(batch=batches())
+def test_entropies_take_the_place_of_any_shaping_in_zero_variance_groups(
+    shaping: str, batch: Batch
+) -> None:
+    slots = {"shaping": {"kind": shaping}, "teacher": {"kind": "snapshot"}}
+    both = advantages_of(batch, **slots, zero_variance={"kind": "entropy"})
+    own, entropy = advantages_of(batch, **slots), advantages_of(batch, name="rl-zvp")
+    silent_R = np.isin(batch.groups.kind_R, ("all_correct", "all_wrong"))
+    silent_N = np.array(batch.per_token(silent_R.tolist()), bool)
+    expected = np.where(silent_N, entropy.advantages_N, own.advantages_N)
+    assert (both.advantages_N == expected).all()
+    assert (both.base_R == np.where(silent_R, entropy.base_R, own.base_R)).all()
+    if both.flipped_N is not None:
+        assert own.flipped_N is not None and not both.flipped_N[silent_N].any()
+        assert (both.flipped_N == own.flipped_N)[~silent_N].all()
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
         ("cast", ["baseline.kind=rcc"]),
+        ("cast", ["zero_variance.kind=entropy", "zero_variance.alpha=0.2"]),
         ("cast", ["shaping.kind=oar-p"]),
         ("cast", ["conditioning.kind=bilateral"]),
         ("cast", ["teacher.context=answer"]),
@@ -138,6 +158,8 @@ ILLEGAL = [
      "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
     ("opsd", ["zero_variance.kind=signed"], "no groups to fill or to drop",
      "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
+    ("opsd", ["zero_variance.kind=entropy"], "no groups to fill or to drop",
+     "zero_variance.kind=zero", ["zero_variance.kind=zero"]),
     ("opsd", ["overlong.kind=penalty"], "no reward is read", "overlong.kind=none",
      ["overlong.kind=none"]),
     ("lite-ppo", ["zero_variance.kind=resample"], "resampling drops part of it",
@@ -209,7 +231,9 @@ def test_a_group_of_one_compares_nothing(name: str) -> None:
     recipe(name, "sampling.n=2").check_training()
 
 
-BINARY_ONLY = {"cast", "cast-public", "cast-port", "bicc", "bicc+rcc", "sdpg-urkl", "sdpg-ufkl"}
+BINARY_ONLY = {
+    "rl-zvp", "cast", "cast-public", "cast-port", "bicc", "bicc+rcc", "sdpg-urkl", "sdpg-ufkl",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -70,6 +70,12 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
     assert (kept == (kinds == "mixed")).all() if name == "dapo" else kept.all()
     if name in ("opsd", "sdpo"):
         assert (base == 0).all()
+    elif name == "rl-zvp":
+        silent = np.isin(kinds, ("all_correct", "all_wrong"))
+        assert (np.abs(base[silent]) == np.float32(0.1)).all() and silent.any()
+        assert nullable_floats(shaped, "advantages", offsets)[
+            np.repeat(silent, np.diff(offsets))
+        ].any()
     elif name in ("cast", "cast-public", "cast-port"):
         assert (base[kinds == "all_correct"] == 1).all() and (
             base[kinds == "all_wrong"] == -1

@@ -26,6 +26,7 @@ TEACHERS = {
     "sdpg-ufkl": ("current", "solution_or_answer"),
 }
 NEEDS = {
+    "rl-zvp": ["entropies"],
     "cast": ["teacher_logprobs"],
     "cast-public": ["teacher_logprobs"],
     "cast-port": ["teacher_logprobs"],
@@ -44,6 +45,7 @@ NEEDS = {
 }
 PASSES = {
     "grpo": ["policy"],
+    "rl-zvp": ["policy"],
     "cast": ["policy", "teacher"],
     "cast-public": ["policy", "teacher"],
     "rlsd": ["policy", "teacher"],

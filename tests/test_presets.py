@@ -36,6 +36,7 @@ TABLE = {
     ),
     "lite-ppo": ("batch_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "rl-zvp": ("mean_std", "entropy", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
     "cast": CAST,
     "cast-public": CAST,
     "cast-port": CAST,
@@ -133,6 +134,7 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
         "kind": "signed", "b_correct": 1.0, "b_wrong": 1.0, "decay_steps": 0,
     }),
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
+    ("rl-zvp", "zero_variance", {"kind": "entropy", "alpha": 0.1}),
     ("cast", "shaping", CAST_SHAPING),
     ("cast-public", "baseline", {"kind": "mean_std", "std": "sample", "eps": 1e-4}),
     ("cast-public", "shaping", {**CAST_SHAPING, "tau_nats": 0.0, "flip_size": "other_side"}),
@@ -167,6 +169,7 @@ def test_the_teachers_numbers() -> None:
 
 
 NEEDS = {
+    "rl-zvp": {"entropies"},
     "cast": {"teacher_logprobs"},
     "cast-public": {"teacher_logprobs"},
     "cast-port": {"teacher_logprobs"},

@@ -70,6 +70,7 @@ def compute_advantages(
     base_R = method.baseline.advantages_R(rewarded, signals)
     base_R = method.zero_variance.fill_R(base_R, groups, moment)
     shaped = method.shaping.shape(base_R, signals, groups, moment)
+    shaped = method.zero_variance.shape(shaped, base_R, groups, signals)
     distill_weights_N = method.distillation.weights_N(
         base_R, signals.offsets, moment, method.teacher.skip_tokens
     )

@@ -224,7 +224,9 @@ class MethodSettings(Section):
     @property
     def needs(self) -> frozenset[str]:
         """Signals that shaping or training with this method reads."""
-        slots = (self.baseline, self.shaping, self.conditioning, self.objective)
+        slots = (
+            self.baseline, self.zero_variance, self.shaping, self.conditioning, self.objective
+        )  # fmt: skip
         return frozenset({"policy_logprobs"}).union(*(slot.needs for slot in slots))
 
 

@@ -86,6 +86,12 @@ PRESETS: dict[str, Preset] = {
             "surrogate": DAPO_SURROGATE,
         },
     ),
+    "rl-zvp": Preset(
+        "GRPO, and groups without variance teach by the verifier's sign and each token's entropy",
+        "arXiv 2509.21880",
+        {"zero_variance": {"kind": "entropy"}, "surrogate": DAPO_SURROGATE},
+        ("zero_variance.alpha", "surrogate"),
+    ),
     "cast": Preset(
         "An answer-free self-teacher shapes and flips token advantages; no group is silent",
         "arXiv 2606.00172",
