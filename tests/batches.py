@@ -31,8 +31,8 @@ Rows = list[list[float]]
 @dataclass(frozen=True)
 class Batch:
     """Completions in any order: reward (NaN = unknown), group, and a list of values a token: the
-    gap, the drift l_old - l_ref, whose size is the entropy too, and a score of influence. What is
-    left out is all 0."""
+    gap, the drift l_old - l_ref, whose size is the entropy and minus l_old too, and a score of
+    influence. What is left out is all 0."""
 
     rewards: list[float]
     group: list[int]
@@ -54,8 +54,11 @@ class Batch:
     @property
     def signals(self) -> TokenSignals:
         gap, scores = self._flat(self.gaps), self._flat(self.scores)
-        drifts = self._flat(self.drifts)
-        return TokenSignals(self.offsets, gap, drifts, scores, scores, np.abs(drifts))
+        drifts, count = self._flat(self.drifts), int(self.offsets[-1])
+        draws = np.random.default_rng(count).integers(2**63, size=count).astype(np.uint64)
+        return TokenSignals(
+            self.offsets, gap, drifts, scores, scores, np.abs(drifts), -np.abs(drifts), draws
+        )
 
     @property
     def ending(self) -> Ending:

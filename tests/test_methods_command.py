@@ -26,6 +26,7 @@ TEACHERS = {
     "sdpg-ufkl": ("current", "solution_or_answer"),
 }
 NEEDS = {
+    "high-entropy": ["entropies"],
     "rl-zvp": ["entropies"],
     "cast": ["teacher_logprobs"],
     "cast-public": ["teacher_logprobs"],

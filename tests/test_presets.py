@@ -36,6 +36,8 @@ TABLE = {
     ),
     "lite-ppo": ("batch_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "high-entropy": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "clip-cov": ("mean_std", "resample", "none", NO_TEACHER, ("clip", 1.0, 1.0), "token_mean"),
     "rl-zvp": ("mean_std", "entropy", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
     "cast": CAST,
     "cast-public": CAST,
@@ -61,8 +63,13 @@ OPSD_LOSS = {
 SDPG_LOSS = {**OPSD_LOSS, "kind": "reverse_kl", "coefficient": 0.001, "gate": True}
 
 MORE: dict[str, dict[str, Any]] = {
-    # overlong, conditioning, distillation and anchor, where they are not off
+    # overlong, conditioning, distillation, anchor and token mask, where they are not off
     "dapo": {"overlong": {"kind": "penalty", "cache": None}},
+    "high-entropy": {
+        "overlong": {"kind": "penalty", "cache": None},
+        "token_mask": {"kind": "high_entropy", "share": 0.2, "mean_over": "kept"},
+    },
+    "clip-cov": {"token_mask": {"kind": "clip_cov", "share": 2e-4, "low": 1.0, "high": 5.0}},
     "cast-public": {"overlong": {"kind": "mask"}},
     "opsd": {"distillation": OPSD_LOSS},
     "grpo+opsd": {"distillation": OPSD_LOSS},
@@ -77,6 +84,7 @@ OFF = {
     "conditioning": {"kind": "none"},
     "distillation": {"kind": "none"},
     "anchor": {"kind": "none", "coefficient": 0.001},
+    "token_mask": {"kind": "none"},
 }
 
 
@@ -95,7 +103,8 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     )
     dumped = made.model_dump()
     assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
-    assert (surrogate.dual_clip, surrogate.entropy_bonus) == (None, 0)
+    assert surrogate.dual_clip == (10.0 if name == "clip-cov" else None)
+    assert surrogate.entropy_bonus == 0
     assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
     scaffold = "{{ prompt }}\n\n[Student response]\n" if name == "cast-public" else None
     assert (teacher.skip_tokens, teacher.template, teacher.chat) == (0, scaffold, scaffold is None)
@@ -169,6 +178,7 @@ def test_the_teachers_numbers() -> None:
 
 
 NEEDS = {
+    "high-entropy": {"entropies"},
     "rl-zvp": {"entropies"},
     "cast": {"teacher_logprobs"},
     "cast-public": {"teacher_logprobs"},

@@ -84,6 +84,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "scheduled": {"distillation.warmup_steps": 50, "distillation.decay_steps": 100},
         "sampled-token": {"distillation.tokens": "sampled"},
     },
+    "high-entropy-qwen3-1.7b": {"all-tokens": {"token_mask.mean_over": "all"}},
     "opsd-qwen3-1.7b": {"point-wise-clip": {"distillation.clip": 0.05}},
     "rlsd-qwen3-1.7b": {"no-decay": {"shaping.decay_steps": 0}},
     "rlrt-qwen3-1.7b": {"answer": {"teacher.context": "solution_or_answer"}},

@@ -19,7 +19,7 @@ from castctl.stages.shape import shape_step
 from castctl.stages.train.batch import read_batch
 from runs import small_recipe
 
-METHODS = ("lite-ppo",)
+METHODS = ("lite-ppo", "high-entropy", "clip-cov")
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,13 @@ def test_a_value_out_of_its_range(method: str, key: str, value: str, words: str)
 @pytest.mark.parametrize(
     ("method", "slot", "kinds"),
     [
-        ("grpo", "baseline", "'mean_std', 'mean', 'leave_one_out', 'rcc', 'none'"),
-        ("grpo", "zero_variance", "'zero', 'signed', 'resample'"),
+        (
+            "grpo",
+            "baseline",
+            "'mean_std', 'mean', 'leave_one_out', 'maxrl', 'batch_std', 'rcc', 'none'",
+        ),
+        ("grpo", "zero_variance", "'zero', 'signed', 'entropy', 'resample'"),
+        ("grpo", "token_mask", "'none', 'high_entropy', 'clip_cov'"),
         ("grpo", "overlong", "'none', 'penalty', 'mask'"),
         ("grpo", "correction", "'none', 'truncate', 'mask'"),
         ("grpo", "shaping", "'none', 'cast', 'rlsd', 'rlrt', 'oar-p', 'oar-g'"),

@@ -21,6 +21,7 @@ from castctl.methods.rlsd import RlsdShaping
 from castctl.methods.shaping import NoShaping
 from castctl.methods.surrogate import Surrogate
 from castctl.methods.teacher import Teacher
+from castctl.methods.token_mask import NoTokenMask, TokenMask
 from castctl.methods.zero_variance import ZeroBase, ZeroVariance
 from castctl.settings import Section
 
@@ -53,6 +54,8 @@ class MethodSettings(Section):
     """The loss that pulls towards the teacher's distributions."""
     anchor: Anchor = Anchor()
     """The penalty that ties the policy to the frozen initial one."""
+    token_mask: TokenMask = NoTokenMask()
+    """Which tokens the policy loss is taken over."""
     correction: Correction = Truncate()
     """What the policy loss is multiplied by where sampler and scorer differ."""
 
@@ -126,6 +129,15 @@ class MethodSettings(Section):
             (
                 not trains and self.overlong.kind == "mask",
                 "without a policy loss there is nothing to mask; set method.overlong.kind=none",
+            ),
+            (
+                not trains and self.token_mask.kind != "none",
+                "without a policy loss there is no token to mask; set method.token_mask.kind=none",
+            ),
+            (
+                bilateral and self.token_mask.kind == "clip_cov",
+                "the covariance is that of the log-probs under the bare prompt, the ratio that "
+                "under the opposite completions; set method.token_mask.kind=none",
             ),
             (
                 not trains and (self.shaping.kind != "none" or bilateral),
@@ -213,7 +225,7 @@ class MethodSettings(Section):
     @property
     def whole_step(self) -> bool:
         """Whether advantages depend on completions of other prompts, so on a step's every part."""
-        return self.baseline.whole_step
+        return self.baseline.whole_step or self.token_mask.whole_step
 
     @property
     def binary_rewards(self) -> bool:
@@ -225,7 +237,8 @@ class MethodSettings(Section):
     def needs(self) -> frozenset[str]:
         """Signals that shaping or training with this method reads."""
         slots = (
-            self.baseline, self.zero_variance, self.shaping, self.conditioning, self.objective
+            self.baseline, self.zero_variance, self.shaping, self.token_mask, self.conditioning,
+            self.objective,
         )  # fmt: skip
         return frozenset({"policy_logprobs"}).union(*(slot.needs for slot in slots))
 

@@ -86,6 +86,30 @@ PRESETS: dict[str, Preset] = {
             "surrogate": DAPO_SURROGATE,
         },
     ),
+    "high-entropy": Preset(
+        "DAPO, its policy loss over the fifth of the tokens with the highest entropy",
+        "arXiv 2506.01939",
+        {
+            "zero_variance": {"kind": "resample"},
+            "overlong": {"kind": "penalty"},
+            "surrogate": DAPO_SURROGATE,
+            "token_mask": {"kind": "high_entropy"},
+        },
+    ),
+    "clip-cov": Preset(
+        "GRPO without its clip, and without tokens drawn from those of high covariance",
+        "arXiv 2505.22617",
+        {
+            "zero_variance": {"kind": "resample"},
+            "surrogate": {
+                "clip_low": 1.0,
+                "clip_high": 1.0,
+                "dual_clip": 10.0,
+                "aggregation": "token_mean",
+            },
+            "token_mask": {"kind": "clip_cov"},
+        },
+    ),
     "rl-zvp": Preset(
         "GRPO, and groups without variance teach by the verifier's sign and each token's entropy",
         "arXiv 2509.21880",

@@ -148,8 +148,8 @@ def measure_sampler(
 def measure_advantages(
     advantages: pa.Table, rewards: pa.Table, signals: pa.Table | None, made: Slots
 ) -> Measures:
-    """Group kinds, spread of the advantages, flips, and what baseline and shaping tell of
-    themselves.
+    """Group kinds, spread of the advantages, flips, the share of all completion tokens whose policy
+    loss weighs 0 by whatever mask, and what baseline and shaping tell of themselves.
 
     Flips are shares of three different totals, which do not add up: of all completion tokens, down
     of those with a base advantage above 0, up of those below 0; None where there are none of them.
@@ -173,6 +173,9 @@ def measure_advantages(
         measures["flipped_share"] = _share(flipped, np.full(len(flipped), True))
         measures["flipped_down_share"] = _share(flipped, base_N > 0)
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
+    loss_weights = nullable_floats(advantages, "loss_weights", offsets)
+    if loss_weights is not None:
+        measures["masked_share"] = _mean(loss_weights == 0)
     weights = nullable_floats(advantages, "weights", offsets)
     shaped = Shaped(flat, weights, flipped)
     measures |= made.shaping.measures(base_R, shaped, offsets, groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -19,10 +19,11 @@ from castctl.methods.advantages import Ending, compute_advantages
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
-from castctl.ragged import offsets_of, spread
+from castctl.ragged import offsets_of
 from castctl.shards.columns import list_column
 from castctl.shards.part import Metadata, Part, content_hash
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
+from castctl.stages.draws import token_draws
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
 from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
@@ -35,6 +36,7 @@ SHAPED_BY = (
     "zero_variance",
     "overlong",
     "shaping",
+    "token_mask",
     "conditioning",
     "distillation",
     "correction",
@@ -47,6 +49,7 @@ def shape_step(
     method: MethodSettings,
     *,
     longest: int | None = None,
+    seed: int = 0,
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
@@ -54,9 +57,10 @@ def shape_step(
     """Turn `rewards/` and `signals/` into `advantages/`, part by part.
 
     `rollouts/` is read too where it is there, for the sampler's log-probs and for how completions
-    ended; `longest` is the longest allowed completion, where the rollouts do not say it. A method
-    that looks at the whole step reads every part, those of other shards too. Raises `UserError`
-    where parts contradict one another, are missing, or lack a signal that the method needs.
+    ended; `longest` is the longest allowed completion, where the rollouts do not say it; `seed` is
+    that of a token mask that draws. A method that looks at the whole step reads every part, those
+    of other shards too. Raises `UserError` where parts contradict one another, are missing, or lack
+    a signal that the method needs.
     """
     parts = folder.require_parts("rewards", "run `castctl score` first", shard)
     read = WHOLE if method.whole_step else shard
@@ -71,8 +75,8 @@ def shape_step(
         )
     folder.refuse_mixed("rollouts")
     owned = [part for part in parts if shard.owns(part)]
-    moment = Moment(folder.step, folder.total_steps)
-    step = _WholeStep(folder, parts, method, moment, longest) if method.whole_step else None
+    at = _At(Moment(folder.step, folder.total_steps), longest, seed)
+    step = _WholeStep(folder, parts, method, at) if method.whole_step else None
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:
         for number in owned:
             inputs = step.inputs[number] if step else _read_inputs(folder, number)
@@ -81,7 +85,7 @@ def shape_step(
                 if step:
                     return step.part(number)
                 _refuse_unfit(inputs, method)
-                return _shape(inputs, method, moment, longest)
+                return _shape(inputs, method, at)
 
             tables = {stage: part.table for stage, part in inputs.items()}
             settings = shaping_settings(method)
@@ -89,6 +93,8 @@ def shape_step(
                 settings |= {"total_steps": folder.total_steps}
             if (ending := _ending(inputs, method, longest)) is not None:
                 settings |= {"longest": ending.longest}
+            if method.token_mask.draws:
+                settings |= {"seed": seed}
             made: Metadata = {"settings": settings, **mark_foreign(inputs)}
             if step:
                 made["whole_step"] = step.hash
@@ -112,10 +118,10 @@ def refuse_other_temperature(rollouts: Part, signals: Part) -> None:
         )
 
 
-def kept_groups(folder: StepFolder, parts: Iterable[int]) -> int:
-    """How many prompts of these shaped parts have a kept completion."""
-    tables = [folder.read("advantages", part).table for part in parts]
-    return sum(len(t.filter(t["kept"])["prompt_id"].unique()) for t in tables)
+def kept_groups(folder: StepFolder, parts: Iterable[int], method: MethodSettings) -> int:
+    """How many prompts of these judged parts have a completion that is kept."""
+    groups = (reward_groups(folder.read("rewards", part).table) for part in parts)
+    return sum(len(np.unique(g.of_row[method.zero_variance.keeps_R(g)])) for g in groups)
 
 
 def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
@@ -134,6 +140,15 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
     return inputs
 
 
+@dataclass(frozen=True)
+class _At:
+    """Where in a run a step is shaped, and what the rollouts may not say."""
+
+    moment: Moment
+    longest: int | None
+    seed: int
+
+
 class _WholeStep:
     """A step's parts shaped together, for a method whose advantages depend on all of them.
 
@@ -145,14 +160,12 @@ class _WholeStep:
         folder: StepFolder,
         parts: list[int],
         method: MethodSettings,
-        moment: Moment,
-        longest: int | None,
+        at: _At,
     ) -> None:
         self.inputs = {part: _read_inputs(folder, part) for part in parts}
         for inputs in self.inputs.values():
             _refuse_unfit(inputs, method)
-        self._joined, self._method = _joined(list(self.inputs.values())), method
-        self._moment, self._longest = moment, longest
+        self._joined, self._method, self._at = _joined([*self.inputs.values()]), method, at
         rows = offsets_of([each["rewards"].table.num_rows for each in self.inputs.values()])
         self._rows = dict(zip(parts, pairwise(rows.tolist()), strict=True))
         hashes = (content_hash(part.table) for part in self._joined.values())
@@ -165,7 +178,7 @@ class _WholeStep:
 
     @cached_property
     def _table(self) -> pa.Table:
-        return _shape(self._joined, self._method, self._moment, self._longest)
+        return _shape(self._joined, self._method, self._at)
 
 
 def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
@@ -181,17 +194,20 @@ def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
     }
 
 
-def _shape(
-    inputs: dict[str, Part], method: MethodSettings, moment: Moment, longest: int | None
-) -> pa.Table:
+def _shape(inputs: dict[str, Part], method: MethodSettings, at: _At) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
     read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers)
     groups = reward_groups(rewards)
-    ending = _ending(inputs, method, longest)
-    tokens = replace(read.tokens, taught_R=taught_rows(signals, method))
-    advantages = compute_advantages(method, groups, tokens, moment, ending)
-    loss_weights = _loss_weights(inputs, read, method, advantages.masks_R)
-    offsets = read.tokens.offsets
+    ending = _ending(inputs, method, at.longest)
+    tokens, offsets = read.tokens, read.tokens.offsets
+    if method.token_mask.draws:
+        ids, samples = (rewards[name].to_pylist() for name in ("prompt_id", "sample"))
+        lengths_R, step = np.diff(offsets), at.moment.step
+        drawn = token_draws(ids, samples, lengths_R, at.seed, step, "token_mask")
+        tokens = replace(tokens, draws_N=drawn)
+    tokens = replace(tokens, taught_R=taught_rows(signals, method))
+    advantages = compute_advantages(method, groups, tokens, at.moment, ending)
+    loss_weights = _loss_weights(inputs, read, method, advantages.masks_N)
     columns = {
         "prompt_id": rewards["prompt_id"],
         "sample": rewards["sample"],
@@ -254,12 +270,11 @@ def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _loss_weights(
-    inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_R: NDArray[np.float64]
+    inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_N: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
     """Importance correction (N) between sampler and scorer, times the masks; None where neither
     has anything to say."""
     offsets = read.tokens.offsets
-    masks_N = spread(masks_R, offsets)
     corrected = None
     if method.correction.kind != "none" and "rollouts" in inputs:
         refuse_altered(
@@ -276,5 +291,5 @@ def _loss_weights(
         else:
             corrected = method.correction.corrected(read.policy_N, sampler_N, offsets)
     if corrected is None:
-        return masks_N if (masks_R != 1).any() else None
+        return masks_N if (masks_N != 1).any() else None
     return masks_N * corrected.weights_N

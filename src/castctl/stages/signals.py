@@ -87,6 +87,7 @@ def signals_of(table: pa.Table, skip_tokens: int = 0, taught: bool = False) -> S
         perturb_N=nullable_floats(table, "importance_perturb", offsets),
         grad_N=nullable_floats(table, "importance_grad", offsets),
         entropies_N=nullable_floats(table, "entropies", offsets),
+        logprobs_N=policy,
     )
     return StepSignals(policy, tokens, skipped)
 

@@ -246,17 +246,18 @@ class _Loop:
         return row
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
-        """Roll out, score and shape the step's prompts, and others in place of dropped groups as
-        often as the method wants; the number of rounds."""
-        folder, most = self.run.step(step), self.recipe.method.zero_variance.rounds
+        """Roll out and score the step's prompts, and others in place of dropped groups as often as
+        the method wants, and shape them; the number of rounds."""
+        folder, method = self.run.step(step), self.recipe.method
+        most = method.zero_variance.rounds
         prompts = prompts_of_step(self.prompts, self.run, step)
         wanted, taken, part = prompts.num_rows, prompts, 0
         if most == 1:
             count = part_count(prompts, self.recipe.train.part_size)
             self.ranks.first_does("the parts", lambda: folder.keep_first(count, WHOLE, False))
         for round in range(1, most + 1):
-            part = self._shaped(step, prompts, part, seconds)
-            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part))
+            part = self._scored(step, prompts, part, seconds)
+            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part), method)
             if missing <= 0:
                 break
             prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
@@ -267,12 +268,19 @@ class _Loop:
             taken = pa.concat_tables([taken, prompts])
         if most > 1:
             self.ranks.first_does("the parts", lambda: folder.keep_first(part, WHOLE, False))
+        with timed(seconds, "shape"):
+            shape_step(
+                folder, method, longest=self.recipe.sampling.max_tokens, seed=self.recipe.seed,
+                progress=self.progress, shard=self.shard,
+            )  # fmt: skip
+            self.ranks.meet("the advantages")
+            self._await_parts(folder, "advantages", part)
         return round
 
-    def _shaped(
+    def _scored(
         self, step: int, prompts: pa.Table, first_part: int, seconds: dict[str, float]
     ) -> int:
-        """Roll out these prompts, then score and shape all of the step; the next part's number."""
+        """Roll out these prompts, then score all of the step; the next part's number."""
         folder = self.run.step(step)
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
         with timed(seconds, "rollout"):
@@ -299,16 +307,10 @@ class _Loop:
                 progress=self.progress, shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the scores")
-            self._await_parts(folder, "signals", rolled.next_part)
+            for stage in ("rewards", "signals"):
+                self._await_parts(folder, stage, rolled.next_part)
         for pass_name, spent in passes.items():
             seconds[f"{OF_SCORING}{pass_name}"] += spent
-        with timed(seconds, "shape"):
-            shape_step(
-                folder, method, longest=sampling.max_tokens, progress=self.progress,
-                shard=self.shard,
-            )  # fmt: skip
-            self.ranks.meet("the advantages")
-            self._await_parts(folder, "advantages", rolled.next_part)
         return rolled.next_part
 
     def _await_parts(self, folder: StepFolder, stage: str, count: int) -> None:
