@@ -69,7 +69,7 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
     assert pc.is_null(rewards["reward"]).to_numpy().sum() == 0
     drops = name in ("dapo", "high-entropy", "clip-cov")
     assert (kept == (kinds == "mixed")).all() if drops else kept.all()
-    if name in ("opsd", "sdpo"):
+    if name in ("opsd", "opd", "sdft", "sdpo"):
         assert (base == 0).all()
     elif name == "rl-zvp":
         silent = np.isin(kinds, ("all_correct", "all_wrong"))
@@ -87,7 +87,8 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
         flipped = nullable_floats(shaped, "flipped", offsets)
         assert flipped is not None and flipped.any() and not flipped.all()
     distill = nullable_floats(shaped, "distill_weights", offsets)
-    assert (distill is not None) == ("opsd" in name or "sdp" in name)
+    distilled = ("opsd", "opd", "sdft", "grpo+opsd", "sdpo", "sdpg-urkl", "sdpg-ufkl")
+    assert (distill is not None) == (name in distilled)
     if "sdpg" in name:
         gate = np.repeat(base > 0, np.diff(offsets))
         np.testing.assert_allclose(distill, np.where(gate, np.float32(0.001), 0))

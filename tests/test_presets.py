@@ -43,6 +43,8 @@ TABLE = {
     "cast-public": CAST,
     "cast-port": CAST,
     "opsd": ("none", "zero", "none", INITIAL, NO_SURROGATE, "token_mean"),
+    "opd": ("none", "zero", "none", ("model", "none"), NO_SURROGATE, "token_mean"),
+    "sdft": ("none", "zero", "none", ("ema", "solution_or_answer"), NO_SURROGATE, "token_mean"),
     "grpo+opsd": ("mean_std", "zero", "none", INITIAL, GRPO_CLIP, "sequence_mean"),
     "rlsd": ("mean_std", "zero", "rlsd", CURRENT, DAPO_CLIP, "token_mean"),
     "rlrt": ("mean_std", "zero", "rlrt", PEER, DAPO_CLIP, "token_mean"),
@@ -72,6 +74,8 @@ MORE: dict[str, dict[str, Any]] = {
     "clip-cov": {"token_mask": {"kind": "clip_cov", "share": 2e-4, "low": 1.0, "high": 5.0}},
     "cast-public": {"overlong": {"kind": "mask"}},
     "opsd": {"distillation": OPSD_LOSS},
+    "opd": {"distillation": {**OPSD_LOSS, "kind": "reverse_kl"}},
+    "sdft": {"distillation": {**OPSD_LOSS, "kind": "reverse_kl"}},
     "grpo+opsd": {"distillation": OPSD_LOSS},
     "sdpo": {"distillation": {**OPSD_LOSS, "tokens": "top_k_tail"}},
     "sdpg-urkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "urkl", "coefficient": 0.001}},
@@ -106,8 +110,15 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     assert surrogate.dual_clip == (10.0 if name == "clip-cov" else None)
     assert surrogate.entropy_bonus == 0
     assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
-    scaffold = "{{ prompt }}\n\n[Student response]\n" if name == "cast-public" else None
-    assert (teacher.skip_tokens, teacher.template, teacher.chat) == (0, scaffold, scaffold is None)
+    templates = {
+        "cast-public": "{{ prompt }}\n\n[Student response]\n",
+        "sdft": "{{ prompt }}\n\nThis is an example for a response to the question:\n"
+        "{{ solution or answer }}\n\n"
+        "Now answer with a response of your own, including the thinking process.",
+    }
+    skipped = 3 if name == "sdft" else 0
+    assert (teacher.skip_tokens, teacher.template) == (skipped, templates.get(name))
+    assert teacher.chat == (name != "cast-public")
 
 
 def test_the_table_is_whole() -> None:
@@ -175,6 +186,8 @@ def test_the_teachers_numbers() -> None:
     assert [method(name=f"cast-{name}").teacher.every for name in ("public", "port")] == [10, 50]
     assert method(name="opsd").teacher.decay == 0.999, "of `ema`, for those who choose it"
     assert method(name="sdpo").teacher.decay == 0.95
+    assert method(name="sdft").teacher.decay == 0.99
+    assert method(name="opd").teacher.pathless, "its user names it"
 
 
 NEEDS = {
@@ -184,6 +197,8 @@ NEEDS = {
     "cast-public": {"teacher_logprobs"},
     "cast-port": {"teacher_logprobs"},
     "opsd": {"teacher_prompt_token_ids"},
+    "opd": {"teacher_prompt_token_ids"},
+    "sdft": {"teacher_prompt_token_ids"},
     "grpo+opsd": {"teacher_prompt_token_ids"},
     "rlsd": {"teacher_logprobs"},
     "rlrt": {"teacher_logprobs"},
@@ -196,20 +211,20 @@ NEEDS = {
     "rcc": {"ref_logprobs"},
     "bicc+rcc": {"bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"},
 }
-TOLD_BY_DATA = {"opsd", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
+TOLD_BY_DATA = {"opsd", "sdft", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
 TOLD_BY_PEERS = {"rlrt", "sdpo"}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_method_asks_for(name: str) -> None:
-    """CAST's teacher never sees the answer; OPSD and SDPO alone compare no rewards."""
+    """CAST's teacher never sees the answer; pure distillation alone compares no rewards."""
     made = method(name=name)
     assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
     assert made.listens == (
-        name in TOLD_BY_DATA | TOLD_BY_PEERS | {"cast", "cast-public", "cast-port"}
+        name in TOLD_BY_DATA | TOLD_BY_PEERS | {"opd", "cast", "cast-public", "cast-port"}
     )
     assert made.told_by_data == (name in TOLD_BY_DATA)
     assert made.told_by_peers == (name in TOLD_BY_PEERS)
-    assert made.compares == (name not in ("opsd", "sdpo"))
+    assert made.compares == (name not in ("opsd", "opd", "sdft", "sdpo"))
     by_sign = ["the verdict decides no direction"] if name == "cast-public" else []
     assert all(said in told for said, told in zip(by_sign, made.warnings(), strict=True))

@@ -85,6 +85,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "sampled-token": {"distillation.tokens": "sampled"},
     },
     "high-entropy-qwen3-1.7b": {"all-tokens": {"token_mask.mean_over": "all"}},
+    "opd-qwen3-1.7b": {
+        "sampled-token": {"distillation.tokens": "sampled"}, "jsd": {"distillation.kind": "jsd"},
+    },
+    "sdft-qwen3-1.7b": {"forward-kl": {"distillation.kind": "forward_kl"}},
     "opsd-qwen3-1.7b": {"point-wise-clip": {"distillation.clip": 0.05}},
     "rlsd-qwen3-1.7b": {"no-decay": {"shaping.decay_steps": 0}},
     "rlrt-qwen3-1.7b": {"answer": {"teacher.context": "solution_or_answer"}},
@@ -103,7 +107,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """What each variant sets in the method."""
 
+OPD_TINY = {"teacher.path": "embedded", "teacher.context": "solution_or_answer"}
+SDFT_TINY = {"teacher.template": "{{ prompt }} ({{ solution or answer }})"}
+
 TINY_CHANGES: dict[str, dict[str, Any]] = {
+    **{f"opd-qwen3-1.7b{variant}": OPD_TINY for variant in ("", ":sampled-token", ":jsd")},
+    **{f"sdft-qwen3-1.7b{variant}": SDFT_TINY for variant in ("", ":forward-kl")},
     "oar-p-qwen3-1.7b": {"shaping.budget": 16},
     "oar-p-qwen3-1.7b:joint": {"shaping.budget": 16},
     "sdpg-qwen3-4b:scheduled": {
@@ -258,7 +267,13 @@ def test_a_recipe_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         recipe = load_recipe(name)
         folder = tmp_path / recipe.model.path.rpartition("-")[2]
         model = recipe.model.model_copy(update={"path": str(folder), "device": "cuda"})
-        memory = estimate.estimate_memory(recipe.model_copy(update={"model": model}), 80)
+        method, teacher = recipe.method, recipe.method.teacher
+        if teacher.path is not None:
+            own = str(tmp_path / teacher.path.rpartition("-")[2])
+            taught = {"teacher": teacher.model_copy(update={"path": own})}
+            method = method.model_copy(update=taught)
+        update = {"model": model, "method": method}
+        memory = estimate.estimate_memory(recipe.model_copy(update=update), 80)
         (fit,) = memory.fits
         said = re.search(r"It takes about (\d+) GiB of one GPU", RECIPES[name].read_text())
         assert said and int(said[1]) == round(fit.needed / 2**30), name

@@ -32,6 +32,12 @@ PRIVILEGED: Slots = {"context": "solution_or_answer"}
 DAPO_SURROGATE: Slots = {"clip_high": 0.28, "aggregation": "token_mean"}
 SCAFFOLD = "{{ prompt }}\n\n[Student response]\n"
 """The user text of the public scripts' teacher, which reads no chat template."""
+DEMONSTRATION = (
+    "{{ prompt }}\n\nThis is an example for a response to the question:\n"
+    "{{ solution or answer }}\n\n"
+    "Now answer with a response of your own, including the thinking process."
+)
+"""The user text of SDFT's teacher, by its paper's code."""
 OPSD_TEACHER: Slots = {"kind": "initial", "decay": 0.999, **PRIVILEGED}
 
 
@@ -163,6 +169,34 @@ PRESETS: dict[str, Preset] = {
             "distillation": {"kind": "jsd"},
         },
         ("teacher.decay", "surrogate.aggregation"),
+    ),
+    "opd": Preset(
+        "Distillation alone, from another model of the same vocabulary, which you name",
+        "arXiv 2306.13649",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": {"kind": "model"},
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "reverse_kl"},
+        },
+        ("surrogate.aggregation",),
+    ),
+    "sdft": Preset(
+        "Distillation alone, from the model's own average when it sees a demonstration",
+        "arXiv 2601.19897",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": {
+                "kind": "ema",
+                "decay": 0.99,
+                "skip_tokens": 3,
+                "template": DEMONSTRATION,
+                **PRIVILEGED,
+            },
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "reverse_kl"},
+        },
+        ("surrogate.aggregation",),
     ),
     "grpo+opsd": Preset(
         "The losses of GRPO and OPSD added",

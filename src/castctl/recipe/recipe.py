@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.methods.teacher import PATHLESS
 from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
@@ -290,6 +291,8 @@ class Recipe(Section):
         """
         sampling, method = self.sampling, self.method
         require_data(self)
+        if method.teacher.pathless:
+            raise UserError(f"{method.name}: {PATHLESS}")
         if sampling.n < 2 and method.compares:
             raise UserError(
                 f"{method.name} compares completions of one prompt; "
