@@ -108,7 +108,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 """What each variant sets in the method."""
 
 OPD_TINY = {"teacher.path": "embedded", "teacher.context": "solution_or_answer"}
-SDFT_TINY = {"teacher.template": "{{ prompt }} ({{ solution or answer }})"}
+SDFT_TINY = {"teacher.template": "{{ problem }} ({{ answer }})"}
 
 TINY_CHANGES: dict[str, dict[str, Any]] = {
     **{f"opd-qwen3-1.7b{variant}": OPD_TINY for variant in ("", ":sampled-token", ":jsd")},
