@@ -11,8 +11,8 @@ PACKAGE = Path(castctl.__file__).parent
 
 FLOORS = [
     {
-        "errors", "files", "launcher", "lifeline", "processes", "progress", "ragged", "ranks",
-        "settings", "versions",
+        "buckets", "errors", "files", "launcher", "lifeline", "processes", "progress", "ragged",
+        "ranks", "settings", "versions",
     },
     {"methods", "shards"},
     {"recipe"},
@@ -26,7 +26,7 @@ FLOORS = [
 ]  # fmt: skip
 """From the ground up; what stands on one floor may use one another."""
 
-METHODS = {"cast", "rlsd", "rlrt", "oar", "presets"}
+METHODS = {"cast", "cispo", "dppo", "gspo", "oar", "presets", "rlrt", "rlsd", "sapo"}
 """The mathematics that only one method has, and their names."""
 
 BESIDE = {"", "__main__"}

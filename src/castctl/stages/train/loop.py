@@ -8,6 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,6 @@ from castctl.errors import UserError
 from castctl.launcher import rank_of
 from castctl.methods.baselines import ratio_margin
 from castctl.models.loading import resolve_device
-from castctl.models.policy import Policy
 from castctl.progress import Beating, Progress
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.reader import dump_recipe
@@ -34,8 +34,8 @@ from castctl.stages.evaluate.runner import PART_SIZE, evaluate, pose, require_ro
 from castctl.stages.measures import measure_step
 from castctl.stages.policies import (
     budget_of,
+    load_trained,
     make_scorers,
-    make_teacher,
     policy_at,
     policy_name,
     reference_of,
@@ -47,17 +47,16 @@ from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import kept_groups, reward_groups, shape_step
 from castctl.stages.train.batch import digest_of, read_batch
 from castctl.stages.train.checkpoint import (
-    TrainState,
     load_state,
     prune_checkpoints,
     remove_unfinished,
     save_checkpoint,
 )
 from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
-from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.outcome import Trained, best_step, trained
 from castctl.stages.train.row import step_row, timed
 from castctl.stages.train.schedule import evaluates_after, saves_after
+from castctl.stages.train.state import new_state
 from castctl.stages.train.trackers import NoTracker, start_tracker
 from castctl.stages.train.update import update
 from castctl.stages.train.zero_signals import warn_of_zero_rewards, warned_of_zero_gap
@@ -116,16 +115,17 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: R
                     result = loop.evaluate(step + 1)
                     row |= {f"eval_{key}": value for key, value in result["avg"].items()}
 
-                def keep(step: int = step, row: Row = row) -> None:
+                def tell(step: int = step, row: Row = row) -> None:
                     run.require_place()
                     loop.metrics.append(row)
                     tracker.log(row, step)
-                    if saves_after(run.recipe, step + 1):
-                        save_checkpoint(run, step + 1, loop.state)
-                        _prune(run, step + 1)
-                    on_row(row)
 
-                ranks.first_does("the step's end", keep)
+                ranks.first_does("the step's numbers", tell)
+                if saves_after(run.recipe, step + 1):
+                    save_checkpoint(run, step + 1, loop.state, ranks=ranks)
+                    ranks.first_does("the old", partial(_prune, run, step + 1))
+                if ranks.first:
+                    on_row(row)
             # Once more, where an interruption left some.
             ranks.first_does("the end", lambda: _prune(run, settings.steps))
         state = "finished"
@@ -155,19 +155,6 @@ def _prune(run: Run, last: int) -> None:
         prune_checkpoints(run, {best_step(run, last), last})
 
 
-def new_state(run: Run, policy: Policy, step: int) -> TrainState:
-    """Fresh teacher and optimizer around a policy."""
-    settings = run.recipe.train
-    updates = settings.steps * settings.epochs * settings.minibatches
-    if settings.gradient_checkpointing:
-        policy.model.recompute_activations()
-    return TrainState(
-        policy,
-        make_teacher(run.recipe, policy, step),
-        Optimizer(policy.trained(), run.recipe.optimizer, updates),
-    )
-
-
 class _Loop:
     """The models, prompts and folders of a run in training."""
 
@@ -180,7 +167,7 @@ class _Loop:
         self.ranks, self.shard = ranks, Shard(ranks.rank.index, ranks.rank.count)
         source = policy_at(run, start)
         self.name = source.fingerprint
-        policy = source.load(recipe.model)
+        policy = load_trained(source, recipe, ranks)
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
@@ -205,21 +192,19 @@ class _Loop:
         """Run all stages of one step; its metrics."""
         self.run.require_place()
         folder = self.run.step(step)
-        model, teacher = self.state.policy.model, self.state.teacher
+        policy, teacher = self.state.policy, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
         waited = self.ranks.waited
         teacher.refresh(step)
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
         with timed(seconds, "train"):
-            batch = read_batch(folder, self.recipe.method)
+            batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
             stats = update(
-                model, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
+                policy, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
             )
-            self.ranks.require_same(
-                "policy", lambda: str(weight_sums(self.state.policy, torch.float32))
-            )
+            self.ranks.require_same("policy", lambda: str(weight_sums(policy, torch.float32)))
             teacher.follow()
         with timed(seconds, "sync"):
             synced = self.engine.sync()
@@ -239,7 +224,7 @@ class _Loop:
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
-        row = step_row(step, measures, stats, seconds, model.device)
+        row = step_row(step, measures, stats, seconds, policy.model.device)
         if self.ranks.rank.several:
             waited = self.ranks.waited - waited
             row |= {"ranks": self.ranks.rank.count, "wait_share": waited / row["seconds"]}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from castctl.errors import UserError, one_line
 from castctl.files import regular
 from castctl.models.policy import NamedParameters
+from castctl.models.shares import share_like
 from castctl.recipe.optimizer import OptimizerSettings
 from castctl.shards.part import read_json
 
@@ -60,31 +63,37 @@ class Optimizer:
                 parameter.grad.zero_()
 
     @property
-    def gradients(self) -> list[torch.Tensor]:
+    def gradients(self) -> list[Tensor]:
         """The gradients, in the order of the parameters."""
         return [p.grad for _, p in self._named if p.grad is not None]
 
     def clip(self, max_norm: float) -> float:
-        """Scale the gradient down to `max_norm`; its norm before."""
+        """Scale the gradient down to `max_norm`; its norm before, over all ranks' shares."""
         parameters = [parameter for _, parameter in self._named]
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        norm = torch.nn.utils.get_total_norm(self.gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
 
     def step(self) -> None:
         self._adamw.step()
         self._schedule.step()
         self.steps += 1
 
-    def save(self, folder: Path) -> None:
-        """Write moments as safetensors and the step count as JSON."""
-        from safetensors.torch import save_file
-
-        tensors = {
+    def state(self) -> dict[str, Tensor]:
+        """Both moments of each parameter, by name."""
+        return {
             f"{name}.{moment}": self._adamw.state[parameter][moment].contiguous()
             for name, parameter in self._named
             if parameter in self._adamw.state
             for moment in MOMENTS
         }
-        save_file(tensors, folder / "optimizer.safetensors")
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write such moments, whole, or these, as safetensors and the step count as JSON."""
+        from safetensors.torch import save_file
+
+        save_file(dict(state or self.state()), folder / "optimizer.safetensors")
         (folder / "optimizer.json").write_text(json.dumps({"steps": self.steps}) + "\n")
 
     def load(self, folder: Path) -> None:
@@ -113,7 +122,7 @@ class Optimizer:
             if steps:
                 self._adamw.state[parameter] = {
                     "step": torch.tensor(float(steps)),
-                    **{moment: m.to(parameter.device) for moment, m in moments.items()},  # type: ignore[union-attr]
+                    **{n: share_like(m, parameter) for n, m in moments.items() if m is not None},
                 }
         if steps:  # the schedule alone catches up; torch warns of the order
             self._schedule.last_epoch = steps - 1

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods.objective import Objective, TokenStreams, token_losses
-from castctl.methods.surrogate import Surrogate, token_scales
-from castctl.models.head import TeacherSide, fused_loss
+from castctl.methods.surrogate import PolicyLoss, token_scales
+from castctl.models.head import TeacherSide, fused_loss, score_tokens
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
+from castctl.models.policy import Policy
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.recipe import Recipe
@@ -68,20 +69,17 @@ class UpdateStats:
 
     def add(
         self,
-        surrogate: Surrogate,
+        surrogate: PolicyLoss,
         streams: TokenStreams,
         logprobs: torch.Tensor,
         rows: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> None:
-        """Count a micro-batch of `rows`: its ratios, how many the clip holds, and the k3
-        estimate of KL(old || new) in nats."""
+        """Count a micro-batch of `rows`: its ratios, how many tokens a bound on them holds, and the
+        k3 estimate of KL(old || new) in nats."""
         log_ratio = (logprobs - streams.old_logprobs).double()
         ratio = log_ratio.exp()
-        if surrogate.kind == "clip":
-            above = (ratio > 1 + surrogate.clip_high) & (streams.advantages > 0)
-            below = (ratio < 1 - surrogate.clip_low) & (streams.advantages < 0)
-            self.clipped += float((above | below).sum())
+        self.clipped += float(surrogate.held(streams, logprobs).sum())
         self.tokens += len(logprobs)
         self.ratio += float(ratio.sum())
         self.kl += float((log_ratio.expm1() - log_ratio).sum())  # exp - 1 would leave rounding
@@ -123,7 +121,7 @@ class UpdateStats:
 
 
 def update(
-    policy: LanguageModel,
+    policy: Policy,
     teacher: LanguageModel,
     optimizer: Optimizer,
     batch: TrainBatch,
@@ -133,7 +131,7 @@ def update(
 ) -> UpdateStats:
     """Train on a step's completions; the weights and the optimizer move.
 
-    `teacher` is who a distillation asks, the policy itself where it is `current`.
+    `teacher` is who a distillation asks, the policy's own model where it is `current`.
     `train.epochs` passes, each split into `train.minibatches` optimizer steps by whole
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
@@ -142,22 +140,25 @@ def update(
     and when the loss or the gradient is not finite, before the weights are touched.
     """
     for kind, ids in batch.token_ids.items():
-        policy.refuse_unknown_tokens(kind, ids)
-    policy.refuse_long_rows(batch.prompts, batch.completions)
+        policy.model.refuse_unknown_tokens(kind, ids)
+    policy.model.refuse_long_rows(batch.prompts, batch.completions)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
-    with policy.recomputing():
-        for rows in _minibatches(batch, recipe, step):
+    with policy.learner.recomputing():
+        for number, rows in enumerate(_minibatches(batch, recipe, step)):
             optimizer.zero_grad()
+            moved = number > 0 or not batch.on_policy
             own = stats.fresh()
             own.losses = [
-                _accumulate(policy, teacher, batch, micro, recipe, own)
-                for micro in ranks.mine(_microbatches(batch, rows, recipe))
+                _accumulate(policy, teacher, batch, micro, recipe, own, moved)
+                for micro in _own(list(_microbatches(batch, rows, recipe)), batch, policy, ranks)
             ]
             total = stats.include(own, ranks)
-            ranks.sum_gradients(optimizer.gradients)
-            norm = optimizer.clip(recipe.optimizer.max_grad_norm)
+            if not policy.in_shares:
+                ranks.sum_gradients(optimizer.gradients)
+            with ranks.exchange("the gradient's norm"):
+                norm = optimizer.clip(recipe.optimizer.max_grad_norm)
             if not np.isfinite(total) or not np.isfinite(norm):
                 raise UserError(
                     f"step {step + 1}: loss {total:g}, gradient norm {norm:g}; stopped before the "
@@ -165,6 +166,7 @@ def update(
                 )
             stats.lr = optimizer.lr
             optimizer.step()
+            policy.gather()
             stats.losses.append(total)
             stats.grad_norms.append(norm)
     return stats
@@ -181,11 +183,32 @@ def _minibatches(batch: TrainBatch, recipe: Recipe, step: int) -> Iterator[NDArr
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Rows of one forward pass, their tokens' shares of the loss, and which are distilled."""
+    """Rows of one forward pass, their tokens' shares of the loss, and which are distilled.
+
+    One that does not count has no gradient either, and keeps a rank in step with the others.
+    """
 
     rows: NDArray[np.int64]
     scales: NDArray[np.float32]
     distilled_R: NDArray[np.bool_]
+    counts: bool = True
+
+    def muted(self, length: int) -> _MicroBatch:
+        """Its first row, of so many tokens, without a share of the loss."""
+        return _MicroBatch(
+            self.rows[:1], np.zeros(length, np.float32), np.zeros(1, np.bool_), False
+        )
+
+
+def _own(
+    micros: list[_MicroBatch], batch: TrainBatch, policy: Policy, ranks: Ranks
+) -> list[_MicroBatch]:
+    """This rank's micro-batches: as many as every rank's, where the ranks walk in step."""
+    own = list(ranks.mine(micros))
+    if policy.in_shares and len(own) * ranks.rank.count < len(micros):
+        length = int(np.diff(batch.offsets)[micros[0].rows[0]])
+        own.append(micros[0].muted(length))
+    return own
 
 
 def _microbatches(
@@ -199,7 +222,7 @@ def _microbatches(
     scales = token_scales(aggregation, lengths, recipe.sampling.max_tokens)
     scale_offsets = offsets_of(lengths)
     moved = np.zeros(len(kept), np.bool_)
-    if objective.surrogate.kind != "none":
+    if objective.surrogate.trains:
         moved = _any_nonzero(batch.advantages * batch.loss_weights, batch.offsets, kept)
     distilled = np.zeros(len(kept), np.bool_)
     if batch.distill_weights is not None and objective.distillation.kind != "none":
@@ -225,17 +248,19 @@ def _any_nonzero(
 
 
 def _accumulate(
-    policy: LanguageModel,
+    policy: Policy,
     teacher: LanguageModel,
     batch: TrainBatch,
     micro: _MicroBatch,
     recipe: Recipe,
     stats: UpdateStats,
+    moved: bool,
 ) -> float:
-    """Add a micro-batch's gradient; its loss."""
+    """Add a micro-batch's gradient; its loss. `moved` is whether a ratio may differ from 1."""
     objective, rows = recipe.method.objective, micro.rows
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
-    streams = _streams(batch, micro, objective, policy.device)
+    surrogate, device = objective.surrogate, policy.learner.device
+    streams = _streams(batch, micro, objective, device)
 
     def loss(
         part: slice, logprobs: torch.Tensor, entropies: torch.Tensor, divergences: torch.Tensor
@@ -243,17 +268,24 @@ def _accumulate(
         return token_losses(objective, streams[part], logprobs, entropies, divergences)
 
     lengths = np.diff(batch.offsets)[rows]
-    wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(policy.device)
-    total, logprobs, divergences = fused_loss(
-        policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
-        policy.hidden_states(packed),
-        torch.from_numpy(packed.targets_N).to(policy.device),
-        loss,
-        with_entropies=objective.surrogate.entropy_bonus > 0,
-        teacher=_teacher_side(teacher, batch, micro, wanted, recipe),
-    )
-    total.backward()
-    stats.add(objective.surrogate, streams, logprobs, rows, lengths)
+    wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(device)
+    versus = _teacher_side(teacher, batch, micro, wanted, recipe)
+
+    def whole_loss(learner: LanguageModel) -> tuple[torch.Tensor, ...]:
+        nonlocal streams
+        head = learner.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
+        hidden, fresh = learner.hidden_states(packed), None
+        targets = torch.from_numpy(packed.targets_N).to(device)
+        if surrogate.of_completions and moved:
+            fresh, _ = score_tokens(head, hidden.detach(), targets, with_entropies=False)
+        streams = surrogate.prepared(streams, lengths, fresh)
+        bonus = surrogate.entropy_bonus > 0
+        return fused_loss(head, hidden, targets, loss, with_entropies=bonus, teacher=versus)
+
+    total, logprobs, divergences = policy.differentiate(whole_loss)
+    if not micro.counts:
+        return 0.0
+    stats.add(surrogate, streams, logprobs, rows, lengths)
     if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
             divergences = streams.old_logprobs - streams.teacher_logprobs
