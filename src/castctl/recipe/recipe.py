@@ -251,6 +251,16 @@ class Recipe(Section):
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
 
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the initial policy reads a sample of each step for the metrics alone."""
+        return self.train.reference_kl_tokens > 0 and "ref_logprobs" not in self.method.needs
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether training holds the initial policy."""
+        return self.samples_reference or "ref_logprobs" in self.method.needs
+
     def require_parts_for(self, ranks: int) -> None:
         """Raise `UserError` where a step has fewer parts than there are ranks: some would only
         wait."""

@@ -75,9 +75,10 @@ def measure_signals(
     correction: Correction | None = None,
 ) -> Measures:
     """Entropy, the gap l_T - l_old, and sampler against scorer, in nats; the length of bilateral
-    prompts, in tokens. Where a teacher is told peers, the share of completions that have one, and
-    of those whose prompt with it was too long, which leaves them without a teacher. Of a gap whose
-    first tokens are left out, their share of its size."""
+    prompts, in tokens. Where the reference has read the completions `kl_reference`, KL(policy ||
+    reference) in nats a token, by k3 over all tokens. Where a teacher is told peers, the share of
+    completions that have one, and of those whose prompt with it was too long, which leaves them
+    without a teacher. Of a gap whose first tokens are left out, their share of its size."""
     if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
         return {}
     read = signals_of(signals, skip_tokens)
@@ -95,6 +96,8 @@ def measure_signals(
             skipped = np.abs(read.skipped_N).sum()
             total = skipped + np.abs(heard).sum()
             measures["gap_skipped_share"] = float(skipped / total) if total else 0.0
+    if (drift := read.tokens.drift_N) is not None:
+        measures["kl_reference"] = _mean(divergence_terms(-drift[np.isfinite(drift)]))
     if signals[PEER].null_count < len(signals):
         told = signals[PEER].is_valid().to_numpy()
         asked = signals["teacher_prompt_token_ids"].is_valid().to_numpy()

@@ -54,6 +54,7 @@ from castctl.stages.train.checkpoint import (
 )
 from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
 from castctl.stages.train.outcome import Trained, best_step, trained
+from castctl.stages.train.reference_kl import measure_reference
 from castctl.stages.train.row import step_row, timed
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from castctl.stages.train.state import new_state
@@ -171,8 +172,7 @@ class _Loop:
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
-        needs_reference = "ref_logprobs" in recipe.method.needs
-        self.reference = reference_of(run, policy) if needs_reference else None
+        self.reference = reference_of(run, policy) if recipe.reads_reference else None
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = ranks.first_begins(
@@ -198,6 +198,10 @@ class _Loop:
         teacher.refresh(step)
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
+        with timed(seconds, "reference_kl"):
+            moved = measure_reference(
+                folder, self.recipe, self.reference, self.shard, self.ranks.sums, self.progress
+            )
         with timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
@@ -220,7 +224,7 @@ class _Loop:
             measures["rounds"] = rounds
             speed = self._sampled_tokens / seconds["seconds_rollout"]
             measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None
-            measures |= synced
+            measures |= {**synced, **moved}
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
