@@ -20,7 +20,7 @@ FLOORS = [
     {"data", "models"},
     {"engines", "runs"},
     {"stages"},
-    {"comparison", "diagnosis", "explain", "inspection"},
+    {"comparison", "diagnosis", "explain", "inspection", "writers"},
     {"report"},
     {"cli"},
 ]  # fmt: skip
