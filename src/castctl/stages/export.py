@@ -25,17 +25,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
     there already, or where it cannot be written."""
     if folder.exists():
         raise UserError(f"{folder} is there already; name a folder that is not")
+    with passing_folder(folder) as draft:
+        yield draft
+        draft.chmod(0o755)
+        sync_tree(draft)
+        draft.rename(folder)
+        sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def passing_folder(beside: Path) -> Iterator[Path]:
+    """A folder to fill that goes again; `UserError` where it cannot be written."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with drafted_folder(folder) as draft:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with drafted_folder(beside) as draft:
             yield draft
-            draft.chmod(0o755)
-            sync_tree(draft)
-            draft.rename(folder)
-            sync_folder(folder.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; is its place writable?"
+            f"cannot write beside {beside}: {error.strerror or error}; is its place writable?"
         ) from error
 
 
