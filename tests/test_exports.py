@@ -267,3 +267,12 @@ def test_the_command_writes_all_or_nothing(run: Run, castctl: Cli, tmp_path: Pat
     (tmp_path / "aside").rename(run.step(1).part_path("advantages", 1))
     assert "without advantages, part 1 first" in lacks and "castctl shape" in lacks
     assert not (tmp_path / "t").exists() and not list(tmp_path.glob(".castctl-*"))
+
+
+def test_a_prompt_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "R")
+    other = open_run(str(tmp_path / "R"))
+    file = other.eval_folder("embedded", 2).path / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompt": {"chat": "maybe"}}))
+    with pytest.raises(UserError, match=r"results.json: .*chat.*evaluate again"):
+        exported(other, "inspect", tmp_path / "out", 2)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
 from castctl.data.conversation import earlier_in
 from castctl.data.messages import MessagesTemplate
 from castctl.errors import UserError
+from castctl.recipe.problems import problems as problems_in
 from castctl.recipe.public import public_name
-from castctl.recipe.reader import validated
 from castctl.recipe.recipe import DataSettings
 from castctl.runs.run import Run
 from castctl.shards.part import read_metadata
@@ -154,7 +155,13 @@ def _questions(folder: StepFolder, result: Result, problems: pa.Table) -> list[l
             [*(message._asdict() for message in earlier), {"role": "user", "content": problem}]
             for problem, earlier in asked
         ]
-    data = validated(DataSettings, settings, f"{folder.path / 'results.json'}, prompt")
+    try:
+        data = DataSettings.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(
+            f"{folder.path / 'results.json'}: {problems_in(DataSettings, error)}; evaluate again "
+            "with --overwrite"
+        ) from None
     return [
         question.get("messages") or [{"role": "user", "content": question["prompt"]}]
         for question in MessagesTemplate(data).questions(asked)
