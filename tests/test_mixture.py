@@ -17,6 +17,7 @@ from castctl.data.benchmarks import task_source
 from castctl.data.mixture import load_mixture
 from castctl.data.order import mixed_further, mixed_prompts
 from castctl.errors import UserError
+from castctl.recipe.public import public_recipe
 from castctl.recipe.reader import dump_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.shards.part import read_table
@@ -74,6 +75,14 @@ def test_a_benchmark_at_a_revision_is_asked_as_it_is_used_to() -> None:
 
 
 # Mixtures
+
+
+def test_no_place_of_a_mixture_is_told_to_strangers() -> None:
+    sources = [{"path": "/home/me/a.jsonl", "weight": 2}, {"path": "a/b@v1", "weight": 1}]
+    recipe = changed("eval.task=owner/name@v1", data={"mix": sources})
+    told = public_recipe(recipe)
+    assert "/home" not in json.dumps(told) and told["data"]["path"] == "a.jsonl + a/b"
+    assert told["eval"]["task"] == "owner/name@v1"
 
 
 def test_a_mixture_is_read_as_one_data_set(tmp_path: Path) -> None:

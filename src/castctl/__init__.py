@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from castctl.shards.stage import StepFolder
     from castctl.stages.policies import PolicySource
     from castctl.verify.judge import Judgement
+    from castctl.writers import Format
 
 __version__ = VERSION
 
@@ -180,7 +181,7 @@ def shape(
     with target.beside_others():
         shape_step(
             folder, recipe.method, longest=recipe.sampling.max_tokens,
-            progress=_progress(quiet), overwrite=overwrite,
+            seed=recipe.seed, progress=_progress(quiet), overwrite=overwrite,
         )  # fmt: skip
     return folder
 
@@ -202,13 +203,14 @@ def update(
 
 
 def export(
-    run: Run | str | Path, folder: str | Path, step: int | None = None, *, merged: bool = False
-) -> int:
-    """Write a checkpoint's model or adapter into a new folder, as `castctl export`; its step."""
+    run: Run | str | Path, folder: str | Path, step: int | None = None, *,
+    format: Format = "model", merged: bool = False,
+) -> int | None:  # fmt: skip
+    """Write a model, or results in another `format`, as `castctl export --as`; the step named."""
     before_torch()
-    from castctl.stages.export import export_policy
+    from castctl.writers.export import export_run
 
-    return export_policy(_run(run), step, Path(folder), merged=merged)
+    return export_run(_run(run), Path(folder), format, step, merged=merged)
 
 
 def evaluate(
@@ -221,9 +223,8 @@ def evaluate(
     **overrides: Any,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a run's last checkpoint, or that of `step`, on benchmarks, files or tasks in YAML,
-    the recipe's unless named; what `results.json` holds, by task: `held-out` are the problems of
-    the run's data that it does not train on. `data` is a file with the problems of one task, or a
-    folder with a file of each task's name.
+    the recipe's unless named; what `results.json` holds, by task: `held-out` are problems of its
+    data that it does not train on. `data`: a file of one task's, or a folder of such by its name.
     """
     target = _run(run, overrides)
     before_torch()
@@ -343,8 +344,7 @@ def before_torch() -> None:
     cores, of which torchrun would give each but one."""
     from castctl.launcher import rank_of
 
-    for name, value in THREADS.items():
-        os.environ.setdefault(name, value)
+    os.environ |= THREADS | os.environ
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         os.environ["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // rank_of(os.environ).local))

@@ -74,7 +74,7 @@ def estimate_memory(recipe: Recipe, gpu_memory: float | None = None) -> Memory:
         "gradients": moving,
         "optimizer moments": 2 * moving,
         "teacher": _teacher_bytes(recipe, moving, resting),
-        "reference": 0 if adapts or "ref_logprobs" not in recipe.method.needs else frozen,
+        "reference": 0 if adapts or not recipe.reads_reference else frozen,
     }
     separate = recipe.engine.brings_weights
     phases = {} if separate else _decoding(recipe, shape, arithmetic)

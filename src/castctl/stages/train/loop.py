@@ -55,6 +55,7 @@ from castctl.stages.train.checkpoint import (
 )
 from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
 from castctl.stages.train.outcome import Trained, best_step, trained
+from castctl.stages.train.reference_kl import measure_reference
 from castctl.stages.train.row import step_row, timed
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from castctl.stages.train.state import new_state
@@ -109,17 +110,17 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: R
             contextlib.closing(_Loop(run, start, pool, progress, ranks)) as loop,
         ):
             if start == 0:
-                loop.evaluate(0)
+                tracker.log(loop.evaluate(0), 0)
             for step in range(start, settings.steps):
                 row = loop.step(step)
                 if evaluates_after(run.recipe, step + 1):
-                    result = loop.evaluate(step + 1)
-                    row |= {f"eval_{key}": value for key, value in result["avg"].items()}
+                    row |= loop.evaluate(step + 1)
 
                 def tell(step: int = step, row: Row = row) -> None:
                     run.require_place()
                     loop.metrics.append(row)
-                    tracker.log(row, step)
+                    tracker.log(row, step + 1)
+                    tracker.show(run.step(step), step + 1)
 
                 ranks.first_does("the step's numbers", tell)
                 if saves_after(run.recipe, step + 1):
@@ -173,8 +174,7 @@ class _Loop:
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
-        needs_reference = "ref_logprobs" in recipe.method.needs
-        self.reference = reference_of(run, policy) if needs_reference else None
+        self.reference = reference_of(run, policy) if recipe.reads_reference else None
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = ranks.first_begins(
@@ -200,6 +200,10 @@ class _Loop:
         teacher.refresh(step)
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
+        with timed(seconds, "reference_kl"):
+            moved = measure_reference(
+                folder, self.recipe, self.reference, self.shard, self.ranks.sums, self.progress
+            )
         with timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
@@ -222,7 +226,7 @@ class _Loop:
             measures["rounds"] = rounds
             speed = self._sampled_tokens / seconds["seconds_rollout"]
             measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None
-            measures |= synced
+            measures |= {**synced, **moved}
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
@@ -233,17 +237,18 @@ class _Loop:
         return row
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
-        """Roll out, score and shape the step's prompts, and others in place of dropped groups as
-        often as the method wants; the number of rounds."""
-        folder, most = self.run.step(step), self.recipe.method.zero_variance.rounds
+        """Roll out and score the step's prompts, and others in place of dropped groups as often as
+        the method wants, and shape them; the number of rounds."""
+        folder, method = self.run.step(step), self.recipe.method
+        most = method.zero_variance.rounds
         prompts = prompts_of_step(self.prompts, self.run, step)
         wanted, taken, part = prompts.num_rows, prompts, 0
         if most == 1:
             count = part_count(prompts, self.recipe.train.part_size)
             self.ranks.first_does("the parts", lambda: folder.keep_first(count, WHOLE, False))
         for round in range(1, most + 1):
-            part = self._shaped(step, prompts, part, seconds)
-            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part))
+            part = self._scored(step, prompts, part, seconds)
+            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part), method)
             if missing <= 0:
                 break
             prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
@@ -254,12 +259,19 @@ class _Loop:
             taken = pa.concat_tables([taken, prompts])
         if most > 1:
             self.ranks.first_does("the parts", lambda: folder.keep_first(part, WHOLE, False))
+        with timed(seconds, "shape"):
+            shape_step(
+                folder, method, longest=self.recipe.sampling.max_tokens, seed=self.recipe.seed,
+                progress=self.progress, shard=self.shard,
+            )  # fmt: skip
+            self.ranks.meet("the advantages")
+            self._await_parts(folder, "advantages", part)
         return round
 
-    def _shaped(
+    def _scored(
         self, step: int, prompts: pa.Table, first_part: int, seconds: dict[str, float]
     ) -> int:
-        """Roll out these prompts, then score and shape all of the step; the next part's number."""
+        """Roll out these prompts, then score all of the step; the next part's number."""
         folder = self.run.step(step)
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
         with timed(seconds, "rollout"):
@@ -286,15 +298,10 @@ class _Loop:
                 progress=self.progress, shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the scores")
+            for stage in ("rewards", "signals"):
+                self._await_parts(folder, stage, rolled.next_part)
         for pass_name, spent in passes.items():
             seconds[f"{OF_SCORING}{pass_name}"] += spent
-        with timed(seconds, "shape"):
-            shape_step(
-                folder, method, longest=sampling.max_tokens, progress=self.progress,
-                shard=self.shard,
-            )  # fmt: skip
-            self.ranks.meet("the advantages")
-            self._await_parts(folder, "advantages", rolled.next_part)
         return rolled.next_part
 
     def _await_parts(self, folder: StepFolder, stage: str, count: int) -> None:
@@ -309,8 +316,8 @@ class _Loop:
                 )
             time.sleep(0.1)
 
-    def evaluate(self, step: int) -> Result:
-        """Evaluate the policy at the start of `step`."""
+    def evaluate(self, step: int) -> Row:
+        """Evaluate the policy at the start of `step`; avg@k and its interval, for the metrics."""
         asked = self.asked
         posed = self.ranks.first_begins(
             "the problems", lambda: pose(asked, self.tokenizer, self.progress)
@@ -332,4 +339,4 @@ class _Loop:
             self.ranks.first_does("the evaluation", lambda: work(WHOLE))
             result = read_result(folder)
         assert result is not None, "all parts are there"
-        return result
+        return {f"eval_{key}": value for key, value in result["avg"].items()}
