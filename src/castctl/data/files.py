@@ -88,7 +88,7 @@ def table_rows(table: pa.Table) -> Rows:
         for batch in table.select(sorted(whole)).to_batches(_BATCH_ROWS):
             yield from batch.to_pylist()
 
-    return Rows(_column_names(table.schema), read)
+    return Rows(column_names(table.schema), read)
 
 
 def _parquet(path: Path) -> Rows:
@@ -101,10 +101,11 @@ def _parquet(path: Path) -> Rows:
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
 
-    return Rows(_column_names(file.schema_arrow), read)
+    return Rows(column_names(file.schema_arrow), read)
 
 
-def _column_names(schema: pa.Schema) -> tuple[str, ...]:
+def column_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns of a schema, the fields of a struct column after it as `column.field`."""
     if twice := {name for name in schema.names if name and schema.names.count(name) > 1}:
         raise UserError(f"two columns are called {', '.join(sorted(twice))}; rename one of them")
     names = []

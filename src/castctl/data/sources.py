@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from castctl.data.files import SUFFIXES, Rows, read_file, split_name, table_rows
+from castctl.data.remote import remote_files, remote_rows
 from castctl.errors import UserError, one_line
 from castctl.recipe.recipe import DataSettings
 
@@ -31,6 +32,9 @@ class Source:
 
 def read_source(settings: DataSettings) -> Source:
     """Open the file or hub data set that `settings.path` names (a benchmark's name: see `resolve`).
+
+    Of a data set with a limit no more is fetched than is read, where the hub holds it as Parquet
+    and the cache does not have it already.
 
     Raises UserError when there is nothing to read there, or not as asked.
     """
@@ -62,22 +66,26 @@ def _read_hub(settings: DataSettings) -> Source:
     commit = _hub_commit(settings)
     try:
         builder = load_dataset_builder(name, settings.config, revision=commit)
-        builder.download_and_prepare()
-        parts = builder.as_dataset()
+        files = remote_files(builder) if settings.limit is not None else {}
+        if not files:
+            builder.download_and_prepare()
+            parts = builder.as_dataset()
     except (DatasetsError, HTTPError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"data set {name} cannot be loaded ({one_line(error)}); "
             f"check data.path and data.config, {_OR_A_FILE}"
         ) from error
-    assert isinstance(parts, DatasetDict)
     revision = builder.hash
     if commit is not None and revision != commit:
         raise UserError(
             f"data set {name}: the hub's cache holds revision {revision} only, not {commit}; "
             f"set data.revision to that one, {_OR_A_FILE}"
         )
-    split = choose_split(name, settings.split, parts)
+    split = choose_split(name, settings.split, files or parts)
     notes = () if split == settings.split else (f"{name} has one split only: {split}",)
+    if files:
+        return Source(name, remote_rows(name, files[split]), revision, notes)
+    assert isinstance(parts, DatasetDict)
     return Source(name, table_rows(parts[split].data.table), revision, notes)
 
 
