@@ -20,6 +20,7 @@ from castctl.recipe.reader import load_recipe
 from castctl.recipe.recipe import DataSettings
 from castctl.runs.run import Run, open_run
 from castctl.stages.evaluate.foreign import read_completions
+from castctl.stages.evaluate.foreign_files import read_foreign
 from castctl.stages.evaluate.rescore import rescore
 from castctl.writers import FORMATS, writer
 from conftest import Cli
@@ -98,6 +99,14 @@ def test_castctl_reads_back_what_it_wrote(run: Run, tmp_path: Path, name: str, f
     assert [s.completion for s in back.samples] == rollouts["completion"].to_pylist()
     assert [s.answer for s in back.samples] == rollouts["answer"].to_pylist()
     assert [s.reward for s in back.samples] == rewards["reward"].to_pylist()
+
+
+def test_castctl_grades_the_details_that_it_wrote(run: Run, tmp_path: Path) -> None:
+    [made] = read_foreign(exported(run, "lighteval", tmp_path / "out", 2), DataSettings())
+    samples = run.eval_folder("embedded", 2).table("rollouts")
+    assert made.name == "embedded-0"
+    for name, said in (("problem", "problem"), ("answer", "answer"), ("completion", "completion")):
+        assert [getattr(each, said) for each in made.samples] == samples[name].to_pylist()
 
 
 def test_lighteval_reads_its_details(run: Run, tmp_path: Path) -> None:

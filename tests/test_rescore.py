@@ -192,6 +192,53 @@ def test_sample_files_of_one_name_in_two_folders_are_two_evaluations() -> None:
     assert [part.after.mean for part in found.parts] == [1.0, 0.0]
 
 
+def details(name: str, rows: list[dict[str, Any]], folder: str = "details/org/m/2026") -> Path:
+    """Details of lighteval: a row for each, with what the rows say over an ordinary one."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    whole = []
+    for row in rows:
+        doc = {
+            "query": f"Solve it. {row['problem']}", "original_query": row.get("original"),
+            "choices": row["choices"], "gold_index": row.get("gold", [0]), "instruction": "",
+        }  # fmt: skip
+        response = {"input": row.get("input", "x"), "text": row["text"], "logprobs": []}
+        metric = {"extractive_match": row.get("match"), "length": 3.0}
+        whole.append({"doc": doc, "metric": metric, "model_response": response})
+    file = Path(folder) / f"details_{name}_2026-01-01T00-00-00.000001.parquet"
+    pq.write_table(pa.Table.from_pylist(whole), file)
+    return file
+
+
+def test_details_of_lighteval() -> None:
+    file = details(
+        "lighteval|gsm8k|0",
+        [
+            {"problem": "9+9?", "choices": ["So\n#### 18"], "text": [r"\boxed{18}"], "match": 1.0},
+            {"problem": "1+1?", "choices": ["1", r"so \boxed{2}"], "gold": [1], "original": "1+1?",
+             "text": ["it is 2"], "match": 1.0},
+            {"problem": "?", "choices": ["3", "4"], "gold": [0, 1], "text": ["3"], "match": 1.0},
+            {"problem": "2+2?", "choices": ["4"], "text": ["so", r"</think> \boxed{4}"],
+             "input": "User: 2+2? <think>\n", "match": 0.5},
+        ],
+    )  # fmt: skip
+    for source in (file, Path("details")):
+        found, part = regrade(source)
+        assert (part.problems, part.completions, part.path.parent.name) == (
+            3,
+            4,
+            "lighteval-gsm8k-0",
+        )
+        assert part.old_grader == "its extractive_match"
+        assert moves(part) == {("correct", "correct"): 1, ("correct", "no_answer"): 1,
+                               (None, "no_answer"): 1, (None, "correct"): 1}  # fmt: skip
+        assert part.after.mean == pytest.approx((1 + 0 + 0.5) / 3)
+        [change] = part.changes
+        assert (change.problem, change.answer) == ("1+1?", "2")
+        words = " ".join(page(found).split())
+        assert "1 problems with several reference answers" in words
+        assert "1 completions of problems without an answer left out" in words
+
+
 def test_a_thought_that_a_prompt_opened_stands_in_its_completions() -> None:
     asked = {"problem": "2+2?", "answer": 4, "prompt": "User: 2+2?\nAssistant: <think>\n"}
     rows = [

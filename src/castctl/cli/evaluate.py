@@ -52,7 +52,8 @@ def evaluate(
             "--rescore",
             metavar="PATH",
             help="Grade stored completions again: an evaluation's folder, a JSONL or Parquet file "
-            "of problem, completion, answer, or what TRL, verl or lm-evaluation-harness logged.",
+            "of problem, completion, answer, or what TRL, verl, lm-evaluation-harness or lighteval "
+            "logged.",
         ),
     ] = None,
     endpoint: Annotated[

@@ -106,7 +106,7 @@ def _requests(rows: list[Row]) -> list[_Requests]:
 
 def _samples(requests: _Requests) -> list[Sample]:
     row = requests.row
-    problem, answer = _problem(row), _answer(row.get("target"))
+    problem, answer = _problem(row), gold_of(row.get("target"))
     resps = row["resps"]
     if not isinstance(resps, list) or any(
         not isinstance(text, str)
@@ -160,7 +160,7 @@ def _argument(arguments: Any) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _answer(target: Any) -> str | None:
+def gold_of(target: Any) -> str | None:
     """The target, its last box where it has one, or what follows GSM8K's `####`."""
     text = target if isinstance(target, str) else json.dumps(target)
     box = last_boxed(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections import Counter
@@ -21,8 +20,8 @@ from castctl.recipe.task import TaskSettings, graded
 from castctl.recipe.trust import require_trust
 from castctl.runs.run import Run, create_run, discarded_if_empty, is_run, open_run
 from castctl.shards.stage import StepFolder
-from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
-from castctl.stages.evaluate.foreign_lm_eval import is_sample_file, read_samples, sample_files
+from castctl.stages.evaluate.foreign import Completions, numbered
+from castctl.stages.evaluate.foreign_files import read_foreign
 from castctl.stages.evaluate.foreign_run import write_evaluation
 from castctl.stages.evaluate.results import read_result, require_folder
 from castctl.stages.evaluate.statistics import Estimate, paired_difference, problem_share
@@ -173,7 +172,7 @@ def _foreign(
 ) -> Rescored:
     if name is not None and is_run(name):
         raise UserError(f"run {open_run(name).path} is there already; name another with --run")
-    read = _read_foreign(source, recipe)
+    read = read_foreign(source, recipe.data)
     if recipe.verifier.function is None:
         read = [_answered(each) for each in read]
     run = create_run(recipe, name, "rescore")
@@ -222,19 +221,6 @@ def _on_our_scale(
     ]
 
 
-def _read_foreign(source: Path, recipe: Recipe) -> list[Completions]:
-    if not source.is_dir():
-        lm_eval = is_sample_file(source)
-        return [read_samples(source) if lm_eval else read_completions(source, recipe.data)]
-    files = sample_files(source)
-    if not files:
-        raise UserError(
-            f"{source} holds no rollouts, no eval/TASK/step-NNNNN and no samples; name an "
-            "evaluation's folder, a run, or a file of completions"
-        )
-    return _own_names([read_samples(file) for file in files])
-
-
 def _answered(made: Completions) -> Completions:
     """Without the completions for which there is nothing to compare with."""
     samples = [sample for sample in made.samples if sample.answer is not None]
@@ -244,23 +230,6 @@ def _answered(made: Completions) -> Completions:
                         "each problem's reference answer beside them")  # fmt: skip
     note = [f"{without} completions of problems without an answer left out"] if without else []
     return replace(made, samples=samples, notes=[*made.notes, *note])
-
-
-def _own_names(read: list[Completions]) -> list[Completions]:
-    """With the parent folder's name before a name that several have, and a number where that
-    does not help, so that no two are graded into one folder."""
-    shared = Counter(each.name for each in read)
-    named: list[Completions] = []
-    taken = set(shared)
-    for each in read:
-        if shared[each.name] > 1:
-            own = f"{each.path.absolute().parent.name}-{each.name}"
-            numbers = (f"{own}-{number}" for number in itertools.count(2))
-            name = next(name for name in itertools.chain([own], numbers) if name not in taken)
-            taken.add(name)
-            each = replace(each, name=name)
-        named.append(each)
-    return named
 
 
 def _judge(
