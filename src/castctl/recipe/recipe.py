@@ -174,6 +174,8 @@ class TrainSettings(Section):
     """Steps between checkpoints; the last step always has one."""
     keep: Literal["best_and_last", "all"] = "best_and_last"
     """Which checkpoints stay on disk."""
+    sharding: Literal["none", "full"] = "none"
+    """What each of several ranks holds: all weights, gradients and moments, or a share of them."""
     rank_timeout: float = Field(1800, gt=0)
     """Seconds that ranks wait for one that neither comes nor gets on (ours; torch's)."""
     warn_after_zero_rewards: Count = 5
