@@ -55,7 +55,7 @@ def main() -> None:
         teacher = policy.copy()
 
         def train() -> object:
-            return update(policy.model, policy.model, optimizer, batch, recipe, 0)
+            return update(policy, policy.model, optimizer, batch, recipe, 0)
 
         def read(model: LanguageModel) -> Callable[[], object]:
             settings = recipe.train

@@ -26,7 +26,7 @@ from castctl.stages.policies import budget_of, make_scorers
 from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import group_numbers, reward_groups, shape_step
 from castctl.stages.train.batch import read_batch
-from castctl.stages.train.loop import new_state
+from castctl.stages.train.state import new_state
 from castctl.stages.train.update import update
 
 PARTS = ("policy_pass", "teacher_pass", "score_tables", "shape", "update")

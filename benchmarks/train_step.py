@@ -8,8 +8,8 @@ import measure
 import steps
 
 from castctl.stages.train.batch import read_batch
-from castctl.stages.train.loop import new_state
 from castctl.stages.train.optimizer import Optimizer
+from castctl.stages.train.state import new_state
 from castctl.stages.train.update import UpdateStats, update
 
 PARTS = ("read", "passes", "optimizer")
@@ -34,9 +34,7 @@ def main() -> None:
             with clock.watch("read"):
                 batch = read_batch(run.step(0), recipe.method)
             with clock.watch("passes"):
-                return update(
-                    state.policy.model, state.policy.model, state.optimizer, batch, recipe, 0
-                )
+                return update(state.policy, state.policy.model, state.optimizer, batch, recipe, 0)
 
         once()
         rounds: dict[str, list[float]] = defaultdict(list)

@@ -15,7 +15,7 @@ from castctl.ranks import Ranks, here
 from castctl.runs.run import open_run
 from castctl.stages.policies import policy_at
 from castctl.stages.train.batch import read_batch
-from castctl.stages.train.loop import new_state
+from castctl.stages.train.state import new_state
 from castctl.stages.train.update import update
 
 
@@ -24,8 +24,8 @@ def moments(run: Path, ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, f
     opened = open_run(str(run))
     state = new_state(opened, policy_at(opened, 0).load(opened.recipe.model), 0)
     batch = read_batch(opened.step(0), opened.recipe.method)
-    model, teacher = state.policy.model, state.teacher.model
-    stats = update(model, teacher, state.optimizer, batch, opened.recipe, 0, ranks)
+    policy, teacher = state.policy, state.teacher.model
+    stats = update(policy, teacher, state.optimizer, batch, opened.recipe, 0, ranks)
     found = {n: state.optimizer._adamw.state[p]["exp_avg"] for n, p in state.policy.trained()}
     return {name: moment.numpy() for name, moment in found.items()}, stats.row()
 

@@ -29,13 +29,13 @@ from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.stages.train.checkpoint import (
-    TrainState,
     load_state,
     load_teacher,
     prune_checkpoints,
     save_checkpoint,
 )
 from castctl.stages.train.optimizer import Optimizer
+from castctl.stages.train.state import TrainState
 from models import CONFIGS, tiny
 
 Tensors = dict[str, torch.Tensor]

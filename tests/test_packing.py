@@ -290,7 +290,7 @@ def update_gradients(slots: dict[str, Any], **train: Any) -> tuple[float, dict[s
     optimizer = Optimizer(FullWeights(model).trained(), OptimizerSettings(), 10)
     if recipe.train.gradient_checkpointing:
         model.recompute_activations()
-    stats = update(model, model, optimizer, train_batch(), recipe, 0)
+    stats = update(FullWeights(model), model, optimizer, train_batch(), recipe, 0)
     return stats.losses[0], {name: p.grad for name, p in model.model.named_parameters()}
 
 

@@ -15,7 +15,7 @@ from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
 from castctl.stages.policies import policy_at
 from castctl.stages.train.batch import TrainBatch, read_batch
-from castctl.stages.train.loop import new_state
+from castctl.stages.train.state import new_state
 from castctl.stages.train.update import UpdateStats, update
 from runs import small_recipe, train_small
 
@@ -42,7 +42,7 @@ def update_in_float64(
     policy.model.double()
     policy.dtype = torch.float64
     state = new_state(Run(run.path, recipe), trained, 0)
-    return policy, update(policy, policy, state.optimizer, batch, recipe, step=1)
+    return policy, update(trained, policy, state.optimizer, batch, recipe, step=1)
 
 
 def updated(run: Run, batch: TrainBatch, recipe: Recipe) -> tuple[Weights, UpdateStats]:
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(run: Run, batch: Tra
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     state = new_state(run, trained, 0)
     with pytest.raises(UserError, match="stopped before the weights"):
-        update(policy, policy, state.optimizer, broken, run.recipe, step=1)
+        update(trained, policy, state.optimizer, broken, run.recipe, step=1)
     assert distance(before, {n: p.detach() for n, p in policy.model.named_parameters()}) == 0
 
 

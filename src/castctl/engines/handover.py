@@ -47,7 +47,7 @@ def _folder(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
     It is new each time, so that nothing that was read from it before is taken for it; it goes
     afterwards, and with the next one where this process is killed.
     """
-    size = sum(parameter.numel() for _, parameter in policy.trained()) * dtype.itemsize
+    size = sum(parameter.numel() for _, parameter in policy.moved()) * dtype.itemsize
     wanted = SPARE * size * rank_of(os.environ).local  # all ranks of a machine may do so at once
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > wanted
     if not roomy:
@@ -60,15 +60,15 @@ def _folder(policy: Policy, dtype: torch.dtype, beside: Path) -> Iterator[Path]:
 
 
 def weight_sums(policy: Policy, dtype: torch.dtype) -> list[int]:
-    """For each trained parameter, the sum of its bits in `dtype`, by which one tells whether an
+    """For each parameter that moves, the sum of its bits in `dtype`, by which one tells whether an
     engine's copy has to change at all."""
     whole = {4: torch.int32, 2: torch.int16}[dtype.itemsize]
     return [
         int(parameter.detach().to(dtype).view(whole).sum(dtype=torch.int64))
-        for _, parameter in policy.trained()
+        for _, parameter in policy.moved()
     ]
 
 
 def age(policy: Policy) -> int:
-    """A number that grows whenever a trained parameter is written to."""
-    return sum(parameter._version for _, parameter in policy.trained())
+    """A number that grows whenever a parameter that moves is written to."""
+    return sum(parameter._version for _, parameter in policy.moved())

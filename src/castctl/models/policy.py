@@ -7,7 +7,7 @@ train, a copy is a second model; where adapters do, a few tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,9 @@ from castctl.recipe.model import ModelSettings
 
 NamedParameters = list[tuple[str, torch.nn.Parameter]]
 
+Loss = Callable[[LanguageModel], tuple[Tensor, ...]]
+"""What a model's passes come to: a scalar that is differentiated, and other numbers."""
+
 
 def save_model(model: Any, folder: Path, **options: Any) -> None:
     """`save_pretrained`, by whatever rank: of a process group transformers lets rank 0 alone write,
@@ -53,8 +56,11 @@ class PolicyCopy(Protocol):
     def blend(self, keep: float) -> None:
         """Become `keep` times these weights and 1 - `keep` times the policy's."""
 
-    def save(self, folder: Path) -> None:
-        """Write the copy's weights, as safetensors."""
+    def state(self) -> dict[str, Tensor]:
+        """The copy's weights, by name."""
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write such weights, whole, as safetensors."""
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; `UserError` where it is of another model."""
@@ -65,10 +71,32 @@ class Policy(Protocol):
 
     @property
     def model(self) -> LanguageModel:
-        """Samples, scores, and takes the gradient."""
+        """Samples and scores: the policy as it is, whole."""
+
+    @property
+    def learner(self) -> LanguageModel:
+        """Takes the gradient."""
+
+    @property
+    def in_shares(self) -> bool:
+        """Whether each rank holds a share of what trains. They then differentiate in step, each as
+        often as the others, and gradients arrive summed over all."""
 
     def trained(self) -> NamedParameters:
         """What the optimizer moves, by name."""
+
+    def moved(self) -> NamedParameters:
+        """What moves of `model`, by name."""
+
+    def differentiate(self, loss: Loss) -> tuple[Tensor, ...]:
+        """The loss of the learner, detached, whose gradient is added to what trains."""
+
+    def gather(self) -> None:
+        """Bring `model` up to what trains, after a step of the optimizer."""
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of this policy, its copies or its optimizer, whole: shares come to the memory of
+        rank 0, and nothing to the others, who ask as it does."""
 
     def copy(self) -> PolicyCopy:
         """The policy as it is now, which stays while the policy moves."""
@@ -77,8 +105,12 @@ class Policy(Protocol):
         """The policy before any training, frozen, which `settings` load from `initial` where it is
         not at hand."""
 
-    def save(self, folder: Path) -> None:
-        """Write what moves into a folder that is there, for `load_policy`."""
+    def state(self) -> dict[str, Tensor]:
+        """What `save` writes, by name."""
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write what moves into a folder that is there, for `load_policy`: `state`, whole, or as
+        `model` has it."""
 
     def save_whole(self, folder: Path) -> None:
         """Write a whole model in Hugging Face format into a folder that is there; there is no
@@ -93,7 +125,29 @@ class Policy(Protocol):
         that is there: all weights, or the adapter to those it has."""
 
 
-class FullWeights:
+class _Whole:
+    """A policy that each rank holds whole: what trains is what samples and scores."""
+
+    in_shares = False
+    model: LanguageModel
+
+    @property
+    def learner(self) -> LanguageModel:
+        return self.model
+
+    def differentiate(self, loss: Loss) -> tuple[Tensor, ...]:
+        numbers = loss(self.model)
+        numbers[0].backward()
+        return tuple(number.detach() for number in numbers)
+
+    def gather(self) -> None:
+        pass
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(state)
+
+
+class FullWeights(_Whole):
     """A policy of which every weight trains; copies and the reference are models of their own."""
 
     adapter_rank = None
@@ -104,16 +158,21 @@ class FullWeights:
     def trained(self) -> NamedParameters:
         return [(n, p) for n, p in self.model.model.named_parameters() if p.requires_grad]
 
+    moved = trained
+
     def copy(self) -> PolicyCopy:
         return FullCopy(self.model)
 
     def reference(self, initial: Weights, settings: ModelSettings) -> LanguageModel:
         return _frozen(initial, settings)
 
-    def save(self, folder: Path) -> None:
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.model.model.state_dict())
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """The whole model, its tokenizer beside it. The index tells other programs that what lies
         beside the weights is none."""
-        save_model(self.model.model, folder)
+        save_model(self.model.model, folder, state_dict=state or self.state())
         self.model.tokenizer.save_pretrained(folder)
         index = folder / "model.safetensors.index.json"
         if not index.exists():
@@ -159,14 +218,17 @@ class FullCopy:
         ):
             mine.copy_(theirs) if keep == 0 else mine.lerp_(theirs, 1 - keep)
 
-    def save(self, folder: Path) -> None:
-        save_model(self.model.model, folder)
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.model.model.state_dict())
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        save_model(self.model.model, folder, state_dict=dict(state))
 
     def load(self, folder: Path) -> None:
         load_weights(self.model.model, folder)
 
 
-class AdapterWeights:
+class AdapterWeights(_Whole):
     """A policy whose adapter trains over frozen weights. Copies and the reference are the same
     model under other factors."""
 
@@ -185,6 +247,8 @@ class AdapterWeights:
     def trained(self) -> NamedParameters:
         return list(self.adapter.tensors.items())
 
+    moved = trained
+
     def copy(self) -> PolicyCopy:
         return AdapterCopy(self)
 
@@ -200,8 +264,11 @@ class AdapterWeights:
             self.adapter.read(initial.adapter, self.base, tensors)
         return AdaptedModel(self.model, tensors)
 
-    def save(self, folder: Path) -> None:
-        self.write(folder / ADAPTER, dict(self.trained()))
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.trained())
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        self.write(folder / ADAPTER, state or self.state())
 
     def save_whole(self, folder: Path) -> None:
         """The adapter is merged into the weights at hand; from there it cannot be taken out."""
@@ -210,7 +277,7 @@ class AdapterWeights:
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         """In float32, whatever the engine's: it casts them itself."""
-        self.write(folder, dict(self.trained()))
+        self.write(folder, self.state())
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Factors as an adapter in peft's format."""
@@ -234,8 +301,11 @@ class AdapterCopy:
             mine = self._tensors[name]
             mine.copy_(theirs) if keep == 0 else mine.lerp_(theirs, 1 - keep)
 
-    def save(self, folder: Path) -> None:
-        self._policy.write(folder, self._tensors)
+    def state(self) -> dict[str, Tensor]:
+        return dict(self._tensors)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        self._policy.write(folder, state)
 
     def load(self, folder: Path) -> None:
         self._policy.adapter.read(folder, self._policy.base, self._tensors)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from castctl.errors import UserError
 from castctl.methods.teacher import Teacher
@@ -93,10 +96,14 @@ class TeacherCopy:
         if self._copy is not None and self.settings.kind == "ema":
             self._copy.blend(keep=self.settings.decay)
 
-    def save(self, folder: Path) -> None:
-        """Write the copy; nothing for `current`."""
+    def state(self) -> dict[str, Tensor]:
+        """The copy's weights, by name; none for `current`."""
+        return {} if self._copy is None else self._copy.state()
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write such weights, whole, or the copy's; nothing for `current`."""
         if self._copy is not None:
-            self._copy.save(folder)
+            self._copy.save(folder, state or self._copy.state())
 
     def load(self, folder: Path) -> None:
         """Restore the copy that `save` wrote; `UserError` where there is none."""

@@ -40,8 +40,8 @@ from castctl.stages.train.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from castctl.stages.train.loop import new_state
 from castctl.stages.train.provenance import STATE_FILE, provenance_of
+from castctl.stages.train.state import new_state
 from castctl.stages.train.update import UpdateStats, update
 from castctl.verify.judge import judging_pool
 
@@ -187,9 +187,7 @@ def _train_stage(
     elif step > 0:
         load_teacher(source.folder, state.teacher)  # which says that there is none
     state.teacher.refresh(step)
-    stats = update(
-        state.policy.model, state.teacher.model, state.optimizer, batch, run.recipe, step
-    )
+    stats = update(state.policy, state.teacher.model, state.optimizer, batch, run.recipe, step)
     state.teacher.follow()
     return save_checkpoint(run, step + 1, state, provenance), stats
 

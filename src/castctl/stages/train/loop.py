@@ -8,6 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,6 @@ from castctl.errors import UserError
 from castctl.launcher import rank_of
 from castctl.methods.baselines import ratio_margin
 from castctl.models.loading import resolve_device
-from castctl.models.policy import Policy
 from castctl.progress import Beating, Progress
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.reader import dump_recipe
@@ -35,7 +35,6 @@ from castctl.stages.measures import measure_step
 from castctl.stages.policies import (
     budget_of,
     make_scorers,
-    make_teacher,
     policy_at,
     policy_name,
     reference_of,
@@ -47,17 +46,16 @@ from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import kept_groups, reward_groups, shape_step
 from castctl.stages.train.batch import digest_of, read_batch
 from castctl.stages.train.checkpoint import (
-    TrainState,
     load_state,
     prune_checkpoints,
     remove_unfinished,
     save_checkpoint,
 )
 from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
-from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.outcome import Trained, best_step, trained
 from castctl.stages.train.row import step_row, timed
 from castctl.stages.train.schedule import evaluates_after, saves_after
+from castctl.stages.train.state import new_state
 from castctl.stages.train.trackers import NoTracker, start_tracker
 from castctl.stages.train.update import update
 from castctl.stages.train.zero_signals import warn_of_zero_rewards, warned_of_zero_gap
@@ -116,16 +114,17 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: R
                     result = loop.evaluate(step + 1)
                     row |= {f"eval_{key}": value for key, value in result["avg"].items()}
 
-                def keep(step: int = step, row: Row = row) -> None:
+                def tell(step: int = step, row: Row = row) -> None:
                     run.require_place()
                     loop.metrics.append(row)
                     tracker.log(row, step)
-                    if saves_after(run.recipe, step + 1):
-                        save_checkpoint(run, step + 1, loop.state)
-                        _prune(run, step + 1)
-                    on_row(row)
 
-                ranks.first_does("the step's end", keep)
+                ranks.first_does("the step's numbers", tell)
+                if saves_after(run.recipe, step + 1):
+                    save_checkpoint(run, step + 1, loop.state, ranks=ranks)
+                    ranks.first_does("the old", partial(_prune, run, step + 1))
+                if ranks.first:
+                    on_row(row)
             # Once more, where an interruption left some.
             ranks.first_does("the end", lambda: _prune(run, settings.steps))
         state = "finished"
@@ -153,19 +152,6 @@ def _record_end(run: Run, state: str, ranks: Ranks) -> None:
 def _prune(run: Run, last: int) -> None:
     if run.recipe.train.keep == "best_and_last":
         prune_checkpoints(run, {best_step(run, last), last})
-
-
-def new_state(run: Run, policy: Policy, step: int) -> TrainState:
-    """Fresh teacher and optimizer around a policy."""
-    settings = run.recipe.train
-    updates = settings.steps * settings.epochs * settings.minibatches
-    if settings.gradient_checkpointing:
-        policy.model.recompute_activations()
-    return TrainState(
-        policy,
-        make_teacher(run.recipe, policy, step),
-        Optimizer(policy.trained(), run.recipe.optimizer, updates),
-    )
 
 
 class _Loop:
@@ -205,7 +191,7 @@ class _Loop:
         """Run all stages of one step; its metrics."""
         self.run.require_place()
         folder = self.run.step(step)
-        model, teacher = self.state.policy.model, self.state.teacher
+        policy, teacher = self.state.policy, self.state.teacher
         seconds: dict[str, float] = defaultdict(float)
         waited = self.ranks.waited
         teacher.refresh(step)
@@ -215,11 +201,9 @@ class _Loop:
             batch = read_batch(folder, self.recipe.method)
             self.ranks.require_same("batch", lambda: digest_of(batch))
             stats = update(
-                model, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
+                policy, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
             )
-            self.ranks.require_same(
-                "policy", lambda: str(weight_sums(self.state.policy, torch.float32))
-            )
+            self.ranks.require_same("policy", lambda: str(weight_sums(policy, torch.float32)))
             teacher.follow()
         with timed(seconds, "sync"):
             synced = self.engine.sync()
@@ -239,7 +223,7 @@ class _Loop:
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
-        row = step_row(step, measures, stats, seconds, model.device)
+        row = step_row(step, measures, stats, seconds, policy.model.device)
         if self.ranks.rank.several:
             waited = self.ranks.waited - waited
             row |= {"ranks": self.ranks.rank.count, "wait_share": waited / row["seconds"]}

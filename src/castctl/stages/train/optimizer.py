@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from castctl.errors import UserError, one_line
 from castctl.files import regular
@@ -60,7 +62,7 @@ class Optimizer:
                 parameter.grad.zero_()
 
     @property
-    def gradients(self) -> list[torch.Tensor]:
+    def gradients(self) -> list[Tensor]:
         """The gradients, in the order of the parameters."""
         return [p.grad for _, p in self._named if p.grad is not None]
 
@@ -74,17 +76,20 @@ class Optimizer:
         self._schedule.step()
         self.steps += 1
 
-    def save(self, folder: Path) -> None:
-        """Write moments as safetensors and the step count as JSON."""
-        from safetensors.torch import save_file
-
-        tensors = {
+    def state(self) -> dict[str, Tensor]:
+        """Both moments of each parameter, by name."""
+        return {
             f"{name}.{moment}": self._adamw.state[parameter][moment].contiguous()
             for name, parameter in self._named
             if parameter in self._adamw.state
             for moment in MOMENTS
         }
-        save_file(tensors, folder / "optimizer.safetensors")
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write such moments, whole, or these, as safetensors and the step count as JSON."""
+        from safetensors.torch import save_file
+
+        save_file(dict(state or self.state()), folder / "optimizer.safetensors")
         (folder / "optimizer.json").write_text(json.dumps({"steps": self.steps}) + "\n")
 
     def load(self, folder: Path) -> None:

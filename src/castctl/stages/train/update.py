@@ -15,6 +15,7 @@ from castctl.methods.surrogate import Surrogate, token_scales
 from castctl.models.head import TeacherSide, fused_loss
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
+from castctl.models.policy import Policy
 from castctl.ragged import means, offsets_of, row_of_value, take_rows
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.recipe import Recipe
@@ -123,7 +124,7 @@ class UpdateStats:
 
 
 def update(
-    policy: LanguageModel,
+    policy: Policy,
     teacher: LanguageModel,
     optimizer: Optimizer,
     batch: TrainBatch,
@@ -133,7 +134,7 @@ def update(
 ) -> UpdateStats:
     """Train on a step's completions; the weights and the optimizer move.
 
-    `teacher` is who a distillation asks, the policy itself where it is `current`.
+    `teacher` is who a distillation asks, the policy's own model where it is `current`.
     `train.epochs` passes, each split into `train.minibatches` optimizer steps by whole
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
@@ -142,21 +143,22 @@ def update(
     and when the loss or the gradient is not finite, before the weights are touched.
     """
     for kind, ids in batch.token_ids.items():
-        policy.refuse_unknown_tokens(kind, ids)
-    policy.refuse_long_rows(batch.prompts, batch.completions)
+        policy.model.refuse_unknown_tokens(kind, ids)
+    policy.model.refuse_long_rows(batch.prompts, batch.completions)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
-    with policy.recomputing():
+    with policy.learner.recomputing():
         for rows in _minibatches(batch, recipe, step):
             optimizer.zero_grad()
             own = stats.fresh()
             own.losses = [
                 _accumulate(policy, teacher, batch, micro, recipe, own)
-                for micro in ranks.mine(_microbatches(batch, rows, recipe))
+                for micro in _own(list(_microbatches(batch, rows, recipe)), batch, policy, ranks)
             ]
             total = stats.include(own, ranks)
-            ranks.sum_gradients(optimizer.gradients)
+            if not policy.in_shares:
+                ranks.sum_gradients(optimizer.gradients)
             norm = optimizer.clip(recipe.optimizer.max_grad_norm)
             if not np.isfinite(total) or not np.isfinite(norm):
                 raise UserError(
@@ -165,6 +167,7 @@ def update(
                 )
             stats.lr = optimizer.lr
             optimizer.step()
+            policy.gather()
             stats.losses.append(total)
             stats.grad_norms.append(norm)
     return stats
@@ -181,11 +184,32 @@ def _minibatches(batch: TrainBatch, recipe: Recipe, step: int) -> Iterator[NDArr
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Rows of one forward pass, their tokens' shares of the loss, and which are distilled."""
+    """Rows of one forward pass, their tokens' shares of the loss, and which are distilled.
+
+    One that does not count has no gradient either, and keeps a rank in step with the others.
+    """
 
     rows: NDArray[np.int64]
     scales: NDArray[np.float32]
     distilled_R: NDArray[np.bool_]
+    counts: bool = True
+
+    def muted(self, length: int) -> _MicroBatch:
+        """Its first row, of so many tokens, without a share of the loss."""
+        return _MicroBatch(
+            self.rows[:1], np.zeros(length, np.float32), np.zeros(1, np.bool_), False
+        )
+
+
+def _own(
+    micros: list[_MicroBatch], batch: TrainBatch, policy: Policy, ranks: Ranks
+) -> list[_MicroBatch]:
+    """This rank's micro-batches: as many as every rank's, where the ranks walk in step."""
+    own = list(ranks.mine(micros))
+    if policy.in_shares and len(own) * ranks.rank.count < len(micros):
+        length = int(np.diff(batch.offsets)[micros[0].rows[0]])
+        own.append(micros[0].muted(length))
+    return own
 
 
 def _microbatches(
@@ -225,7 +249,7 @@ def _any_nonzero(
 
 
 def _accumulate(
-    policy: LanguageModel,
+    policy: Policy,
     teacher: LanguageModel,
     batch: TrainBatch,
     micro: _MicroBatch,
@@ -235,7 +259,8 @@ def _accumulate(
     """Add a micro-batch's gradient; its loss."""
     objective, rows = recipe.method.objective, micro.rows
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
-    streams = _streams(batch, micro, objective, policy.device)
+    device = policy.learner.device
+    streams = _streams(batch, micro, objective, device)
 
     def loss(
         part: slice, logprobs: torch.Tensor, entropies: torch.Tensor, divergences: torch.Tensor
@@ -243,16 +268,22 @@ def _accumulate(
         return token_losses(objective, streams[part], logprobs, entropies, divergences)
 
     lengths = np.diff(batch.offsets)[rows]
-    wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(policy.device)
-    total, logprobs, divergences = fused_loss(
-        policy.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
-        policy.hidden_states(packed),
-        torch.from_numpy(packed.targets_N).to(policy.device),
-        loss,
-        with_entropies=objective.surrogate.entropy_bonus > 0,
-        teacher=_teacher_side(teacher, batch, micro, wanted, recipe),
-    )
-    total.backward()
+    wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(device)
+    versus = _teacher_side(teacher, batch, micro, wanted, recipe)
+
+    def whole_loss(learner: LanguageModel) -> tuple[torch.Tensor, ...]:
+        return fused_loss(
+            learner.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
+            learner.hidden_states(packed),
+            torch.from_numpy(packed.targets_N).to(device),
+            loss,
+            with_entropies=objective.surrogate.entropy_bonus > 0,
+            teacher=versus,
+        )
+
+    total, logprobs, divergences = policy.differentiate(whole_loss)
+    if not micro.counts:
+        return 0.0
     stats.add(objective.surrogate, streams, logprobs, rows, lengths)
     if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
