@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from runs import SMALL, assert_same_weights, small_recipe, train_small
 from side_by_side import free_port, ranks, together
 
 CAST = ("model.lora={r: 4, alpha: 8}", "method.teacher.kind=ema", "method.teacher.decay=0.5")
-DAPO = ("sampling.max_tokens=24",)
+DAPO = ("method.zero_variance.max_rounds=2", "train.steps=2")
 
 
 def settings(*more: str) -> tuple[str, ...]:
@@ -54,6 +56,7 @@ def assert_near(pair: Run, alone: Run, step: int = 3) -> None:
         assert max(np.abs(one[name] - began[name]).max() for name in one) > 1e-5, file
 
 
+@pytest.mark.slow
 def test_adapters_averages_and_trackers_of_two_ranks(commands: Commands, tmp_path: Path) -> None:
     """As one process has them. And ended by Ctrl-C, and gone on with under SLURM, they end with the
     same bits."""
@@ -92,6 +95,7 @@ def test_adapters_averages_and_trackers_of_two_ranks(commands: Commands, tmp_pat
     assert_same_weights(pair.checkpoint(3), open_run(str(run)).checkpoint(3))
 
 
+@pytest.mark.slow
 def test_further_rounds_of_two_ranks_under_two_launchers(
     commands: Commands, tmp_path: Path
 ) -> None:
@@ -107,7 +111,7 @@ def test_further_rounds_of_two_ranks_under_two_launchers(
     launcher.send_signal(signal.SIGINT)
     done = launcher.wait(60)
     assert done.returncode == 130 and done.stdout == "", done.stderr
-    assert done.stderr.count("castctl: ") == 1 and "castctl: interrupted." in done.stderr
+    assert done.stderr.count("castctl: interrupted. Whole parts") == 1
     assert "torch" not in done.stderr and "Traceback" not in done.stderr
     assert open_run(str(run)).manifest["state"] == "interrupted"
     (tmp_path / "two.yaml").write_text(
@@ -123,8 +127,8 @@ def test_further_rounds_of_two_ranks_under_two_launchers(
     assert done.returncode == 0 and "difference:" in done.stdout, done.stdout + done.stderr
     pair = open_run(str(run))
     assert pair.metrics()["rounds"].to_pylist() == rounds
-    assert pair.metrics()["ranks"].to_pylist() == [2, 2, 2]
-    assert_near(pair, alone)
+    assert pair.metrics()["ranks"].to_pylist() == [2, 2]
+    assert_near(pair, alone, 2)
 
 
 BUG = """
@@ -135,6 +139,7 @@ if os.environ["RANK"] == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_bug_on_one_rank_ends_both(commands: Commands, tmp_path: Path) -> None:
     """It ends as a bug, with its lines; the other says nothing and ends as by a mistake, long
     before it would have waited in vain."""
