@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import castctl.ranks
 from castctl.errors import UserError
 from castctl.ranks import Ranks, here
 from castctl.runs.run import open_run
-from castctl.stages.policies import policy_at
+from castctl.stages.policies import load_trained, policy_at
 from castctl.stages.train.batch import read_batch
 from castctl.stages.train.state import new_state
 from castctl.stages.train.update import update
@@ -21,13 +22,15 @@ from castctl.stages.train.update import update
 
 def moments(run: Path, ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Adam's first moments after the update of a run's step 0, and the update's numbers."""
-    opened = open_run(str(run))
-    state = new_state(opened, policy_at(opened, 0).load(opened.recipe.model), 0)
+    sharding = os.environ.get("TEST_SHARDING", "none")
+    opened = open_run(str(run)).changed([f"train.sharding={sharding}"])
+    state = new_state(opened, load_trained(policy_at(opened, 0), opened.recipe, ranks), 0)
     batch = read_batch(opened.step(0), opened.recipe.method)
     policy, teacher = state.policy, state.teacher.model
     stats = update(policy, teacher, state.optimizer, batch, opened.recipe, 0, ranks)
-    found = {n: state.optimizer._adamw.state[p]["exp_avg"] for n, p in state.policy.trained()}
-    return {name: moment.numpy() for name, moment in found.items()}, stats.row()
+    found = state.policy.whole(state.optimizer.state())
+    firsts = {n: m.numpy() for n, m in found.items() if n.endswith(".exp_avg")}
+    return firsts, stats.row()
 
 
 def write_moments(*runs: str) -> None:

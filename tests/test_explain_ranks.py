@@ -23,7 +23,7 @@ SUMS = "sums of gradients"
 READ, SUMMED, RENEWED = (
     "weights for each micro-batch",
     "gradients of each micro-batch",
-    "weights of the copy that samples",
+    "weights of whole copies",
 )
 
 QWEN3_8B = {
@@ -70,7 +70,7 @@ def test_shares_of_the_published_qwen3_8b(tmp_path: Path) -> None:
         "weights": 4 * ALL // 8, COPY: resting, "gradients": 4 * ALL // 8,
         "optimizer moments": 8 * ALL // 8, "teacher": resting + 4 * ALL // 8, "reference": resting,
     }  # fmt: skip
-    assert of_8b(tmp_path, *sharding, "method.teacher.kind=snapshot").held["teacher"] == resting
+    assert of_8b(tmp_path, *sharding, "method.teacher.kind=none").held["teacher"] == 0
     for phase, parts in memory.phases.items():
         whole = phase in ("update, output head", "update, backward pass")
         assert parts.get(ROOT) == (8 * ENDS if whole else None), phase
@@ -81,12 +81,14 @@ def test_shares_of_the_published_qwen3_8b(tmp_path: Path) -> None:
     # 32 prompts of 1,024 tokens x 8 of 4,096, in batches of 16,384 tokens: 3 rows, 86 batches
     longest = ("data.max_prompt_tokens=1024", "sampling.max_tokens=4096", "sampling.n=8")
     moved = of_8b(tmp_path, *sharding, *longest).moved
+    taught = of_8b(tmp_path, *sharding, *longest, "method.teacher.kind=ema").moved
     walks = 2 * 11  # of two optimizer steps, 86 batches over 8 ranks
     assert moved == {
         READ: 7 * 4 * walks * (2 * 36 * BLOCK + ENDS) // 8,
         SUMMED: 7 * 4 * walks * ALL // 8,
-        RENEWED: 7 * 4 * 2 * ALL // 8,
+        RENEWED: 7 * 2 * resting // 8,
     }
+    assert taught == moved | {RENEWED: 7 * 3 * resting // 8}
 
 
 def test_ranks_that_hold_everything_send_their_gradients_alone(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ PACKAGE = Path(castctl.__file__).parent
 
 FLOORS = [
     {
-        "errors", "files", "launcher", "lifeline", "processes", "progress", "ragged", "ranks",
-        "settings", "versions",
+        "buckets", "errors", "files", "launcher", "lifeline", "processes", "progress", "ragged",
+        "ranks", "settings", "versions",
     },
     {"methods", "shards"},
     {"recipe"},

@@ -208,7 +208,7 @@ def test_a_mistake_is_said_once_and_ends_all(tmp_path: Path) -> None:
         ({"RANK": "2", "WORLD_SIZE": "2"}, ["rollout"], "RANK=2 and WORLD_SIZE=2 name no rank"),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, ["rollout", "-n", "2"], "needs --run"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, ["rollout", "--shard", "0/2"], "leave --shard out"),
-        ({"ACCELERATE_USE_FSDP": "true"}, ["train"], "sharded weights (FSDP)"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, ["train"], "fsdp_version: 2"),
         ({}, ["train", "--gpus", "65536"], "--gpus 65536, but torch sees"),
     ],
 )

@@ -86,19 +86,26 @@ def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
 def refuse_unheard(environment: Mapping[str, str]) -> None:
     """Raise `UserError` for what `accelerate launch` was asked for and castctl does not do: it
     would train otherwise than its file says."""
-    asked = {
-        "ACCELERATE_USE_FSDP": "sharded weights (FSDP)",
-        "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-        "ACCELERATE_USE_MEGATRON_LM": "Megatron",
-    }
+    asked = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron"}
     unheard = [what for name, what in asked.items() if environment.get(name) == "true"]
+    if shares_weights(environment):
+        if environment.get("FSDP_VERSION") != "2":
+            unheard.append("FSDP without fsdp_version: 2")
+        if environment.get("FSDP_OFFLOAD_PARAMS") == "true":
+            unheard.append("fsdp_offload_params")
     if (precision := environment.get("ACCELERATE_MIXED_PRECISION")) in ("fp16", "fp8"):
         unheard.append(f"mixed_precision: {precision}")
     if unheard:
         raise UserError(
             f"accelerate launch asks for {unheard[0]}, which castctl does not do; take a file of "
-            "distributed_type MULTI_GPU with mixed_precision bf16 or no, or torchrun"
+            "distributed_type MULTI_GPU, or FSDP with fsdp_version: 2, with mixed_precision bf16 "
+            "or no, or torchrun"
         )
+
+
+def shares_weights(environment: Mapping[str, str]) -> bool:
+    """Whether the file of `accelerate launch` asks for weights in shares (FSDP)."""
+    return environment.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def open_store(rank: Rank, seconds: float) -> Any:

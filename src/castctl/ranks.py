@@ -5,10 +5,11 @@ A process alone has nobody to wait for, and none of this does anything there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from castctl.buckets import in_buckets
 from castctl.errors import UserError, one_line
 from castctl.launcher import Rank, open_store, rank_of
 from castctl.processes import Seen
@@ -169,19 +171,28 @@ class Ranks:
         """Put the sum over the ranks in the place of each gradient, in flat buckets."""
         if not self.rank.several:
             return
-        import torch
-
         self.meet("the sum of gradients")
-        for bucket in _buckets(gradients):
-            if len(bucket) == 1 and bucket[0].is_contiguous():
-                self._sum(bucket[0])
-                continue
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self._sum(flat)
-            for gradient, summed in zip(
-                bucket, flat.split([g.numel() for g in bucket]), strict=True
-            ):
-                gradient.copy_(summed.view_as(gradient))
+        in_buckets(gradients, BUCKET_BYTES, self._sum)
+
+    @contextlib.contextmanager
+    def exchange(self, what: str) -> Iterator[None]:
+        """The ranks meet, and inside others' code exchanges numbers between them."""
+        self.meet(what)
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.rank.several:
+                raise
+            time.sleep(LOOK_SECONDS)  # who has gone is seen a little later
+            try:
+                self._look()
+            except RuntimeError:
+                raise self._parted(error) from None
+            if "imed out" in str(error):
+                raise RankEnded(
+                    f"a rank did not go through {what} within {self.patience:g} s; see the logs"
+                ) from None
+            raise
 
     def leave(self) -> None:
         """Part from the others when all is done: rank 0, who may keep the store, as the last."""
@@ -322,21 +333,6 @@ class Ranks:
         if self._store is None:
             self._store = open_store(self.rank, self.patience)
         return self._store
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Gradients of one dtype together, in their order."""
-    bucket: list[Tensor] = []
-    size = 0
-    for gradient in gradients:
-        full = size + gradient.nbytes > BUCKET_BYTES
-        if bucket and (full or gradient.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(gradient)
-        size += gradient.nbytes
-    if bucket:
-        yield bucket
 
 
 ALONE = Ranks(Rank())

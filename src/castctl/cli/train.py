@@ -11,7 +11,7 @@ from castctl.cli import options as opt
 from castctl.cli.launch import launch
 from castctl.cli.voices import hush, log_into
 from castctl.errors import UserError
-from castctl.launcher import refuse_unheard
+from castctl.launcher import refuse_unheard, shares_weights
 from castctl.report.console import live_console, printable, progress, say, tell
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def train(
         engine={"kind": engine},
         data={"path": data, "limit": limit},
         sampling={"n": n, "temperature": temperature, "max_tokens": max_tokens},
-        train={"steps": steps},
+        train={"steps": steps, "sharding": "full" if shares_weights(os.environ) else None},
         eval={"k": k},
     )  # fmt: skip
     if resume and (from_ or dry_run):
@@ -144,6 +144,11 @@ def train(
 
 
 def _train(run: "Run", ranks: "Ranks") -> None:
+    if shares_weights(os.environ) and run.recipe.train.sharding == "none":
+        raise UserError(
+            f"accelerate launch asks for FSDP, and {run.path} trains with train.sharding=none; "
+            "take a file of distributed_type MULTI_GPU"
+        )
     from castctl.cli.context import announce, next_command, trusted_again
     from castctl.runs.run import discarded_if_empty
 

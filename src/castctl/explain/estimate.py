@@ -82,7 +82,7 @@ def estimate_memory(recipe: Recipe, gpu_memory: float | None = None, ranks: int 
         **({"whole copy, which samples and scores": frozen} if sharded else {}),
         "gradients": share,
         "optimizer moments": 2 * share,
-        "teacher": _teacher_bytes(recipe, share, resting, frozen if sharded else None),
+        "teacher": _teacher_bytes(recipe, share, resting, frozen if sharded else 0),
         "reference": 0 if adapts or "ref_logprobs" not in recipe.method.needs else frozen,
     }
     separate = recipe.engine.brings_weights
@@ -99,7 +99,11 @@ def estimate_memory(recipe: Recipe, gpu_memory: float | None = None, ranks: int 
     tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
     name = Arithmetic(arithmetic.on_gpu, resting).name
-    moved = moved_bytes(shape, trained, _update_passes(recipe, shape), ranks, sharded)
+    whole = frozen if sharded else None
+    follows = recipe.method.teacher.kind in ("snapshot", "ema")
+    moved = moved_bytes(
+        shape, trained, _update_passes(recipe, shape), ranks, whole, teaches=follows
+    )
     memory = Memory(
         shape.parameters, trained, name, arithmetic.name, held, phases, all_logits, ranks, moved
     )
@@ -121,13 +125,12 @@ def _fits(
     return [TrainingFit(name, total, together + CONTEXT) for name, total in found]
 
 
-def _teacher_bytes(recipe: Recipe, moving: int, resting: int, whole: int | None) -> int:
-    """Weights of the teacher, where it is not the policy itself. A copy is of what moves; where
-    that is a share, it is a `whole` one, and an average keeps its float32 share beside it."""
+def _teacher_bytes(recipe: Recipe, share: int, resting: int, whole: int) -> int:
+    """Weights of the teacher, where it is not the policy itself: a copy is the `share` of what
+    moves, and the `whole` model that scores where that is not all."""
     teacher = recipe.method.teacher
     if teacher.path is None:
-        copy = moving if whole is None else whole + moving * (teacher.kind == "ema")
-        return copy if teacher.is_copy else 0
+        return share + whole if teacher.is_copy else 0
     named = {"path": teacher.path, "revision": teacher.revision, "lora": None, "adapter": None}
     return _frozen_bytes(model_shape(recipe.model.model_copy(update=named)), resting)
 

@@ -23,28 +23,30 @@ class Passes:
 
 
 def moved_bytes(
-    shape: ModelShape, trained: int, passes: Passes, ranks: int, sharded: bool
+    shape: ModelShape, trained: int, passes: Passes, ranks: int, whole: int | None, teaches: bool
 ) -> dict[str, int]:
-    """Bytes that each of `ranks` sends in a step, by part.
+    """Bytes that each of `ranks` sends in a step, by part; `whole` are those of a whole copy at
+    rest where weights lie in shares.
 
     A ring that gathers shares, or that sums and leaves each rank its share, moves (N - 1) / N of
     the bytes; a sum for all is both, one after the other. Whole weights: a sum of the `trained`
-    gradients an optimizer step. Sharded: every rank walks through as many micro-batches as the one
-    with most, gathers blocks forward and backward and the rest once in each, and sums its gradients
-    into shares; after each optimizer step the copy that samples is gathered.
+    gradients an optimizer step. In shares: every rank walks through as many micro-batches as the
+    one with most, gathers blocks forward and backward and the rest once in each, and sums its
+    gradients into shares. After each optimizer step the copy that samples is gathered, rounded as
+    it rests, and once a step, at most, that of a teacher that follows the policy (`teaches`).
     """
     if ranks == 1:
         return {}
     steps = passes.optimizer_steps
 
-    def ring(count: int) -> int:
-        return count * FLOAT32 * (ranks - 1) // ranks
+    def ring(size: int) -> int:
+        return size * (ranks - 1) // ranks
 
-    if not sharded:
-        return {"sums of gradients": 2 * ring(steps * trained)}
-    walks = steps * ceil(passes.microbatches / ranks)
+    if whole is None:
+        return {"sums of gradients": 2 * ring(steps * trained * FLOAT32)}
+    walks = FLOAT32 * steps * ceil(passes.microbatches / ranks)
     return {
         "weights for each micro-batch": ring(walks * (shape.parameters + shape.blocks)),
         "gradients of each micro-batch": ring(walks * shape.parameters),
-        "weights of the copy that samples": ring(steps * shape.parameters),
+        "weights of whole copies": ring((steps + teaches) * whole),
     }

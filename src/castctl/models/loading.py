@@ -271,6 +271,14 @@ def load_weights(model: Any, folder: Path) -> None:
 
     Raises `UserError`, the model untouched, where they do not load or do not all fit.
     """
+    model.load_state_dict(read_weights(model, folder))
+
+
+def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in a folder, float32 and by name, for a loaded model of the same architecture.
+
+    Raises `UserError` where they do not load or do not all fit.
+    """
     import torch
 
     try:
@@ -292,6 +300,6 @@ def load_weights(model: Any, folder: Path) -> None:
         )
         if different := dict(mine ^ theirs):
             raise ValueError(f"another architecture, different in {min(different)}")
-        model.load_state_dict(twin.state_dict())
     except Exception as error:  # transformers and safetensors raise many kinds
         raise UserError(f"cannot load the weights in {folder}: {one_line(error)}") from None
+    return dict(twin.state_dict())

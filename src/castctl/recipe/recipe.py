@@ -19,8 +19,9 @@ from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.split import asks_elsewhere, require_data
+from castctl.recipe.train import TrainSettings
 from castctl.recipe.trust import CodeSection
-from castctl.settings import Amount, Count, Processes, Samples, Section, Seed, Steps
+from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
 
 TEACHER_TEMPLATE = """\
 {{ prompt }}
@@ -153,35 +154,6 @@ class VerifierSettings(CodeSection):
         return self
 
 
-class TrainSettings(Section):
-    steps: Steps = 300
-    """Steps of the loop (paper: CAST's 300)."""
-    prompts_per_step: Count = 64
-    """Prompts of one step; each gets `sampling.n` completions (ours)."""
-    part_size: Count = 16
-    """Prompts in one Parquet part, the unit of work of every stage."""
-    epochs: Count = 1
-    """Passes over a step's completions."""
-    minibatches: Count = 1
-    """Optimizer steps a pass is split into, by whole groups."""
-    microbatch_tokens: Count = 16384
-    """Tokens of one forward pass; changes memory and time, never the gradient."""
-    head_chunk_tokens: Count = 256
-    """Completion tokens whose logits exist at once."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    checkpoint_every: Count = 50
-    """Steps between checkpoints; the last step always has one."""
-    keep: Literal["best_and_last", "all"] = "best_and_last"
-    """Which checkpoints stay on disk."""
-    sharding: Literal["none", "full"] = "none"
-    """What each of several ranks holds: all weights, gradients and moments, or a share of them."""
-    rank_timeout: float = Field(1800, gt=0)
-    """Seconds that ranks wait for one that neither comes nor gets on (ours; torch's)."""
-    warn_after_zero_rewards: Count = 5
-    """Warn when so many steps in a row earned no reward above 0 (ours)."""
-
-
 class EvalSettings(Section):
     task: str | None = None
     """Benchmark name, file or hub id of the problems evaluated on, or `held-out`, problems of the
@@ -253,6 +225,11 @@ class Recipe(Section):
             raise ValueError(
                 f"method.teacher.skip_tokens={self.method.teacher.skip_tokens} leaves out every "
                 f"token of sampling.max_tokens={self.sampling.max_tokens}; lower it"
+            )
+        if self.train.sharding != "none" and self.model.adapts:
+            raise ValueError(
+                "train.sharding=full shares out whole weights, and not adapters, which are small; "
+                "set train.sharding=none"
             )
         cache = getattr(self.method.overlong, "cache", None) or 0
         if cache > self.sampling.max_tokens:

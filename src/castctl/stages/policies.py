@@ -14,9 +14,11 @@ from castctl.engines import Site
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
-from castctl.models.policy import Policy, load_policy
+from castctl.models.loading import load_frozen
+from castctl.models.policy import FullWeights, Policy, load_policy
 from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.models.weights import Weights
+from castctl.ranks import Ranks
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
@@ -102,6 +104,17 @@ def site_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Site:
     """Where an engine of a run works; each shard has logs of its own."""
     name = f"engine-shard-{shard.index}" if shard.count > 1 else "engine"
     return Site(source.weights.model, run.path, name)
+
+
+def load_trained(source: PolicySource, recipe: Recipe, ranks: Ranks) -> Policy:
+    """The policy that trains, in shares where several `ranks` are to hold it so."""
+    policy = source.load(recipe.model)
+    if recipe.train.sharding == "none" or not ranks.rank.several:
+        return policy
+    from castctl.models.sharded import ShardedWeights
+
+    assert isinstance(policy, FullWeights), "the recipe refuses adapters in shares"
+    return ShardedWeights(policy, load_frozen(source.weights.model, recipe.model), ranks)
 
 
 def load_sampled(run: Run, source: PolicySource) -> Policy:

@@ -34,6 +34,7 @@ from castctl.stages.evaluate.runner import PART_SIZE, evaluate, pose, require_ro
 from castctl.stages.measures import measure_step
 from castctl.stages.policies import (
     budget_of,
+    load_trained,
     make_scorers,
     policy_at,
     policy_name,
@@ -166,7 +167,7 @@ class _Loop:
         self.ranks, self.shard = ranks, Shard(ranks.rank.index, ranks.rank.count)
         source = policy_at(run, start)
         self.name = source.fingerprint
-        policy = source.load(recipe.model)
+        policy = load_trained(source, recipe, ranks)
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)

@@ -13,6 +13,7 @@ from torch import Tensor
 from castctl.errors import UserError, one_line
 from castctl.files import regular
 from castctl.models.policy import NamedParameters
+from castctl.models.shares import share_like
 from castctl.recipe.optimizer import OptimizerSettings
 from castctl.shards.part import read_json
 
@@ -67,9 +68,12 @@ class Optimizer:
         return [p.grad for _, p in self._named if p.grad is not None]
 
     def clip(self, max_norm: float) -> float:
-        """Scale the gradient down to `max_norm`; its norm before."""
+        """Scale the gradient down to `max_norm`; its norm before, over all ranks' shares."""
         parameters = [parameter for _, parameter in self._named]
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        norm = torch.nn.utils.get_total_norm(self.gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
 
     def step(self) -> None:
         self._adamw.step()
@@ -118,7 +122,7 @@ class Optimizer:
             if steps:
                 self._adamw.state[parameter] = {
                     "step": torch.tensor(float(steps)),
-                    **{moment: m.to(parameter.device) for moment, m in moments.items()},  # type: ignore[union-attr]
+                    **{n: share_like(m, parameter) for n, m in moments.items() if m is not None},
                 }
         if steps:  # the schedule alone catches up; torch warns of the order
             self._schedule.last_epoch = steps - 1

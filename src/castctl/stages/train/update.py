@@ -159,7 +159,8 @@ def update(
             total = stats.include(own, ranks)
             if not policy.in_shares:
                 ranks.sum_gradients(optimizer.gradients)
-            norm = optimizer.clip(recipe.optimizer.max_grad_norm)
+            with ranks.exchange("the gradient's norm"):
+                norm = optimizer.clip(recipe.optimizer.max_grad_norm)
             if not np.isfinite(total) or not np.isfinite(norm):
                 raise UserError(
                     f"step {step + 1}: loss {total:g}, gradient norm {norm:g}; stopped before the "
