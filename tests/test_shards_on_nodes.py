@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from castctl.errors import UserError
 from castctl.progress import Silent
+from castctl.recipe.recipe import VerifierSettings
 from castctl.runs.run import create_run, open_run
+from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.one_step import rollout_stage, score_stage
 from castctl.stages.policies import policy_at
+from castctl.stages.score.rewards import score_rewards
 from castctl.stages.shape import shape_step
+from castctl.verify.judge import judging_pool
 from commands import Commands
 from conftest import Cli
 from runs import SMALL, part_hashes, small_recipe
@@ -78,3 +88,38 @@ def test_a_shard_that_lacks_a_part_does_its_others(castctl: Cli, tmp_path: Path)
     refused = castctl("shape", "--run", "runs/r", "--shard", "1/2", code=2).stderr
     assert "shard 1/2 finds no rewards of its part 3; finish `castctl score --shard" in refused
     assert step.parts("advantages") == [1, 5]
+
+
+RULES = """
+def picky(problem, completion, answer):
+    return 1 / (problem != "odd")
+"""
+
+
+def test_the_share_of_errors_is_that_of_a_shards_own_verdicts(tmp_path: Path) -> None:
+    """And of a process alone that of the whole step, whichever part comes first."""
+    (tmp_path / "rules.py").write_text(RULES)
+    verifier = VerifierSettings(
+        function=f"{tmp_path / 'rules.py'}:picky", workers=1, max_error_share=0.25
+    )
+
+    def scored(problems: Sequence[str], shard: Shard = WHOLE) -> list[int]:
+        """The parts that have rewards, of a step of one problem a part."""
+        folder = StepFolder(tmp_path / "-".join(problems) / str(shard.count))
+        for part, problem in enumerate(problems):
+            table = pa.table({
+                "prompt_id": [f"{part:016x}"] * 2, "sample": [0, 1], "problem": [problem] * 2,
+                "answer": ["2"] * 2, "prompt_token_ids": [[1]] * 2, "completion": ["two"] * 2,
+                "completion_token_ids": [[2]] * 2, "finish_reason": ["stop"] * 2,
+            })  # fmt: skip
+            folder.part_path("rollouts", part).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, folder.part_path("rollouts", part))
+        with contextlib.suppress(UserError):
+            score_rewards(folder, verifier, pool, None, progress=Silent(), shard=shard)
+        return folder.parts("rewards")
+
+    with judging_pool(verifier) as pool:
+        assert scored(["odd", "a", "b", "c"]) == [0, 1, 2, 3]
+        assert scored(["a", "odd", "odd", "c"]) == [0, 1]  # the second is half of all
+        assert scored(["odd", "a", "b", "c"], Shard(0, 2)) == []
+        assert scored(["odd", "a", "b", "c"], Shard(1, 2)) == [1, 3]
