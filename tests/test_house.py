@@ -26,7 +26,7 @@ FLOORS = [
 ]  # fmt: skip
 """From the ground up; what stands on one floor may use one another."""
 
-METHODS = {"cast", "rlsd", "rlrt", "oar", "presets"}
+METHODS = {"cast", "cispo", "dppo", "gspo", "oar", "presets", "rlrt", "rlsd", "sapo"}
 """The mathematics that only one method has, and their names."""
 
 BESIDE = {"", "__main__"}

@@ -30,14 +30,13 @@ def problems(section: type[BaseModel], error: ValidationError) -> str:
 
 
 def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
-    # Discriminated unions put the chosen kind into the location; it is no key of the recipe.
-    kinds = _kinds(section)
-    keys = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    keys = _key(section, problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _unknown(section, keys, problem["input"])
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         field = _field_at(section, keys.split("."))
-        here = [kind for each in sections_in(field) for kind in kinds_of(each)] if field else kinds
+        inner = sections_in(field) if field else []
+        here = [kind for each in inner for kind in kinds_of(each)]
         return [f"{keys}.kind must say which: {', '.join(here)}"]
     if problem["type"] in ("model_type", "model_attributes_type"):
         field = _field_at(section, keys.split("."))
@@ -94,15 +93,19 @@ def choice(meant: Sequence[str]) -> str:
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _kinds(section: type[BaseModel]) -> set[str]:
-    """Names of the members of every discriminated union below `section`."""
-    kinds = set()
-    for field in section.model_fields.values():
-        inner = sections_in(field)
-        if field.discriminator:
-            kinds |= {kind for each in inner for kind in kinds_of(each)}
-        kinds = kinds.union(*map(_kinds, inner))
-    return kinds
+def _key(section: type[BaseModel], location: Sequence[str | int]) -> str:
+    """The dotted key of a location. There the kind that was chosen follows its slot, and is no key
+    of the recipe."""
+    keys: list[str] = []
+    kind_follows = False
+    for part in location:
+        if kind_follows:
+            kind_follows = False
+            continue
+        keys.append(str(part))
+        field = _field_at(section, keys)
+        kind_follows = field is not None and bool(field.discriminator)
+    return ".".join(keys)
 
 
 def _field_at(section: type[BaseModel], keys: Sequence[str]) -> FieldInfo | None:

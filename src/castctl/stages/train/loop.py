@@ -199,7 +199,7 @@ class _Loop:
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
         with timed(seconds, "train"):
-            batch = read_batch(folder, self.recipe.method)
+            batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
             stats = update(
                 policy, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
