@@ -20,6 +20,7 @@ from runs import SMALL, assert_same_weights, small_recipe, train_small
 from side_by_side import free_port, ranks, together
 
 CAST = ("model.lora={r: 4, alpha: 8}", "method.teacher.kind=ema", "method.teacher.decay=0.5")
+SNAPSHOT = "method.teacher.every=1"
 DAPO = ("method.zero_variance.max_rounds=2", "train.steps=2")
 
 
@@ -94,6 +95,25 @@ def test_adapters_averages_and_trackers_of_two_ranks(commands: Commands, tmp_pat
     codes, printed = together(commands, tmp_path, [onwards, onwards], told).ended()
     assert codes == [0, 0] and "difference:" in printed[0] and printed[1] == "", printed
     assert_same_weights(pair.checkpoint(3), open_run(str(run)).checkpoint(3))
+
+
+@pytest.mark.slow
+def test_snapshots_of_two_ranks_that_were_told_to_end(commands: Commands, tmp_path: Path) -> None:
+    """SIGTERM to all of them, as `scancel` sends it, and on to the weights of one process."""
+    line = typed("cast", SNAPSHOT)
+    pair = ranks(commands, tmp_path, [*line, "--run", "runs/pair"])
+    run = tmp_path / "runs/pair"
+    wait_for(run / "checkpoints/step-00001", pair.command.running)
+    os.killpg(pair.command.pid, signal.SIGTERM)
+    codes, printed = pair.ended()
+    assert codes == [143, 143], printed
+    assert "".join(printed).count("castctl: ended by SIGTERM. Whole parts") == 1
+    assert "is gone" not in "".join(printed)
+    onwards = ["train", "--resume", "--run", "runs/pair"]
+    alone, _ = train_small(tmp_path / "alone", small_recipe("cast", *settings(SNAPSHOT)))
+    codes, printed = ranks(commands, tmp_path, onwards).ended()
+    assert codes == [0, 0], printed
+    assert_near(open_run(str(run)), alone)
 
 
 @pytest.mark.slow
