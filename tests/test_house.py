@@ -20,8 +20,8 @@ FLOORS = [
     {"data", "models"},
     {"engines", "runs"},
     {"stages"},
-    {"comparison", "diagnosis", "explain", "inspection"},
-    {"report"},
+    {"comparison", "diagnosis", "explain", "inspection", "writers"},
+    {"hub", "report"},
     {"cli"},
 ]  # fmt: skip
 """From the ground up; what stands on one floor may use one another."""

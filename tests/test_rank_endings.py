@@ -156,7 +156,7 @@ BUG = """
 import os
 import castctl.stages.train.loop as loop
 if os.environ["RANK"] == "1":
-    loop.read_batch = lambda folder, method: 1 / 0
+    loop.read_batch = lambda *given, **named: 1 / 0
 """
 
 

@@ -210,10 +210,3 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(run: Run, batch: Tra
     with pytest.raises(UserError, match="stopped before the weights"):
         update(trained, policy, state.optimizer, broken, run.recipe, step=1)
     assert distance(before, {n: p.detach() for n, p in policy.model.named_parameters()}) == 0
-
-
-def test_trackers_write_through_accelerate(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    recipe = small_recipe("grpo", "logging.trackers=[tensorboard]", "train.steps=1")
-    made, _ = train_small(tmp_path / "run", recipe)
-    assert list((made.path / "trackers").rglob("events.out.tfevents.*"))

@@ -185,6 +185,9 @@ class LoggingSettings(Section):
     """Trackers that Accelerate writes to, beside `metrics.parquet`."""
     project: str = "castctl"
     """Project name at the tracker."""
+    completions: Amount = 8
+    """Completions of each step that trackers are sent, with verdict, reward and advantage; 0 sends
+    no text."""
 
 
 class Recipe(Section):
