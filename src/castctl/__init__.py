@@ -181,7 +181,7 @@ def shape(
     with target.beside_others():
         shape_step(
             folder, recipe.method, longest=recipe.sampling.max_tokens,
-            progress=_progress(quiet), overwrite=overwrite,
+            seed=recipe.seed, progress=_progress(quiet), overwrite=overwrite,
         )  # fmt: skip
     return folder
 

@@ -42,7 +42,7 @@ def shape(
     with target.beside_others():
         shape_step(
             folder, settings.method, longest=settings.sampling.max_tokens,
-            progress=progress(), shard=share, overwrite=overwrite,
+            seed=settings.seed, progress=progress(), shard=share, overwrite=overwrite,
         )  # fmt: skip
     context.show_step(folder)
     trainable = number == 0 or target.checkpoint(number).is_dir()

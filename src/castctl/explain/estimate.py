@@ -83,7 +83,7 @@ def estimate_memory(recipe: Recipe, gpu_memory: float | None = None, ranks: int 
         "gradients": share,
         "optimizer moments": 2 * share,
         "teacher": _teacher_bytes(recipe, share, resting, frozen if sharded else 0),
-        "reference": 0 if adapts or "ref_logprobs" not in recipe.method.needs else frozen,
+        "reference": 0 if adapts or not recipe.reads_reference else frozen,
     }
     separate = recipe.engine.brings_weights
     phases = {} if separate else _decoding(recipe, shape, arithmetic)

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.methods.teacher import PATHLESS
 from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
@@ -254,6 +255,16 @@ class Recipe(Section):
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
 
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the initial policy reads a sample of each step for the metrics alone."""
+        return self.train.reference_kl_tokens > 0 and "ref_logprobs" not in self.method.needs
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether training holds the initial policy."""
+        return self.samples_reference or "ref_logprobs" in self.method.needs
+
     def require_parts_for(self, ranks: int) -> None:
         """Raise `UserError` where a step has fewer parts than there are ranks: some would only
         wait."""
@@ -274,6 +285,8 @@ class Recipe(Section):
         """
         sampling, method = self.sampling, self.method
         require_data(self)
+        if method.teacher.pathless:
+            raise UserError(f"{method.name}: {PATHLESS}")
         if sampling.n < 2 and method.compares:
             raise UserError(
                 f"{method.name} compares completions of one prompt; "

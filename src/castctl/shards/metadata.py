@@ -138,6 +138,8 @@ def _of_today(metadata: Metadata) -> Metadata:
     if "importance_cap" in settings and "correction" not in settings:
         settings = dict(settings)
         settings |= {"correction": of_cap(settings.pop("importance_cap"))}
+    if "correction" in settings and "token_mask" not in settings:  # every token counted
+        settings = settings | {"token_mask": {"kind": "none"}}
     if "settings" in metadata:
         metadata = metadata | {"settings": settings}
     if "verifier" in metadata:

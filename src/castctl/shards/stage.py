@@ -47,7 +47,10 @@ class Shard:
 WHOLE = Shard()
 """Every part: the share of a process alone."""
 
-IN_COMMON = {"rollouts": ("model", "engine", "temperature", "sampling", "seed", "templates")}
+IN_COMMON = {
+    "rollouts": ("model", "engine", "temperature", "sampling", "seed", "templates"),
+    "advantages": ("whole_step",),
+}
 """What the metadata of all parts of a stage must agree on within a step."""
 
 
