@@ -9,6 +9,7 @@ Several may run at a time.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -219,6 +220,9 @@ def _preload() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # what is imported is no garbage, here and in the commands
     _preload()
+    gc.freeze()
+    gc.enable()
     _serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)  # to unload all modules takes seconds
