@@ -206,9 +206,10 @@ def _preload() -> None:
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
     import pyarrow.acero  # noqa: F401
-    import scipy.stats  # noqa: F401
+    import scipy.stats
     import transformers.models.auto.modeling_auto
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3
+    import transformers.optimization  # noqa: F401
 
     import castctl
     from deprecations import refuse_deprecated
