@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
+
+from commands import Command
+
+Start = Callable[..., Command]
+"""Starts a rank with variables beside those of this process."""
 
 
-def started(count: int, *command: str, **environment: str) -> list[subprocess.Popen[str]]:
+def started(count: int, start: Start) -> list[Command]:
     """The command as so many ranks, without a launcher: rank 0 keeps the store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+    told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port}  # fmt: skip
     return [
-        subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, **environment, **{k: str(v) for k, v in told.items()},
-                 "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]  # fmt: skip
+        start(**{name: str(said) for name, said in {**told, "RANK": n, "LOCAL_RANK": n}.items()})
+        for n in range(count)
+    ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[str]:
+def ended(processes: list[Command], seconds: float = 240) -> list[str]:
     """What each printed, once all have ended."""
     try:
-        return [process.communicate(timeout=seconds)[0] for process in processes]
+        done = [process.wait(seconds) for process in processes]
+        return [each.stdout + each.stderr for each in done]
     finally:
         for process in processes:
-            process.kill()
+            if process.running():
+                process.send_signal(signal.SIGKILL)

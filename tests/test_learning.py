@@ -14,16 +14,17 @@ from castctl.runs.run import create_run
 from castctl.stages.evaluate.statistics import paired_difference
 from castctl.stages.train.loop import train
 
-STEPS = 16
+STEPS = {"grpo": 8, "rlrt": 8, "cast": 16}
+"""Enough to win far more than the points asked for."""
 
 
 def gain(path: Path, method: str, *overrides: str) -> tuple[float, float]:
-    """Points of held-out avg@4 won in 16 steps, and the lower end of the paired 95 % interval."""
+    """Points of held-out avg@4 won, and the lower end of the paired 95 % interval."""
     recipe = load_recipe(
         default_recipe_path(),
         method={"name": method},
         overrides=[
-            f"train.steps={STEPS}", "train.checkpoint_every=16", "eval.every=0",
+            f"train.steps={STEPS[method]}", "train.checkpoint_every=16", "eval.every=0",
             "eval.limit=96", "eval.k=4", "data.limit=512", "verifier.workers=1",
             *overrides,
         ],
@@ -38,7 +39,7 @@ def gain(path: Path, method: str, *overrides: str) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "cast", "rlrt"])
+@pytest.mark.parametrize("method", STEPS)
 def test_a_method_learns(method: str, tmp_path: Path) -> None:
     mean, low = gain(tmp_path / "run", method)
     assert mean > 10 and low > 0

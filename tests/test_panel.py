@@ -10,7 +10,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import struct
 import termios
 import time
@@ -24,7 +23,7 @@ from castctl.recipe.recipe import Recipe
 from castctl.report.course import Course, CoursePanel, Stage, duration
 from castctl.report.panel import TrainingPanel
 from castctl.runs.run import create_run
-from commands import START_SECONDS, Command, Commands, _answer
+from commands import START_SECONDS, Command, Commands
 from runs import SMALL, small_recipe
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -198,14 +197,10 @@ class Terminal(Command):
     """A command whose output goes to a pseudo terminal of 80 by 40, and all that it wrote there."""
 
     def __init__(self, commands: Commands, *arguments: str, cwd: Path, term: str = "xterm") -> None:
-        self._server = commands._socket
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-        environment = {**os.environ, "TERM": term}
-        request = {"argv": ["castctl", *arguments], "cwd": str(cwd), "env": environment}
-        socket.send_fds(self._server, [json.dumps(request).encode() + b"\n"], [theirs, theirs])
+        super().__init__(commands.socket, ("castctl", *arguments), cwd, {"TERM": term}, theirs)
         os.close(theirs)
-        self.pid = int(_answer(self._server, "pid", START_SECONDS))
         self.text = ""
 
     def read_until(self, wanted: str | None, seconds: float = 120) -> None:
@@ -224,11 +219,11 @@ class Terminal(Command):
                 return
             self.text += data.decode(errors="replace")
 
-    def end(self) -> int:
+    def end(self, timeout: float = START_SECONDS) -> int:
         """The exit code, once everything is read."""
         self.read_until(None)
         os.close(self._ours)
-        return os.waitstatus_to_exitcode(int(_answer(self._server, "end", START_SECONDS)))
+        return super().end(timeout)
 
 
 def settings(*others: str) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from castctl.errors import UserError
 from castctl.launcher import Rank, rank_of, without_rank
 from castctl.ranks import ALONE, Ranks
 from castctl.runs.run import Run, create_run, open_run
+from commands import Command, Commands
 from rank_entries import moments
 from rank_processes import ended, started
 from runs import (
@@ -26,16 +27,21 @@ from runs import (
     train_small,
 )
 
-ENTRIES = str(Path(__file__).with_name("rank_entries.py"))
+ENTRIES = Path(__file__).with_name("rank_entries.py")
 
 METHODS = ("grpo", "cast", "sdpg", "oar-g", "bicc")
 
 
-def trained(count: int, path: Path, *options: str) -> list[subprocess.Popen[str]]:
+def trained(commands: Commands, count: int, path: Path, *options: str) -> list[Command]:
     """`castctl train` of the small recipe as so many ranks."""
     sets = [word for line in (*SMALL, "train.part_size=1") for word in ("--set", line)]
-    command = ("-m", "castctl", "train", "--run", str(path))
-    return started(count, *command, *(options or ("--method", "cast", *sets)))
+    words = ("train", "--run", str(path), *(options or ("--method", "cast", *sets)))
+    return started(count, partial(commands.start, *words, cwd=path.parent))
+
+
+def entered(commands: Commands, count: int, folder: Path, *words: str) -> list[Command]:
+    """A function of `rank_entries.py` as so many ranks."""
+    return started(count, partial(commands.start_file, ENTRIES, *words, cwd=folder))
 
 
 @pytest.mark.parametrize(
@@ -105,11 +111,12 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.mark.slow
-def test_an_update_of_several_ranks_is_that_of_one(shaped: list[Run]) -> None:
+def test_an_update_of_several_ranks_is_that_of_one(
+    shaped: list[Run], commands: Commands, tmp_path: Path
+) -> None:
     paths = [str(run.path) for run in shaped]
     for count, of in ((2, paths), (3, paths[1:2])):
-        printed = ended(started(count, ENTRIES,
-                                "write_moments", *of))  # fmt: skip
+        printed = ended(entered(commands, count, tmp_path, "write_moments", *of))
         for path in of:
             assert (Path(path) / f"ranks-{count}.npz").exists(), printed
             alone, row = moments(Path(path), Ranks(Rank()))
@@ -122,12 +129,12 @@ def test_an_update_of_several_ranks_is_that_of_one(shaped: list[Run]) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does_and_go_on_when_they_were_killed(
-    tmp_path: Path,
+    commands: Commands, tmp_path: Path
 ) -> None:
     path = tmp_path / "two"
-    processes = trained(2, path)
+    processes = trained(commands, 2, path)
     first, second = ended(processes)
-    assert [process.returncode for process in processes] == [0, 0], first + second
+    assert [process.end() for process in processes] == [0, 0], first + second
     assert "difference:" in first and second == ""
     assert "difference:" in (path / "rank-1.log").read_text()
     whole = open_run(str(path))
@@ -135,11 +142,11 @@ def test_two_ranks_train_as_one_process_does_and_go_on_when_they_were_killed(
     alone, _ = train_small(tmp_path / "one", small_recipe("cast", "train.part_size=1"))
     assert_as_alone(whole, alone)
     killed = tmp_path / "killed"
-    kill_rank(1, killed, after=1)
-    kill_rank(0, killed, after=2, resume=True)
-    processes = trained(2, killed, "--resume")
+    kill_rank(commands, 1, killed, after=1)
+    kill_rank(commands, 0, killed, after=2, resume=True)
+    processes = trained(commands, 2, killed, "--resume")
     printed = "".join(ended(processes))
-    assert [process.returncode for process in processes] == [0, 0], printed
+    assert [process.end() for process in processes] == [0, 0], printed
     for step in range(3):
         assert_same_step(whole.step(step), open_run(str(killed)).step(step))
     assert_same_weights(whole.checkpoint(3), open_run(str(killed)).checkpoint(3))
@@ -161,16 +168,16 @@ def assert_as_alone(pair: Run, alone: Run) -> None:
                 assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True), name
 
 
-def kill_rank(rank: int, path: Path, after: int, resume: bool = False) -> None:
+def kill_rank(commands: Commands, rank: int, path: Path, after: int, resume: bool = False) -> None:
     """Kill one of two ranks once a checkpoint is there; the other says so, once, and ends."""
-    processes = trained(2, path, *(["--resume"] if resume else []))
+    processes = trained(commands, 2, path, *(["--resume"] if resume else []))
     until = time.monotonic() + 200
     while not (path / "checkpoints" / f"step-{after:05d}").exists():
-        assert time.monotonic() < until and processes[0].poll() is None
+        assert time.monotonic() < until and processes[0].running()
         time.sleep(0.02)
     processes[rank].send_signal(signal.SIGKILL)
     printed = "".join(ended(processes, seconds=60))
-    assert processes[1 - rank].returncode == 2
+    assert processes[1 - rank].end() == 2
     assert printed.count("castctl: rank") == 1
     assert f"rank {rank} (process {processes[rank].pid}" in printed
     assert "Traceback" not in printed
@@ -178,8 +185,10 @@ def kill_rank(rank: int, path: Path, after: int, resume: bool = False) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_differ_or_do_not_come_end_the_others() -> None:
-    first, second = ended(started(2, ENTRIES, "fall_out"))
+def test_ranks_that_differ_or_do_not_come_end_the_others(
+    commands: Commands, tmp_path: Path
+) -> None:
+    first, second = ended(entered(commands, 2, tmp_path, "fall_out"))
     assert (
         "rank 1 did not come to the rollouts within 1 s; see its log, and train.rank_timeout"
         in first
@@ -213,13 +222,9 @@ def test_a_mistake_is_said_once_and_ends_all(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_under_a_launcher_is_one_line(
-    environment: dict[str, str], command: list[str], said: str, tmp_path: Path
+    environment: dict[str, str], command: list[str], said: str, commands: Commands, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "castctl", *command],
-        env={**os.environ, **environment}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = commands.start(*command, cwd=tmp_path, **environment).wait(60)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("castctl: ") and said in last
     assert "Traceback" not in done.stderr

@@ -239,6 +239,17 @@ def test_details_of_lighteval() -> None:
         assert "1 completions of problems without an answer left out" in words
 
 
+def test_details_without_samples_are_refused() -> None:
+    choices = details("mmlu|0", [{"problem": "?", "choices": ["A", "B"], "text": []}])
+    with pytest.raises(UserError, match=r"row 0 counted from 0: no generated text"):
+        regrade(choices)
+    older = pa.table({"full_prompt": ["1+1?"], "predictions": ["['2']"], "gold": ["['2']"]})
+    pq.write_table(older, "older.parquet")
+    with pytest.raises(UserError, match="details of an older lighteval"):
+        regrade(Path("older.parquet"))
+    assert not Path("runs").exists()
+
+
 def test_a_thought_that_a_prompt_opened_stands_in_its_completions() -> None:
     asked = {"problem": "2+2?", "answer": 4, "prompt": "User: 2+2?\nAssistant: <think>\n"}
     rows = [

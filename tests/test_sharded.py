@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from castctl.progress import Silent
 from castctl.ranks import ALONE
 from castctl.runs.run import Run, open_run
 from castctl.stages.train.loop import train
+from commands import Commands
 from rank_entries import moments
 from rank_processes import ended, started
 from runs import SMALL, assert_same_step, assert_same_weights, small_recipe, train_small
 
-ENTRIES = str(Path(__file__).with_name("rank_entries.py"))
+ENTRIES = Path(__file__).with_name("rank_entries.py")
 
 CUT = (
     "train.steps=1",
@@ -44,7 +46,7 @@ def untied(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_update_in_shares_is_that_of_one_process(tmp_path: Path) -> None:
+def test_an_update_in_shares_is_that_of_one_process(commands: Commands, tmp_path: Path) -> None:
     """Tied and untied, with the ratio of whole completions and activations computed again, and
     with a teacher that distils; one of them is a single micro-batch, so that rank 1 has none."""
     model = f"model.path={untied(tmp_path / 'untied-model')}"
@@ -55,7 +57,8 @@ def test_an_update_in_shares_is_that_of_one_process(tmp_path: Path) -> None:
     }
     runs = {name: train_small(tmp_path / name, recipe)[0] for name, recipe in recipes.items()}
     paths = [str(run.path) for run in runs.values()]
-    printed = ended(started(2, ENTRIES, "write_moments", *paths, TEST_SHARDING="full"))
+    write = partial(commands.start_file, ENTRIES, "write_moments", *paths, cwd=tmp_path)
+    printed = ended(started(2, partial(write, TEST_SHARDING="full")))
     for name, run in runs.items():
         alone, row = moments(run.path, ALONE)
         assert (run.path / "ranks-2.npz").exists(), printed
@@ -67,24 +70,27 @@ def test_an_update_in_shares_is_that_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_shares_is_that_of_one_process_which_goes_on_from_it(tmp_path: Path) -> None:
+def test_a_run_in_shares_is_that_of_one_process_which_goes_on_from_it(
+    commands: Commands, tmp_path: Path
+) -> None:
+    def train_two(*options: str, **environment: str) -> None:
+        start = partial(commands.start, "train", *options, cwd=tmp_path, **environment)
+        processes = started(2, start)
+        printed = "".join(ended(processes))
+        assert [process.end() for process in processes] == [0, 0], printed
+
     path = tmp_path / "two"
     options = ("train.part_size=1", "method.teacher.kind=ema", "method.teacher.decay=0.5")
     sets = [word for line in (*SMALL, *options) for word in ("--set", line)]
-    start = ("-m", "castctl", "train", "--run", str(path))
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as its file for FSDP does
-    processes = started(2, *start, "--method", "cast", *sets, **asked)
-    printed = "".join(ended(processes))
-    assert [process.returncode for process in processes] == [0, 0], printed
+    train_two("--run", str(path), "--method", "cast", *sets, **asked)
     two = open_run(str(path))
     assert two.recipe.train.sharding == "full"
     one, _ = train_small(tmp_path / "one", small_recipe("cast", *options))
     close(two, one)
 
     again = begun_again(two, tmp_path / "again")
-    processes = started(2, "-m", "castctl", "train", "--resume", "--run", str(again.path))
-    printed = "".join(ended(processes))
-    assert [process.returncode for process in processes] == [0, 0], printed
+    train_two("--resume", "--run", str(again.path))
     assert_same_step(two.step(2), again.step(2))
     assert_same_weights(two.checkpoint(3), again.checkpoint(3))
 

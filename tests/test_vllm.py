@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -334,15 +335,15 @@ def test_the_loop_samples_from_each_of_six_adapters(tmp_path: Path) -> None:
 
 
 def test_each_of_two_ranks_that_share_the_weights_samples_with_an_engine_of_its_own(
-    tmp_path: Path,
+    commands: Commands, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    settings = [word for line in (*SMALL, *ASKED) for word in ("--set", line)]
-    command = ("-m", "castctl", "train", "--method", "cast", "--run", str(path), *settings)
-    shares = ("--set", "train.sharding=full")
-    processes = started(2, *command, "--set", "train.steps=2", *shares)
+    asked = (*SMALL, *ASKED, "train.steps=2", "train.sharding=full")
+    settings = [word for line in asked for word in ("--set", line)]
+    command = ("train", "--method", "cast", "--run", str(path), *settings)
+    processes = started(2, partial(commands.start, *command, cwd=tmp_path))
     printed = "".join(ended(processes, seconds=400))
-    assert [process.returncode for process in processes] == [0, 0], printed
+    assert [process.end() for process in processes] == [0, 0], printed
     rows = open_run(str(path)).metrics().to_pylist()
     assert all(row["ranks"] == 2 and row["sampler_gap_max"] < 1e-3 for row in rows)
     assert rows[0]["sync_gap_max"] < 1e-4  # of what is whole again after the update

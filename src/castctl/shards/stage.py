@@ -39,6 +39,10 @@ class Shard:
     def owns(self, part: int) -> bool:
         return part % self.count == self.index
 
+    def of(self, parts: int) -> list[int]:
+        """Its own of so many parts."""
+        return list(range(self.index, parts, self.count))
+
 
 WHOLE = Shard()
 """Every part: the share of a process alone."""
