@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from castctl.methods.groups import Groups
 from castctl.methods.signals import TokenSignals
@@ -27,10 +27,38 @@ class GroupBaseline(Section):
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = (
+        "sum_then_normalize"
+    )
+    """How several rewards become one advantage, in TRL's words: of their weighted sum
+    (`sum_then_normalize`), or as the weighted sum of each one's own advantages
+    (`normalize_then_sum`, GDPO, arXiv 2601.05242) (ours; TRL's)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _order_matters(self) -> Self:
+        if self.normalizes_first and self.kind != "mean_std":
+            raise ValueError(
+                f"method.baseline.kind={self.kind} divides by nothing, so that it is all one whether "
+                "rewards are added before or after; set "
+                "method.baseline.multi_objective_aggregation=sum_then_normalize, or "
+                "method.baseline.kind=mean_std"
+            )
+        return self
+
+    @property
+    def normalizes_first(self) -> bool:
+        """Whether each of several rewards is compared by itself."""
+        return self.multi_objective_aggregation == "normalize_then_sum"
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
+        if self.normalizes_first and groups.parts:
+            parts = groups.parts.values()
+            return np.sum([each.weight * self._compared_R(each.groups) for each in parts], axis=0)
+        return self._compared_R(groups)
+
+    def _compared_R(self, groups: Groups) -> Floats:
         advantages = groups.rewards_R - groups.mean_G[groups.of_row]
         if self.kind == "leave_one_out":
             size = groups.size_G[groups.of_row]

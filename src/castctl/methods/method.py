@@ -108,6 +108,12 @@ class MethodSettings(Section):
                 "method.overlong.kind=none",
             ),
             (
+                getattr(self.baseline, "normalizes_first", False)
+                and self.overlong.kind == "penalty",
+                "the penalty is added to the sum of rewards, and each is compared by itself; set "
+                "method.overlong.kind=none and reward {kind: length} (verifier.rewards)",
+            ),
+            (
                 not trains and not distills,
                 "without a policy loss and without distillation nothing trains; set "
                 "method.surrogate.kind=clip, or method.distillation.kind to jsd, forward_kl or "

@@ -32,15 +32,19 @@ def problems(section: type[BaseModel], error: ValidationError) -> str:
 def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
     # Discriminated unions put the chosen kind into the location; it is no key of the recipe.
     kinds = _kinds(section)
-    keys = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    place = [part for part in problem["loc"] if part not in kinds]
+    keys = ".".join(map(str, place))
+    named = [
+        str(part) for part in place if not isinstance(part, int)
+    ]  # a list has no key of its own
     if problem["type"] == "extra_forbidden":
-        return _unknown(section, keys, problem["input"])
+        return _unknown(section, ".".join(named), problem["input"])
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        field = _field_at(section, keys.split("."))
+        field = _field_at(section, named)
         here = [kind for each in sections_in(field) for kind in kinds_of(each)] if field else kinds
         return [f"{keys}.kind must say which: {', '.join(here)}"]
     if problem["type"] in ("model_type", "model_attributes_type"):
-        field = _field_at(section, keys.split("."))
+        field = _field_at(section, named)
         inner = sections_in(field) if field else []
         first = next((key for each in inner for key in each.model_fields), "KEY")
         mapping = f"{{{first}: {_shown(problem['input'])}}}"
@@ -99,7 +103,7 @@ def _kinds(section: type[BaseModel]) -> set[str]:
     kinds = set()
     for field in section.model_fields.values():
         inner = sections_in(field)
-        if field.discriminator:
+        if len(inner) > 1:
             kinds |= {kind for each in inner for kind in kinds_of(each)}
         kinds = kinds.union(*map(_kinds, inner))
     return kinds

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.advantages import Ending, compute_advantages
-from castctl.methods.groups import Groups, group_rewards
+from castctl.methods.groups import Groups, Weighed, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import spread
-from castctl.shards.columns import list_column
+from castctl.shards.columns import list_column, reward_values
 from castctl.shards.part import Metadata, Part
+from castctl.shards.schema import REWARD, reward_weights
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
@@ -61,6 +62,7 @@ def shape_step(
             f"finish `castctl score --run {folder.path}`"
         )
     folder.refuse_mixed("rollouts")
+    folder.refuse_mixed("rewards")
     owned = [part for part in parts if shard.owns(part)]
     moment = Moment(folder.step, folder.total_steps)
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:
@@ -175,10 +177,14 @@ def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
 
 
 def reward_groups(rewards: pa.Table) -> Groups:
-    """The groups of a rewards table; a null reward is not known."""
-    values = rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    correct = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
-    return group_rewards(values, group_numbers(rewards["prompt_id"]), correct)
+    """The groups of a rewards table, of several rewards with each; a null reward is not known."""
+    of_row = group_numbers(rewards["prompt_id"])
+    right_R = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
+    parts = {
+        name: Weighed(weight, group_rewards(reward_values(rewards, REWARD + name), of_row, right_R))
+        for name, weight in reward_weights(rewards.schema).items()
+    }
+    return replace(group_rewards(reward_values(rewards), of_row, right_R), parts=parts)
 
 
 def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:

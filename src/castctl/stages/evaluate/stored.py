@@ -11,7 +11,7 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
-from castctl.shards.columns import completion_lengths, has_tokens
+from castctl.shards.columns import completion_lengths, correctness, has_tokens
 from castctl.shards.part import write_json
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.evaluate.results import read_result
@@ -52,8 +52,12 @@ def read_stored(folder: StepFolder, recipe: Recipe) -> Stored:
         part = folder.read("rewards", number)
         graders.append(part.metadata)
         known |= {
-            (row["prompt_id"], row["sample"]): (row["verdict"], row["reward"])
-            for row in part.table.select(["prompt_id", "sample", "verdict", "reward"]).to_pylist()
+            (id, sample): (verdict, None if np.isnan(reward) else float(reward))
+            for id, sample, verdict, reward in zip(
+                *(part.table[name].to_pylist() for name in ("prompt_id", "sample", "verdict")),
+                correctness(part.table),
+                strict=True,
+            )
         }
     unjudged: tuple[str | None, float | None] = (None, None)
     old = [known.get(key, unjudged) for key in keys]
@@ -123,7 +127,8 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     folder = StepFolder(folder.path, first.get("step", folder.step), first.get("total_steps"))
     result = read_result(folder)
     tokenizer = _tokenizer(rollouts, recipe)
-    score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
+    settings = recipe.verifier if result is None else recipe.verifier.correctness
+    score_rewards(folder, settings, pool, tokenizer, progress=progress, overwrite=True)
     if result is None:
         return
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"

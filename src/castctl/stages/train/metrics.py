@@ -18,6 +18,9 @@ Row = dict[str, Any]
 
 KIND = "metrics"
 
+CORRECTNESS = "reward_correct_mean"
+"""The mean reward for correctness, where it is one of several."""
+
 OF_SCORING = "seconds_pass_"
 """Begins the names of times that are parts of the score stage's."""
 
@@ -57,6 +60,11 @@ class Metrics:
         names = list(dict.fromkeys(name for each in self.rows for name in each))
         columns = {name: [each.get(name) for each in self.rows] for name in names}
         write_table(self.path, KIND, pa.table(columns), {})
+
+
+def correctness_mean(row: Row) -> Any:
+    """A step's mean reward for correctness, whatever else was rewarded; None where it has none."""
+    return row[CORRECTNESS] if row.get(CORRECTNESS) is not None else row.get("reward_mean")
 
 
 def tell_of_missing(metrics: Metrics, run: Run, start: int) -> None:
