@@ -39,10 +39,9 @@ class GroupBaseline(Section):
     def _order_matters(self) -> Self:
         if self.normalizes_first and self.kind != "mean_std":
             raise ValueError(
-                f"method.baseline.kind={self.kind} divides by nothing, so that it is all one whether "
-                "rewards are added before or after; set "
-                "method.baseline.multi_objective_aggregation=sum_then_normalize, or "
-                "method.baseline.kind=mean_std"
+                f"kind={self.kind} divides by no deviation, so that rewards may as well be added "
+                "first; set method.baseline.multi_objective_aggregation="
+                "sum_then_normalize, or method.baseline.kind=mean_std"
             )
         return self
 
@@ -88,6 +87,7 @@ class RccBaseline(Section):
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+    normalizes_first: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Base advantage a completion (R); 0 in groups that are not `mixed`."""
@@ -123,6 +123,7 @@ class NoBaseline(Section):
     kind: Literal["none"] = "none"
     """`none`: no advantage from rewards, OPSD (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    normalizes_first: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
         """Zeros (R)."""

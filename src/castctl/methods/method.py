@@ -108,8 +108,7 @@ class MethodSettings(Section):
                 "method.overlong.kind=none",
             ),
             (
-                getattr(self.baseline, "normalizes_first", False)
-                and self.overlong.kind == "penalty",
+                self.baseline.normalizes_first and self.overlong.kind == "penalty",
                 "the penalty is added to the sum of rewards, and each is compared by itself; set "
                 "method.overlong.kind=none and reward {kind: length} (verifier.rewards)",
             ),

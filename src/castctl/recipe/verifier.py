@@ -75,6 +75,11 @@ class VerifierSettings(CodeSection):
         return self.rewards != ALONE
 
     @property
+    def mixes(self) -> bool:
+        """Whether the sum is anything but correctness, which weighs 1."""
+        return any(each.weight != (each.name == CORRECT) for each in self.rewards)
+
+    @property
     def boxed_within_last(self) -> float | None:
         """The share of the tokens within which the reward `boxed` wants its box; None is any."""
         shares = (each.within_last for each in self.rewards if isinstance(each, BoxedReward))

@@ -138,6 +138,10 @@ def _of_today(metadata: Metadata) -> Metadata:
     if "importance_cap" in settings and "correction" not in settings:
         settings = dict(settings)
         settings |= {"correction": of_cap(settings.pop("importance_cap"))}
+    baseline = settings.get("baseline")
+    if isinstance(baseline, dict) and baseline.get("kind") in ("mean_std", "mean", "leave_one_out"):
+        added_first = {"multi_objective_aggregation": "sum_then_normalize"}
+        settings = settings | {"baseline": added_first | baseline}
     if "settings" in metadata:
         metadata = metadata | {"settings": settings}
     if "verifier" in metadata:
