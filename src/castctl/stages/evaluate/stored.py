@@ -13,6 +13,7 @@ from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
 from castctl.shards.columns import completion_lengths, correctness, has_tokens
 from castctl.shards.part import write_json
+from castctl.shards.schema import reward_weights
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.evaluate.results import read_result
 from castctl.stages.evaluate.summary import summarise
@@ -96,10 +97,11 @@ def _tokenizer(rollouts: pa.Table, recipe: Recipe) -> Any | None:
 
 
 def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
-    """Raise `UserError` where the stored rewards are another verifier's than the recipe's: the
-    folder's name and the run's recipe would speak of one and its rewards be the other's."""
-    parts = (folder.read("rewards", number).metadata for number in folder.parts("rewards"))
-    verifier = agreed(parts, "verifier", None)
+    """Raise `UserError` where the stored rewards are another verifier's than the recipe's, or of a
+    step other sums: the folder's name and the run's recipe would speak of one and its rewards be
+    the other's."""
+    parts = [folder.read("rewards", number) for number in folder.parts("rewards")]
+    verifier = agreed((part.metadata for part in parts), "verifier", None)
     if verifier is None:
         return
     stored, asked = verifier.get("function"), recipe.verifier.function
@@ -108,6 +110,13 @@ def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
             f"{folder.path} was judged by {stored or 'math-verify'}, and --overwrite would put the "
             f"rewards of {asked or 'math-verify'} there; say --set verifier.function="
             f"{stored or 'null'}, or leave --overwrite out"
+        )
+    weights = {} if read_result(folder) else recipe.verifier.weights
+    if any(reward_weights(part.table.schema) != weights for part in parts):
+        raise UserError(
+            f"{folder.path} has other rewards or other weights than verifier.rewards, and "
+            "--overwrite would put these there; name the recipe that it was made with by --recipe, "
+            "or leave --overwrite out"
         )
 
 
