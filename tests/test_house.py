@@ -20,13 +20,13 @@ FLOORS = [
     {"data", "models"},
     {"engines", "runs"},
     {"stages"},
-    {"comparison", "diagnosis", "explain", "inspection"},
-    {"report"},
+    {"comparison", "diagnosis", "explain", "inspection", "writers"},
+    {"hub", "report"},
     {"cli"},
 ]  # fmt: skip
 """From the ground up; what stands on one floor may use one another."""
 
-METHODS = {"cast", "rlsd", "rlrt", "oar", "presets"}
+METHODS = {"cast", "cispo", "dppo", "gspo", "oar", "presets", "rlrt", "rlsd", "sapo"}
 """The mathematics that only one method has, and their names."""
 
 BESIDE = {"", "__main__"}

@@ -8,6 +8,7 @@ import pytest
 
 from batches import method
 from castctl.methods import PRESETS
+from castctl.methods.dppo import Dppo
 from castctl.methods.presets import ALIASES
 
 GRPO_CLIP, DAPO_CLIP = ("clip", 0.2, 0.2), ("clip", 0.2, 0.28)
@@ -26,6 +27,10 @@ TABLE = {
     "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
     "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "gspo": ("mean_std", "zero", "none", NO_TEACHER, ("gspo",), "sequence_mean"),
+    "cispo": ("mean_std", "zero", "none", NO_TEACHER, ("cispo",), "token_mean"),
+    "dppo": ("mean_std", "zero", "none", NO_TEACHER, ("dppo",), "token_mean"),
+    "sapo": ("mean_std", "zero", "none", NO_TEACHER, ("sapo",), "sequence_mean"),
     "cast": CAST,
     "cast-public": CAST,
     "cast-port": CAST,
@@ -84,7 +89,7 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     )
     dumped = made.model_dump()
     assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
-    assert (surrogate.dual_clip, surrogate.entropy_bonus) == (None, 0)
+    assert (getattr(surrogate, "dual_clip", None), surrogate.entropy_bonus) == (None, 0)
     assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
     scaffold = "{{ prompt }}\n\n[Student response]\n" if name == "cast-public" else None
     assert (teacher.skip_tokens, teacher.template, teacher.chat) == (0, scaffold, scaffold is None)
@@ -124,6 +129,22 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("cast-port", "shaping", {
         **CAST_SHAPING, "lam": 0.5, "dead_band": (0.95, 1.05), "flip": "none",
     }),
+    ("gspo", "surrogate", {
+        "kind": "gspo", "level": "sequence", "range_low": 3e-4, "range_high": 4e-4,
+        "aggregation": "sequence_mean", "entropy_bonus": 0.0,
+    }),
+    ("cispo", "surrogate", {
+        "kind": "cispo", "weight_low": 0.0, "weight_high": 5.0, "aggregation": "token_mean",
+        "entropy_bonus": 0.0,
+    }),
+    ("dppo", "surrogate", {
+        "kind": "dppo", "divergence": "tv", "divergence_low": None, "divergence_high": None,
+        "ratio_cap": 20.0, "aggregation": "token_mean", "entropy_bonus": 0.0,
+    }),
+    ("sapo", "surrogate", {
+        "kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05, "aggregation": "sequence_mean",
+        "entropy_bonus": 0.0,
+    }),
     ("rlsd", "shaping", {"kind": "rlsd", "eps_w": 0.2, "lam": 0.5, "decay_steps": 50}),
     ("rlrt", "shaping", {"kind": "rlrt", "eps_w": 1.0, "lam": 0.5, "decay_steps": 0}),
     ("oar-p", "shaping", {
@@ -140,6 +161,22 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "slot", "numbers"), NUMBERS)
 def test_the_numbers_of_a_slot(name: str, slot: str, numbers: dict[str, Any]) -> None:
     assert method(name=name).model_dump()[slot] == numbers
+
+
+@pytest.mark.parametrize(
+    ("settings", "bounds"),
+    [
+        ({}, (0.15, 0.15)),
+        ({"divergence": "kl"}, (0.05, 0.05)),
+        ({"divergence": "kl", "divergence_high": 0.2}, (0.05, 0.2)),
+        ({"divergence_low": 0.0}, (0.0, 0.15)),
+    ],
+)
+def test_a_divergence_has_bounds_of_its_own(
+    settings: dict[str, Any], bounds: tuple[float, float]
+) -> None:
+    surrogate = method(name="dppo", surrogate=settings).surrogate
+    assert isinstance(surrogate, Dppo) and surrogate.bounds == bounds
 
 
 def test_the_teachers_numbers() -> None:

@@ -45,11 +45,11 @@ def untied(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_an_update_in_shares_is_that_of_one_process(tmp_path: Path) -> None:
-    """Tied and untied, with a teacher that distils and with activations computed again; one of them
-    is a single micro-batch, so that rank 1 has none."""
+    """Tied and untied, with the ratio of whole completions and activations computed again, and
+    with a teacher that distils; one of them is a single micro-batch, so that rank 1 has none."""
     model = f"model.path={untied(tmp_path / 'untied-model')}"
     recipes = {
-        "tied": small_recipe("grpo", *CUT, *OFTEN, "train.gradient_checkpointing=true"),
+        "tied": small_recipe("gspo", *CUT, *OFTEN, "train.gradient_checkpointing=true"),
         "untied": small_recipe("oar-g", *CUT, model, "train.microbatch_tokens=16384"),
         "teacher": small_recipe("sdpg", *CUT, "method.teacher.kind=current"),
     }

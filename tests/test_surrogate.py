@@ -14,7 +14,7 @@ from torch import Tensor
 
 from castctl.methods.anchors import Anchor
 from castctl.methods.objective import Objective, TokenStreams, token_losses
-from castctl.methods.surrogate import Surrogate, policy_losses, token_scales
+from castctl.methods.surrogate import Surrogate, token_scales
 
 CLIPS = st.builds(
     Surrogate,
@@ -141,7 +141,9 @@ def test_gradient_at_a_ratio_of_one_is_the_advantage(surrogate: Surrogate, token
 @given(TOKENS)
 def test_reinforce_reads_no_old_policy(tokens: Tokens) -> None:
     new, advantages = tensor(tokens.new), tensor(tokens.advantage)
-    losses = policy_losses(Surrogate(kind="reinforce"), advantages, new * math.nan, new)
+    one = torch.ones_like(new)
+    streams = TokenStreams(new * math.nan, advantages, one, one)
+    losses = Surrogate(kind="reinforce").losses(streams, new)
     np.testing.assert_allclose(losses, -tokens.advantage * tokens.new, rtol=1e-12)
 
 
@@ -150,7 +152,7 @@ def test_a_ratio_beyond_all_bounds_gives_numbers(advantage: float) -> None:
     """In float32 e^100 is infinite, and a gradient through it is NaN."""
     new = torch.tensor([-0.5], dtype=torch.float32, requires_grad=True)
     old, a = torch.tensor([-100.5]), torch.tensor([advantage])
-    loss = policy_losses(Surrogate(), a, old, new)
+    loss = Surrogate().losses(TokenStreams(old, a, a.abs(), a.abs()), new)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(new.grad).all()
 

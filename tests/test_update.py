@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.recipe.recipe import Recipe
 from castctl.runs.run import Run
+from castctl.shards.part import write_part
+from castctl.shards.stage import StepFolder
+from castctl.stages import one_step
 from castctl.stages.policies import policy_at
+from castctl.stages.train import loop
 from castctl.stages.train.batch import TrainBatch, read_batch
 from castctl.stages.train.state import new_state
 from castctl.stages.train.update import UpdateStats, update
@@ -31,6 +36,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def batch(run: Run) -> TrainBatch:
     return read_batch(run.step(1), run.recipe.method)
+
+
+def test_a_batch_says_whether_the_policy_has_scored_it_itself(run: Run, tmp_path: Path) -> None:
+    folder, method, name = run.step(1), run.recipe.method, policy_at(run, 1).fingerprint
+    assert read_batch(folder, method, name).on_policy
+    for other in (None, "another", policy_at(run, 0).fingerprint):
+        assert not read_batch(folder, method, other).on_policy
+    copied = StepFolder(tmp_path / "step-00001", 1, folder.total_steps)
+    for stage in ("rollouts", "signals", "advantages"):
+        for part in folder.parts(stage):
+            write_part(copied.part_path(stage, part), stage, folder.read(stage, part).table, {})
+    assert not read_batch(copied, method, name).on_policy  # nobody says who scored it
+
+
+def test_loop_and_stage_know_that_the_policy_has_scored_it_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def seeing(*given: Any, **named: Any) -> UpdateStats:
+        seen.extend(each.on_policy for each in given if isinstance(each, TrainBatch))
+        return update(*given, **named)
+
+    for module in (loop, one_step):
+        monkeypatch.setattr(module, "update", seeing)
+    few = ("train.steps=2", "train.prompts_per_step=2", "sampling.max_tokens=16", "eval.limit=1")
+    made, _ = train_small(tmp_path / "run", small_recipe("grpo", *few, "eval.k=1"))
+    one_step.train_stage(made, 1, policy_at(made, 1), overwrite=True)
+    assert seen == [True] * 3
 
 
 def update_in_float64(
@@ -176,10 +210,3 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(run: Run, batch: Tra
     with pytest.raises(UserError, match="stopped before the weights"):
         update(trained, policy, state.optimizer, broken, run.recipe, step=1)
     assert distance(before, {n: p.detach() for n, p in policy.model.named_parameters()}) == 0
-
-
-def test_trackers_write_through_accelerate(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    recipe = small_recipe("grpo", "logging.trackers=[tensorboard]", "train.steps=1")
-    made, _ = train_small(tmp_path / "run", recipe)
-    assert list((made.path / "trackers").rglob("events.out.tfevents.*"))

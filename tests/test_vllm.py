@@ -333,15 +333,19 @@ def test_the_loop_samples_from_each_of_six_adapters(tmp_path: Path) -> None:
     assert all(row["sampler_gap_max"] < 1e-3 for row in rows)
 
 
-def test_each_of_two_ranks_samples_with_an_engine_of_its_own(tmp_path: Path) -> None:
+def test_each_of_two_ranks_that_share_the_weights_samples_with_an_engine_of_its_own(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "run"
     settings = [word for line in (*SMALL, *ASKED) for word in ("--set", line)]
     command = ("-m", "castctl", "train", "--method", "cast", "--run", str(path), *settings)
-    processes = started(2, *command, "--set", "train.steps=2")
+    shares = ("--set", "train.sharding=full")
+    processes = started(2, *command, "--set", "train.steps=2", *shares)
     printed = "".join(ended(processes, seconds=400))
     assert [process.returncode for process in processes] == [0, 0], printed
     rows = open_run(str(path)).metrics().to_pylist()
     assert all(row["ranks"] == 2 and row["sampler_gap_max"] < 1e-3 for row in rows)
+    assert rows[0]["sync_gap_max"] < 1e-4  # of what is whole again after the update
     logs = {log.name for log in path.glob("engine*.log")}
     assert logs == {"engine-shard-0-0.log", "engine-shard-1-0.log"}
 

@@ -93,12 +93,17 @@ RANGES = [
     ("bicc", "conditioning.share", "0", "greater than 0, got 0"),
     ("bicc", "conditioning.share", "1.5", "less than 1, got 1.5"),
     ("bicc", "conditioning.context_tokens", "0", "greater than or equal to 1, got 0"),
-    ("grpo", "surrogate.kind", "ppo", "'clip', 'reinforce' or 'none', got 'ppo'"),
     ("grpo", "surrogate.clip_low", "2", "less than or equal to 1"),
     ("grpo", "surrogate.clip_high", "-1", "greater than or equal to 0"),
     ("grpo", "surrogate.dual_clip", "1", "greater than 1, got 1"),
     ("grpo", "surrogate.aggregation", "sum", "'token_mean' or 'constant', got 'sum'"),
     ("grpo", "surrogate.entropy_bonus", "-1", "greater than or equal to 0"),
+    ("gspo", "surrogate.level", "completion", "'sequence' or 'token', got 'completion'"),
+    ("gspo", "surrogate.range_high", "-1", "greater than or equal to 0"),
+    ("cispo", "surrogate.weight_low", "2", "less than or equal to 1"),
+    ("dppo", "surrogate.divergence", "js", "'tv' or 'kl', got 'js'"),
+    ("dppo", "surrogate.ratio_cap", "0.5", "greater than or equal to 1"),
+    ("sapo", "surrogate.tau_neg", "0", "greater than 0, got 0"),
     ("opsd", "distillation.beta", "2", "less than or equal to 1, got 2"),
     ("opsd", "distillation.tokens", "some", "'top_k', 'top_k_tail' or 'sampled', got 'some'"),
     ("opsd", "distillation.top_k", "0", "greater than or equal to 1, got 0"),
@@ -132,6 +137,7 @@ def test_a_value_out_of_its_range(method: str, key: str, value: str, words: str)
         ("grpo", "correction", "'none', 'truncate', 'mask'"),
         ("grpo", "shaping", "'none', 'cast', 'rlsd', 'rlrt', 'oar-p', 'oar-g'"),
         ("grpo", "conditioning", "'none', 'bilateral'"),
+        ("grpo", "surrogate", "'clip', 'reinforce', 'none', 'gspo', 'cispo', 'dppo', 'sapo'"),
         ("opsd", "distillation", "'none', 'jsd', 'forward_kl', 'reverse_kl'"),
     ],
 )
@@ -156,6 +162,10 @@ def test_an_unknown_kind_names_those_there_are(
         ("cast", "shaping.eps_w=0.1"),
         ("oar-g", "shaping.stride=2"),
         ("oar-p", "shaping.noise_std=1"),
+        ("gspo", "surrogate.clip_high=0.28"),
+        ("grpo", "surrogate.weight_high=5"),
+        ("cispo", "surrogate.tau_pos=1"),
+        ("sapo", "surrogate.divergence=kl"),
     ],
 )
 def test_a_setting_of_another_kind(method: str, setting: str) -> None:
@@ -192,6 +202,7 @@ def test_settings_of_a_slot_that_contradict(method: str, settings: list[str], wo
 
 CONTRADICTIONS = [
     ("cast", "teacher.kind=none"),
+    ("cast", "surrogate.kind=gspo"),
     ("rlsd", "teacher.kind=none"),
     ("opsd", "teacher.kind=none"),
     ("grpo", "shaping.kind=rlrt"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from castctl.shards.stage import StepFolder
     from castctl.stages.policies import PolicySource
     from castctl.verify.judge import Judgement
+    from castctl.writers import Format
 
 __version__ = VERSION
 
@@ -203,13 +204,14 @@ def update(
 
 
 def export(
-    run: Run | str | Path, folder: str | Path, step: int | None = None, *, merged: bool = False
-) -> int:
-    """Write a checkpoint's model or adapter into a new folder, as `castctl export`; its step."""
+    run: Run | str | Path, folder: str | Path, step: int | None = None, *,
+    format: Format = "model", merged: bool = False,
+) -> int | None:  # fmt: skip
+    """Write a model, or results in another `format`, as `castctl export --as`; the step named."""
     before_torch()
-    from castctl.stages.export import export_policy
+    from castctl.writers.export import export_run
 
-    return export_policy(_run(run), step, Path(folder), merged=merged)
+    return export_run(_run(run), Path(folder), format, step, merged=merged)
 
 
 def evaluate(
@@ -343,8 +345,7 @@ def before_torch() -> None:
     cores, of which torchrun would give each but one."""
     from castctl.launcher import rank_of
 
-    for name, value in THREADS.items():
-        os.environ.setdefault(name, value)
+    os.environ |= THREADS | os.environ
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         os.environ["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // rank_of(os.environ).local))

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from castctl.runs.run import Run
     from castctl.stages.evaluate.stage import Evaluated
 
-LAST = "last"
-
 
 def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
@@ -166,6 +164,7 @@ def evaluate(
 
     from castctl.stages.evaluate.asked import ask_tasks
     from castctl.stages.evaluate.stage import evaluate_tasks, sources
+    from castctl.stages.train.outcome import checkpoint_step
 
     done: list[Evaluated] = []
     with discarded_if_empty(target, share):
@@ -175,7 +174,7 @@ def evaluate(
                 "as aime24, or a file with --data"
             )
         places = sources(tasks or [task_of(target.recipe)], data)
-        step = _step(target, checkpoint or LAST)
+        step = checkpoint_step(target, checkpoint or "last")
         announce(target, step)
         how: dict[str, Any] = {"progress": progress(), "shard": share, "overwrite": overwrite}
         for each in (
@@ -216,20 +215,6 @@ def _target(name: str | None, asked: "Asked", fresh: bool) -> "Run":
     if name is None and not fresh:
         newest = newest_run(*WORKED) or newest_run(EVAL)
     return start_run(asked, name, "eval") if newest is None else asked.changed(newest)
-
-
-def _step(run: "Run", checkpoint: str) -> int:
-    there = run.checkpoints()
-    if checkpoint == LAST:
-        return max(there, default=0)
-    if checkpoint == "best":
-        from castctl.runs.run import open_run
-        from castctl.stages.train.outcome import best_step
-
-        return best_step(open_run(str(run.path)), max(there, default=0))
-    if not checkpoint.isdigit():
-        raise UserError(f"--checkpoint {checkpoint}: write last, best, or the number of a step")
-    return int(checkpoint)
 
 
 def _show(

@@ -22,6 +22,7 @@ from castctl.cli import (
     init,
     inspect,
     methods,
+    push,
     recipes,
     report,
     rollout,
@@ -54,7 +55,7 @@ app = SpelledApp(
 )
 for command in (
     init, rollout, score, shape, train, evaluate, compare, diagnose, report, explain, inspect, runs,
-    export, methods, recipes,
+    export, push, methods, recipes,
 ):  # fmt: skip
     command.register(app)
 

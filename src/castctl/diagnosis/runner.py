@@ -41,7 +41,7 @@ def diagnose(
     own = recipe.method.shaping.kind == "cast"
     cast = recipe.method if own else MethodSettings(name="cast")
     assert isinstance(cast.shaping, CastShaping)
-    corrects = recipe.method.surrogate.kind != "none"  # else nothing reads the weights
+    corrects = recipe.method.surrogate.trains  # else nothing reads the weights
     context = Context(
         texts=TokenTexts(run_tokenizer(subject.run)),
         seed=recipe.seed,

@@ -21,22 +21,29 @@ def run_tokenizer(run: Run | None, trust_remote_code: bool = False) -> Any | Non
     """
     if run is None or "endpoint" in run.manifest:
         return None
+    if trust_remote_code:
+        model = run.recipe.model.model_copy(update={"trust_remote_code": True}).with_trust(True)
+        run = Run(run.path, run.recipe.model_copy(update={"model": model}))
+    try:
+        return load_run_tokenizer(run)
+    except UserError as error:
+        log.warning("token ids are shown in place of texts: %s", error)
+        return None
+
+
+def load_run_tokenizer(run: Run) -> Any:
+    """The tokenizer of a run's newest checkpoint, or of its model; `UserError` where none is on
+    this machine or it is code that nobody has said to run."""
     from castctl.models.loading import find_model, load_tokenizer
 
     settings = run.recipe.model
-    if trust_remote_code:
-        settings = settings.model_copy(update={"trust_remote_code": True}).with_trust(True)
     saved = run.checkpoints()
     folder = run.checkpoint(saved[-1]) if saved else None
     if folder is None or not (folder / "config.json").is_file():  # an adapter's has no tokenizer
         folder = find_model(settings.path, settings.revision)
-    try:
-        if folder is None:
-            raise UserError(f"model {settings.path} is not on this machine")
-        return load_tokenizer(folder, settings)
-    except UserError as error:
-        log.warning("token ids are shown in place of texts: %s", error)
-        return None
+    if folder is None:
+        raise UserError(f"model {settings.path} is not on this machine")
+    return load_tokenizer(folder, settings)
 
 
 def prompt_ending(run: Run | None, tokenizer: Any | None) -> str | None:

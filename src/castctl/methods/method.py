@@ -9,15 +9,19 @@ from pydantic import BaseModel, Field, model_validator
 from castctl.methods.anchors import Anchor
 from castctl.methods.baselines import Baseline, GroupBaseline
 from castctl.methods.cast import CastShaping
+from castctl.methods.cispo import Cispo
 from castctl.methods.conditioning import Conditioning, NoConditioning
 from castctl.methods.correction import Correction, Truncate
 from castctl.methods.distillation import Distillation, DistillationLoss, NoDistillation
+from castctl.methods.dppo import Dppo
+from castctl.methods.gspo import Gspo
 from castctl.methods.oar import OarGradient, OarPerturbation
 from castctl.methods.objective import Objective
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.presets import preset
 from castctl.methods.rlrt import RlrtShaping
 from castctl.methods.rlsd import RlsdShaping
+from castctl.methods.sapo import Sapo
 from castctl.methods.shaping import NoShaping
 from castctl.methods.surrogate import Surrogate
 from castctl.methods.teacher import Teacher
@@ -28,6 +32,7 @@ Shaping = Annotated[
     NoShaping | CastShaping | RlsdShaping | RlrtShaping | OarPerturbation | OarGradient,
     Field(discriminator="kind"),
 ]
+PolicyTerm = Annotated[Surrogate | Gspo | Cispo | Dppo | Sapo, Field(discriminator="kind")]
 
 
 class MethodSettings(Section):
@@ -47,7 +52,7 @@ class MethodSettings(Section):
     """Who scores the completions a second time, and what it is told."""
     conditioning: Conditioning = NoConditioning()
     """Under which prompt the ratio is taken."""
-    surrogate: Surrogate = Surrogate()
+    surrogate: PolicyTerm = Surrogate()
     """The policy loss of a token, and how tokens add up."""
     distillation: DistillationLoss = NoDistillation()
     """The loss that pulls towards the teacher's distributions."""
@@ -62,9 +67,12 @@ class MethodSettings(Section):
         if not isinstance(given, dict):
             return given
         name, found = preset(given.get("name", "grpo"))
-        usual = {"baseline": {"kind": "mean_std"}, "correction": {"kind": "truncate"}}
-        slots = {**usual, **found.slots}
-        return merged(slots, {**given, "name": name})
+        usual = {
+            "baseline": {"kind": "mean_std"},
+            "surrogate": {"kind": "clip"},
+            "correction": {"kind": "truncate"},
+        }
+        return merged(merged(usual, found.slots), {**given, "name": name})
 
     @model_validator(mode="after")
     def _slots_fit(self) -> MethodSettings:
@@ -75,7 +83,7 @@ class MethodSettings(Section):
     def _contradictions(self) -> list[str]:
         """Why these slots make no sense together, and what to set instead."""
         taught = self.baseline.kind != "none"
-        trains = self.surrogate.kind != "none"
+        trains = self.surrogate.trains
         distills = isinstance(self.distillation, Distillation)
         bilateral = self.conditioning.kind == "bilateral"
         listens = "teacher_logprobs" in self.shaping.needs
@@ -128,8 +136,14 @@ class MethodSettings(Section):
                 "method.surrogate.kind=clip",
             ),
             (
-                bilateral and self.surrogate.kind == "reinforce",
+                bilateral and trains and not self.surrogate.has_ratio,
                 "REINFORCE has no ratio to condition; set method.surrogate.kind=clip",
+            ),
+            (
+                self.surrogate.one_advantage and self.shaping.kind != "none",
+                "the ratio of a whole completion pulls on one advantage, and shaping "
+                f"{self.shaping.kind} gives each token its own; set method.surrogate.level=token, "
+                "or method.shaping.kind=none",
             ),
             (
                 bilateral and self.surrogate.entropy_bonus > 0,
@@ -154,7 +168,7 @@ class MethodSettings(Section):
                 "it; set method.teacher.kind=none"
             )
         copies = self.teacher.kind != "model" and not self.teacher.own_prompt
-        if self.distillation.kind != "none" and self.surrogate.kind == "none" and copies:
+        if self.distillation.kind != "none" and not self.surrogate.trains and copies:
             warnings.append(
                 "the teacher begins as the policy and reads the same prompt, so distillation alone "
                 "never moves; set method.teacher.context"
@@ -220,25 +234,27 @@ class MethodSettings(Section):
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` overridden by `over`, section by section; a `kind` with other settings starts its slot
-    afresh."""
+    afresh, but for those that it carries over."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            kinds = old.get("kind"), value.get("kind")
-            result[key] = value if _settings_differ(key, *kinds) else merged(old, value)
-        else:
-            result[key] = value
+            value = merged(_staying(key, old, value), value)
+        result[key] = value
     return result
 
 
-def _settings_differ(slot: str, old: object, new: object) -> bool:
-    """Whether two kinds of a slot have settings of their own each."""
+def _staying(slot: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What of a slot's settings `new` can have as well."""
     field = MethodSettings.model_fields.get(slot)
-    if None in (old, new) or field is None or not field.discriminator:
-        return False
+    kinds = old.get("kind"), new.get("kind")
+    if None in kinds or field is None or not field.discriminator:
+        return old
     members = get_args(field.annotation)
-    return [old in kinds_of(m) for m in members] != [new in kinds_of(m) for m in members]
+    own, other = (next((m for m in members if kind in kinds_of(m)), None) for kind in kinds)
+    if own is other:
+        return old
+    return {key: old[key] for key in getattr(other, "carried", ()) if key in old}
 
 
 def kinds_of(member: type[BaseModel]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from castctl.methods.anchors import Anchor, anchor_penalties
 from castctl.methods.distillation import Distillation, NoDistillation
-from castctl.methods.surrogate import MAX_LOG_RATIO, Surrogate, policy_losses
+from castctl.methods.surrogate import PolicyLoss, Surrogate, ratios
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Objective:
     """What the loss is made of."""
 
-    surrogate: Surrogate = field(default_factory=Surrogate)
+    surrogate: PolicyLoss = field(default_factory=Surrogate)
     anchor: Anchor = field(default_factory=Anchor)
     distillation: NoDistillation | Distillation = field(default_factory=NoDistillation)
 
@@ -40,7 +40,8 @@ class TokenStreams:
     """What the loss reads of `N` tokens; float32 tensors of shape (N), no gradient.
 
     `scale` is the token's share of the step's loss (see `token_scales`). `distill_weights` are
-    final: gate, schedule and coefficient are in them. None = not needed.
+    final: gate, schedule and coefficient are in them. `completion_log_ratios` are in nats, one
+    value for all tokens of a completion. None = not needed.
     """
 
     old_logprobs: Tensor
@@ -50,6 +51,7 @@ class TokenStreams:
     ref_logprobs: Tensor | None = None
     teacher_logprobs: Tensor | None = None
     distill_weights: Tensor | None = None
+    completion_log_ratios: Tensor | None = None
 
     def __getitem__(self, part: slice) -> TokenStreams:
         """The streams of some of the tokens."""
@@ -71,8 +73,7 @@ def token_losses(
     `divergences` (N, nats, their terms clipped already) carry the gradient.
     """
     surrogate, anchor = objective.surrogate, objective.anchor
-    losses = policy_losses(surrogate, streams.advantages, streams.old_logprobs, logprobs)
-    losses = losses * streams.loss_weights
+    losses = surrogate.losses(streams, logprobs) * streams.loss_weights
     if isinstance(objective.distillation, Distillation):
         assert streams.distill_weights is not None, "distillation reads its weights"
         distilled = _distillation_losses(objective.distillation, streams, logprobs, divergences)
@@ -91,10 +92,8 @@ def _distillation_losses(
 ) -> Tensor:
     """Divergence of each token (N), or for `sampled` the policy gradient of the reverse KL:
     -(l_T - l_old) rho, whose gradient at rho = 1 is that of KL(p || q) in expectation."""
-    import torch
-
     if settings.tokens == "sampled":
         assert streams.teacher_logprobs is not None, "needs the teacher's log-probs"
-        ratio = torch.exp((logprobs - streams.old_logprobs).clamp(max=MAX_LOG_RATIO))
-        return -(streams.teacher_logprobs - streams.old_logprobs) * ratio
+        gaps = streams.teacher_logprobs - streams.old_logprobs
+        return -gaps * ratios(streams, logprobs)
     return divergences

@@ -66,6 +66,27 @@ PRESETS: dict[str, Preset] = {
             "surrogate": DAPO_SURROGATE,
         },
     ),
+    "gspo": Preset(
+        "GRPO with one clipped ratio a completion, the geometric mean of its tokens'",
+        "arXiv 2507.18071",
+        {"surrogate": {"kind": "gspo"}},
+    ),
+    "cispo": Preset(
+        "REINFORCE weighted by the clipped ratio, so that no token loses its gradient",
+        "arXiv 2506.13585",
+        {"surrogate": {"kind": "cispo", "aggregation": "token_mean"}},
+    ),
+    "dppo": Preset(
+        "A trust region by how far a token's probability moved, and not by its ratio",
+        "arXiv 2602.04879",
+        {"surrogate": {"kind": "dppo", "aggregation": "token_mean"}},
+        ("surrogate.aggregation",),
+    ),
+    "sapo": Preset(
+        "A smooth gate on the ratio in the clip's place",
+        "arXiv 2511.20347",
+        {"surrogate": {"kind": "sapo"}},
+    ),
     "cast": Preset(
         "An answer-free self-teacher shapes and flips token advantages; no group is silent",
         "arXiv 2606.00172",

@@ -22,6 +22,10 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "epsilon_high": ("method.surrogate.clip_high",),
     "delta": ("method.surrogate.dual_clip",),
     "loss_type": ("method.surrogate.aggregation",),
+    "importance_sampling_level": ("method.surrogate.kind=gspo",),
+    "sapo_temperature_pos": ("method.surrogate.tau_pos",),
+    "sapo_temperature_neg": ("method.surrogate.tau_neg",),
+    "divergence_type": ("method.surrogate.divergence",),
     "scale_rewards": ("method.baseline.kind",),
     "mask_truncated_completions": ("method.overlong.kind=mask",),
     "vllm_importance_sampling_cap": ("method.correction.high",),
@@ -79,6 +83,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "clip_ratio_low": ("method.surrogate.clip_low",),
     "clip_ratio_high": ("method.surrogate.clip_high",),
     "clip_ratio_c": ("method.surrogate.dual_clip",),
+    "loss_mode": ("method.surrogate.kind",),
     "entropy_coeff": ("method.surrogate.entropy_bonus",),
     "grad_clip": ("optimizer.max_grad_norm",),
     "lr_warmup_steps": ("optimizer.warmup_steps",),
@@ -106,6 +111,10 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "default_local_dir": ("--run PATH",),
     # castctl's own of before
     "importance_cap": ("method.correction.high", "method.correction.kind=none"),
+    # prime-rl
+    "dppo_mask_low": ("method.surrogate.divergence_low",),
+    "dppo_mask_high": ("method.surrogate.divergence_high",),
+    "eps_max": ("method.surrogate.weight_high",),
     # vLLM, both, and others
     "data_parallel_size": ("engine.replicas",),
     "max_num_batched_tokens": ("engine.options={max_num_batched_tokens: N}",),

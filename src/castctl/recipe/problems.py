@@ -30,18 +30,15 @@ def problems(section: type[BaseModel], error: ValidationError) -> str:
 
 
 def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
-    # Discriminated unions put the chosen kind into the location; it is no key of the recipe.
-    kinds = _kinds(section)
-    place = [part for part in problem["loc"] if part not in kinds]
+    place = _place(section, problem["loc"])
     keys = ".".join(map(str, place))
-    named = [
-        str(part) for part in place if not isinstance(part, int)
-    ]  # a list has no key of its own
+    named = [part for part in place if isinstance(part, str)]  # a place in a list has no key
     if problem["type"] == "extra_forbidden":
         return _unknown(section, ".".join(named), problem["input"])
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         field = _field_at(section, named)
-        here = [kind for each in sections_in(field) for kind in kinds_of(each)] if field else kinds
+        inner = sections_in(field) if field else []
+        here = [kind for each in inner for kind in kinds_of(each)]
         return [f"{keys}.kind must say which: {', '.join(here)}"]
     if problem["type"] in ("model_type", "model_attributes_type"):
         field = _field_at(section, named)
@@ -98,15 +95,21 @@ def choice(meant: Sequence[str]) -> str:
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _kinds(section: type[BaseModel]) -> set[str]:
-    """Names of the members of every discriminated union below `section`."""
-    kinds = set()
-    for field in section.model_fields.values():
-        inner = sections_in(field)
-        if len(inner) > 1:
-            kinds |= {kind for each in inner for kind in kinds_of(each)}
-        kinds = kinds.union(*map(_kinds, inner))
-    return kinds
+def _place(section: type[BaseModel], location: Sequence[str | int]) -> list[str | int]:
+    """The keys of a location, and places in lists. There the kind that was chosen follows its slot
+    or its place, and is no key of the recipe."""
+    place: list[str | int] = []
+    kind_follows = False
+    for part in location:
+        if isinstance(part, int):
+            place.append(part)
+        elif kind_follows:
+            kind_follows = False
+        else:
+            place.append(part)
+            field = _field_at(section, [key for key in place if isinstance(key, str)])
+            kind_follows = field is not None and len(sections_in(field)) > 1
+    return place
 
 
 def _field_at(section: type[BaseModel], keys: Sequence[str]) -> FieldInfo | None:

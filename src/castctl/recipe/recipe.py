@@ -154,6 +154,9 @@ class LoggingSettings(Section):
     """Trackers that Accelerate writes to, beside `metrics.parquet`."""
     project: str = "castctl"
     """Project name at the tracker."""
+    completions: Amount = 8
+    """Completions of each step that trackers are sent, with verdict, reward and advantage; 0 sends
+    no text."""
 
 
 class Recipe(Section):
@@ -179,7 +182,8 @@ class Recipe(Section):
         if self.eval.temperature == 0 and self.eval.k > 1:
             raise ValueError("greedy evaluation gives equal samples; set eval.k=1")
         updates = self.train.epochs * self.train.minibatches
-        if self.method.surrogate.kind == "reinforce" and updates > 1:
+        policy_loss = self.method.surrogate
+        if policy_loss.trains and not policy_loss.has_ratio and updates > 1:
             raise ValueError(
                 f"{self.method.name}: REINFORCE is right for one update a batch, and "
                 f"train.epochs x train.minibatches gives {updates}; set both to 1 or "

@@ -104,13 +104,13 @@ def _row(model: str, result: dict[str, Any]) -> tuple[str, ...]:
     estimates = (result["avg"], result["pass"][str(result["k"])], result["maj"])
     sampling = result.get("sampling") or {}
     return (
-        _cell(model), _cell(result["task"]), f"{result['problems']}", f"{result['k']}",
+        cell(model), cell(result["task"]), f"{result['problems']}", f"{result['k']}",
         *(interval(Estimate(**each)) for each in estimates),
-        _cell(sampling.get("temperature", "")), _cell(sampling.get("max_tokens", "")),
+        cell(sampling.get("temperature", "")), cell(sampling.get("max_tokens", "")),
     )  # fmt: skip
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
     """Text as it is, none of it Markdown."""
     return "".join(f"\\{char}" if char in "\\|<*[`" else char for char in line(text))
 

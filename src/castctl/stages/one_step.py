@@ -172,7 +172,7 @@ def _train_stage(
     sampled_temperature(run, step, "signals")
     for warning in run.recipe.check_training():
         log.warning("%s", warning)
-    batch = read_batch(run.step(step), run.recipe.method)
+    batch = read_batch(run.step(step), run.recipe.method, source.fingerprint)
     provenance = _update_provenance(run, step, source)
     there = run.checkpoint(step + 1)
     if there.exists() and not overwrite:

@@ -76,6 +76,14 @@ def _rows(folder: StepFolder, rollouts: pa.Table, recipe: Recipe) -> list[Row]:
     tokenizer = _tokenizer(rollouts, recipe)
     if tokenizer is None:
         return rows_to_judge(rollouts, None, recipe.verifier)
+    require_own_tokens(folder, rollouts, tokenizer, recipe)
+    return rows_to_judge(rollouts, tokenizer, recipe.verifier)
+
+
+def require_own_tokens(
+    folder: StepFolder, rollouts: pa.Table, tokenizer: Any, recipe: Recipe
+) -> None:
+    """Raise `UserError` where the tokenizer, of `recipe.model`, is not that of the completions."""
     for row in rollouts.select(["completion_token_ids", "completion"]).slice(0, 8).to_pylist():
         ids, text = row.values()
         if tokenizer.decode(ids, skip_special_tokens=True) != text:
@@ -83,7 +91,6 @@ def _rows(folder: StepFolder, rollouts: pa.Table, recipe: Recipe) -> list[Row]:
                 f"the tokens of {folder.path} are not those of model.path={recipe.model.path}; "
                 "name the model that made them: --set model.path=..."
             )
-    return rows_to_judge(rollouts, tokenizer, recipe.verifier)
 
 
 def _tokenizer(rollouts: pa.Table, recipe: Recipe) -> Any | None:

@@ -31,7 +31,8 @@ class TrainBatch:
     """`R` completions of a step with their streams, one float32 value a completion token (N).
 
     `prompts` are those of the ratio, `teacher_prompts` those a teacher reads. What is None is not
-    there in some part, or not needed.
+    there in some part, or not needed. `on_policy` is whether `old_logprobs` are known to be of the
+    weights that an update begins with.
     """
 
     prompts: list[Ids]
@@ -46,6 +47,7 @@ class TrainBatch:
     ref_logprobs: Stream | None = None
     teacher_logprobs: Stream | None = None
     distill_weights: Stream | None = None
+    on_policy: bool = False
 
     @property
     def token_ids(self) -> dict[str, list[Ids]]:
@@ -69,8 +71,9 @@ def digest_of(batch: TrainBatch) -> str:
     return digest.hexdigest()
 
 
-def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
-    """Every part of a shaped step, for a method's ratio and loss.
+def read_batch(folder: StepFolder, method: MethodSettings, policy: str | None = None) -> TrainBatch:
+    """Every part of a shaped step, for a method's ratio and loss, and an update of the weights that
+    go by the name `policy` in the metadata.
 
     Raises `UserError` where a stage is missing, contradicts another, has other lengths, or lacks
     what the loss reads.
@@ -82,7 +85,7 @@ def read_batch(folder: StepFolder, method: MethodSettings) -> TrainBatch:
             "finish `castctl shape` first"
         )
     folder.refuse_mixed("rollouts")
-    batch = _joined([_read_part(folder, number, method) for number in numbers])
+    batch = _joined([_read_part(folder, number, method, policy) for number in numbers])
     needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
     if method.distillation.kind != "none":
         needed |= {"distill_weights"}
@@ -114,7 +117,9 @@ def _joined(parts: list[TrainBatch]) -> TrainBatch:
         values = [getattr(part, field.name) for part in parts]
         if field.name in joined:
             continue
-        if isinstance(values[0], list):
+        if isinstance(values[0], bool):
+            joined[field.name] = all(values)
+        elif isinstance(values[0], list):
             joined[field.name] = [row for value in values for row in value]
         else:
             lacking = any(value is None for value in values)
@@ -122,7 +127,9 @@ def _joined(parts: list[TrainBatch]) -> TrainBatch:
     return TrainBatch(**joined)
 
 
-def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> TrainBatch:
+def _read_part(
+    folder: StepFolder, number: int, method: MethodSettings, policy: str | None
+) -> TrainBatch:
     rollouts, signals, advantages = (folder.read(stage, number) for stage in TRAINED_FROM)
     check_aligned(rollouts, [("signals", signals), ("advantages", advantages)], "rollouts")
     check_aligned(signals, [("advantages", advantages)], "signals")
@@ -142,6 +149,7 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
     values, weights = stream(advantages, "advantages"), stream(advantages, "loss_weights")
     conditioning = method.conditioning
     old = stream(signals, conditioning.old_logprobs)
+    made = (signals.metadata or {}).get("signals", {}).get(conditioning.old_logprobs)
     kept_N = np.repeat(kept, np.diff(offsets))
     if old is None or values is None or not np.isfinite(old[kept_N] + values[kept_N]).all():
         raise UserError(
@@ -167,6 +175,7 @@ def _read_part(folder: StepFolder, number: int, method: MethodSettings) -> Train
         ref_logprobs=stream(signals, "ref_logprobs"),
         teacher_logprobs=teacher,
         distill_weights=distilled,
+        on_policy=isinstance(made, dict) and policy is not None and made.get("model") == policy,
     )
 
 

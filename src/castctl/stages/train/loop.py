@@ -108,17 +108,17 @@ def _train(run: Run, progress: Progress, on_row: Callable[[Row], None], ranks: R
             contextlib.closing(_Loop(run, start, pool, progress, ranks)) as loop,
         ):
             if start == 0:
-                loop.evaluate(0)
+                tracker.log(loop.evaluate(0), 0)
             for step in range(start, settings.steps):
                 row = loop.step(step)
                 if evaluates_after(run.recipe, step + 1):
-                    result = loop.evaluate(step + 1)
-                    row |= {f"eval_{key}": value for key, value in result["avg"].items()}
+                    row |= loop.evaluate(step + 1)
 
                 def tell(step: int = step, row: Row = row) -> None:
                     run.require_place()
                     loop.metrics.append(row)
-                    tracker.log(row, step)
+                    tracker.log(row, step + 1)
+                    tracker.show(run.step(step), step + 1)
 
                 ranks.first_does("the step's numbers", tell)
                 if saves_after(run.recipe, step + 1):
@@ -199,7 +199,7 @@ class _Loop:
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
         with timed(seconds, "train"):
-            batch = read_batch(folder, self.recipe.method)
+            batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
             stats = update(
                 policy, teacher.model, self.state.optimizer, batch, self.recipe, step, self.ranks
@@ -307,8 +307,8 @@ class _Loop:
                 )
             time.sleep(0.1)
 
-    def evaluate(self, step: int) -> Result:
-        """Evaluate the policy at the start of `step`."""
+    def evaluate(self, step: int) -> Row:
+        """Evaluate the policy at the start of `step`; avg@k and its interval, for the metrics."""
         posed = self.ranks.first_begins(
             "the problems", lambda: pose(self.run, self.tokenizer, self.progress)
         )
@@ -329,4 +329,4 @@ class _Loop:
             self.ranks.first_does("the evaluation", lambda: work(WHOLE))
             result = read_result(folder)
         assert result is not None, "all parts are there"
-        return result
+        return {f"eval_{key}": value for key, value in result["avg"].items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from castctl.errors import UserError
 from castctl.recipe.split import task_of
-from castctl.runs.run import Run
+from castctl.runs.run import Run, open_run
 from castctl.stages.evaluate.results import Result, read_result, task_name
 
 
@@ -27,6 +27,19 @@ def best_step(run: Run, until: int) -> int:
     if not means:
         raise UserError(f"{run.path} has no evaluation of {task} to find its best step by")
     return max(means, key=lambda step: means[step])
+
+
+def checkpoint_step(run: Run, name: str) -> int:
+    """The step that `last`, `best` or a number names among a run's checkpoints; 0 is the model
+    before training. `UserError` where it is none of these, or no evaluation says which is best."""
+    last = max(run.checkpoints(), default=0)
+    if name == "last":
+        return last
+    if name == "best":
+        return best_step(open_run(str(run.path)), last)
+    if not name.isdecimal():
+        raise UserError(f"--checkpoint {name}: write last, best, or the number of a step")
+    return int(name)
 
 
 def trained(run: Run) -> Trained:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods.objective import Objective, TokenStreams, token_losses
-from castctl.methods.surrogate import Surrogate, token_scales
-from castctl.models.head import TeacherSide, fused_loss
+from castctl.methods.surrogate import PolicyLoss, token_scales
+from castctl.models.head import TeacherSide, fused_loss, score_tokens
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.models.policy import Policy
@@ -69,20 +69,17 @@ class UpdateStats:
 
     def add(
         self,
-        surrogate: Surrogate,
+        surrogate: PolicyLoss,
         streams: TokenStreams,
         logprobs: torch.Tensor,
         rows: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> None:
-        """Count a micro-batch of `rows`: its ratios, how many the clip holds, and the k3
-        estimate of KL(old || new) in nats."""
+        """Count a micro-batch of `rows`: its ratios, how many tokens a bound on them holds, and the
+        k3 estimate of KL(old || new) in nats."""
         log_ratio = (logprobs - streams.old_logprobs).double()
         ratio = log_ratio.exp()
-        if surrogate.kind == "clip":
-            above = (ratio > 1 + surrogate.clip_high) & (streams.advantages > 0)
-            below = (ratio < 1 - surrogate.clip_low) & (streams.advantages < 0)
-            self.clipped += float((above | below).sum())
+        self.clipped += float(surrogate.held(streams, logprobs).sum())
         self.tokens += len(logprobs)
         self.ratio += float(ratio.sum())
         self.kl += float((log_ratio.expm1() - log_ratio).sum())  # exp - 1 would leave rounding
@@ -149,11 +146,12 @@ def update(
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
     with policy.learner.recomputing():
-        for rows in _minibatches(batch, recipe, step):
+        for number, rows in enumerate(_minibatches(batch, recipe, step)):
             optimizer.zero_grad()
+            moved = number > 0 or not batch.on_policy
             own = stats.fresh()
             own.losses = [
-                _accumulate(policy, teacher, batch, micro, recipe, own)
+                _accumulate(policy, teacher, batch, micro, recipe, own, moved)
                 for micro in _own(list(_microbatches(batch, rows, recipe)), batch, policy, ranks)
             ]
             total = stats.include(own, ranks)
@@ -224,7 +222,7 @@ def _microbatches(
     scales = token_scales(aggregation, lengths, recipe.sampling.max_tokens)
     scale_offsets = offsets_of(lengths)
     moved = np.zeros(len(kept), np.bool_)
-    if objective.surrogate.kind != "none":
+    if objective.surrogate.trains:
         moved = _any_nonzero(batch.advantages * batch.loss_weights, batch.offsets, kept)
     distilled = np.zeros(len(kept), np.bool_)
     if batch.distill_weights is not None and objective.distillation.kind != "none":
@@ -256,11 +254,12 @@ def _accumulate(
     micro: _MicroBatch,
     recipe: Recipe,
     stats: UpdateStats,
+    moved: bool,
 ) -> float:
-    """Add a micro-batch's gradient; its loss."""
+    """Add a micro-batch's gradient; its loss. `moved` is whether a ratio may differ from 1."""
     objective, rows = recipe.method.objective, micro.rows
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
-    device = policy.learner.device
+    surrogate, device = objective.surrogate, policy.learner.device
     streams = _streams(batch, micro, objective, device)
 
     def loss(
@@ -273,19 +272,20 @@ def _accumulate(
     versus = _teacher_side(teacher, batch, micro, wanted, recipe)
 
     def whole_loss(learner: LanguageModel) -> tuple[torch.Tensor, ...]:
-        return fused_loss(
-            learner.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens),
-            learner.hidden_states(packed),
-            torch.from_numpy(packed.targets_N).to(device),
-            loss,
-            with_entropies=objective.surrogate.entropy_bonus > 0,
-            teacher=versus,
-        )
+        nonlocal streams
+        head = learner.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
+        hidden, fresh = learner.hidden_states(packed), None
+        targets = torch.from_numpy(packed.targets_N).to(device)
+        if surrogate.of_completions and moved:
+            fresh, _ = score_tokens(head, hidden.detach(), targets, with_entropies=False)
+        streams = surrogate.prepared(streams, lengths, fresh)
+        bonus = surrogate.entropy_bonus > 0
+        return fused_loss(head, hidden, targets, loss, with_entropies=bonus, teacher=versus)
 
     total, logprobs, divergences = policy.differentiate(whole_loss)
     if not micro.counts:
         return 0.0
-    stats.add(objective.surrogate, streams, logprobs, rows, lengths)
+    stats.add(surrogate, streams, logprobs, rows, lengths)
     if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
             divergences = streams.old_logprobs - streams.teacher_logprobs

@@ -1,0 +1,2 @@
+"""A run's model or rollouts as a repository of the Hugging Face hub: its files, its card, its
+upload."""
