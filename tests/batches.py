@@ -31,7 +31,8 @@ Rows = list[list[float]]
 @dataclass(frozen=True)
 class Batch:
     """Completions in any order: reward (NaN = unknown), group, and a list of values a token: the
-    gap, the drift l_old - l_ref, and a score of influence. What is left out is all 0."""
+    gap, the drift l_old - l_ref, whose size is the entropy and minus l_old too, and a score of
+    influence. What is left out is all 0."""
 
     rewards: list[float]
     group: list[int]
@@ -53,7 +54,11 @@ class Batch:
     @property
     def signals(self) -> TokenSignals:
         gap, scores = self._flat(self.gaps), self._flat(self.scores)
-        return TokenSignals(self.offsets, gap, self._flat(self.drifts), scores, scores)
+        drifts, count = self._flat(self.drifts), int(self.offsets[-1])
+        draws = np.random.default_rng(count).integers(2**63, size=count).astype(np.uint64)
+        return TokenSignals(
+            self.offsets, gap, drifts, scores, scores, np.abs(drifts), -np.abs(drifts), draws
+        )
 
     @property
     def ending(self) -> Ending:
@@ -175,6 +180,8 @@ def grpo(
             base.append((r - mean(known)) / (deviation(known, std) + eps))
         elif form == "mean":
             base.append(r - mean(known))
+        elif form == "maxrl":
+            base.append((r - mean(known)) / (mean(known) + eps))
         else:
             base.append(r - (math.fsum(known) - r) / (len(known) - 1))
     return base

@@ -48,6 +48,7 @@ STAGES = ("rollouts", "rewards", "signals", "advantages")
 def small_recipe(method: str = "cast", *overrides: str) -> Recipe:
     """The embedded default made small."""
     fitting = [line for line in SMALL if method.startswith("cast") or "teacher" not in line]
+    fitting += ["method.teacher.path=embedded"] if method == "opd" else []
     return load_recipe(
         default_recipe_path(), method={"name": method}, overrides=[*fitting, *overrides]
     )

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from batches import NAN, REAL, Batch, batches, close, grpo
-from castctl.methods.baselines import GroupBaseline, NoBaseline, ratio_margin
+from batches import NAN, REAL, Batch, advantages_of, batches, close, deviation, grpo, mean
+from castctl.errors import UserError
+from castctl.methods.baselines import BatchBaseline, GroupBaseline, NoBaseline, ratio_margin
 from castctl.methods.groups import Groups, group_rewards
 from castctl.methods.signals import TokenSignals
 from castctl.methods.zero_variance import DropAndResample, SignedBase, ZeroBase
@@ -111,6 +112,51 @@ def test_weighted_ratios_are_the_margin(right: int, wrong: int, seed: int) -> No
     assert ratio_margin(groups, ratio) == pytest.approx(margin, rel=1e-9, abs=1e-12)
 
 
+@given(batches() | batches(st.floats(0, 3)), st.sampled_from([0.0, 1e-6, 0.5]))
+def test_maxrl_divides_by_the_mean(batch: Batch, eps: float) -> None:
+    close(compared(batch.groups, kind="maxrl", eps=eps), grpo(batch, "maxrl", eps=eps))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_maxrl_is_the_gradient_of_the_truncated_likelihood(right: int, wrong: int) -> None:
+    """(1/K) sum of the right ones' scores minus the mean of all scores, K of N being right
+    (MaxRL, arXiv 2602.02710, algorithm 1)."""
+    rewards = np.repeat([1.0, 0.0], [right, wrong])
+    base = compared(group_rewards(rewards, np.zeros(len(rewards), np.int64)), kind="maxrl", eps=0.0)
+    scores = np.random.default_rng(right * 100 + wrong).normal(size=len(rewards))
+    expected = scores[:right].sum() / right - scores.mean()
+    assert np.mean(base * scores) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_maxrl_refuses_rewards_below_0() -> None:
+    groups = group_rewards(np.array([-1.0, 1.0]), np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="below 0; set method"):
+        compared(groups, kind="maxrl")
+
+
+@given(
+    batches() | batches(REAL),
+    st.sampled_from(["centred", "rewards"]),
+    st.sampled_from(["population", "sample"]),
+    st.sampled_from([0.0, 1e-6, 0.5]),
+)
+def test_one_deviation_for_the_step(batch: Batch, of: str, std: str, eps: float) -> None:
+    """(r - p) / (s + eps), s over every known reward, or over each less its group's mean."""
+    settings = {"of": of, "std": std, "eps": eps}
+    made = BatchBaseline.model_validate(settings)
+    known = [row for row, r in enumerate(batch.rewards) if not math.isnan(r)]
+    centre = {row: batch.rewards[row] - mean(batch.known(row)) for row in known}
+    values = [centre[row] if of == "centred" else batch.rewards[row] for row in known]
+    least = 1 + (std == "sample")
+    s = deviation(values, std) if len(values) >= least else 0.0
+    expected = [
+        centre[row] / (s + eps) if batch.kind(row) == "mixed" and row in centre else 0.0
+        for row in range(len(batch))
+    ]
+    close(made.advantages_R(batch.groups, batch.signals), expected)
+    assert made.measures(batch.groups, batch.signals)["batch_std"] == pytest.approx(s, abs=1e-12)
+
+
 @given(batches() | batches(REAL))
 def test_baselines_sum_to_zero_over_a_mixed_group(batch: Batch) -> None:
     for form in ("mean_std", "mean", "leave_one_out"):
@@ -132,6 +178,27 @@ def test_zero_variance_groups(batch: Batch, b_correct: float, b_wrong: float) ->
         expected.append(0.0 if math.isnan(r) else signal)
     close(filled, expected)
     assert (ZeroBase().fill_R(base, batch.groups) == base).all()
+
+
+@given(batches(), st.sampled_from([0.0, 0.1, 2.0]))
+def test_entropies_size_the_verifier_s_sign(batch: Batch, alpha: float) -> None:
+    """RL-ZVP's equation 5, token by token: alpha H, or -alpha (the completion's max H - H)."""
+    made = advantages_of(
+        batch, zero_variance={"kind": "entropy", "alpha": alpha}, baseline={"kind": "mean"}
+    )
+    others, expected = grpo(batch, "mean"), []
+    for row, drifts in enumerate(batch.drifts or [[]] * len(batch)):
+        kind = "unknown" if math.isnan(batch.rewards[row]) else batch.kind(row)
+        entropies = [abs(drift) for drift in drifts]
+        for entropy in entropies:
+            sized = {"all_correct": alpha * entropy, "all_wrong": -alpha * max(entropies)}
+            value = sized.get(kind, others[row])
+            expected.append(value + alpha * entropy if kind == "all_wrong" else value)
+    close(made.advantages_N, expected)
+    assert made.weights_N is not None
+    spread = np.repeat(made.base_R, np.diff(batch.offsets))
+    close(spread * made.weights_N, expected)
+    assert (made.kept_R == batch.groups.known_R).all()
 
 
 @given(batches() | batches(REAL), st.integers(1, 20))

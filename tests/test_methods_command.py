@@ -18,6 +18,8 @@ TEACHERS = {
     "cast-public": ("snapshot", "none"),
     "cast-port": ("snapshot", "none"),
     "opsd": ("initial", "solution_or_answer"),
+    "opd": ("model", "none"),
+    "sdft": ("ema", "solution_or_answer"),
     "grpo+opsd": ("initial", "solution_or_answer"),
     "rlsd": ("current", "solution_or_answer"),
     "rlrt": ("current", "peer"),
@@ -26,10 +28,14 @@ TEACHERS = {
     "sdpg-ufkl": ("current", "solution_or_answer"),
 }
 NEEDS = {
+    "high-entropy": ["entropies"],
+    "rl-zvp": ["entropies"],
     "cast": ["teacher_logprobs"],
     "cast-public": ["teacher_logprobs"],
     "cast-port": ["teacher_logprobs"],
     "opsd": ["teacher_prompt_token_ids"],
+    "opd": ["teacher_prompt_token_ids"],
+    "sdft": ["teacher_prompt_token_ids"],
     "grpo+opsd": ["teacher_prompt_token_ids"],
     "rlsd": ["teacher_logprobs"],
     "rlrt": ["teacher_logprobs"],
@@ -44,6 +50,7 @@ NEEDS = {
 }
 PASSES = {
     "grpo": ["policy"],
+    "rl-zvp": ["policy"],
     "cast": ["policy", "teacher"],
     "cast-public": ["policy", "teacher"],
     "rlsd": ["policy", "teacher"],

@@ -66,7 +66,7 @@ def test_the_penalty_enters_the_advantage(batch: Batch, cache: int | None) -> No
         )
     result = advantages_of(batch, overlong={"kind": "penalty", "cache": cache})
     np.testing.assert_allclose(result.base_R, expected, rtol=1e-8, atol=1e-9)
-    assert (result.masks_R == 1).all()
+    assert (result.masks_N == 1).all()
 
 
 @given(ANY, CACHES)
@@ -111,7 +111,8 @@ def test_a_right_answer_as_long_as_allowed_is_worth_a_wrong_one() -> None:
 @given(ANY)
 def test_a_cut_completion_is_masked_and_still_compared(batch: Batch) -> None:
     result = advantages_of(batch, overlong={"kind": "mask"})
-    assert list(result.masks_R) == [0.0 if len(gap) == LONGEST else 1.0 for gap in batch.gaps]
+    masks = [0.0 if len(gap) == LONGEST else 1.0 for gap in batch.gaps]
+    assert list(result.masks_N) == batch.per_token(masks)
     close(result.base_R, grpo(batch))
     assert list(result.kept_R) == [not math.isnan(r) for r in batch.rewards]
 

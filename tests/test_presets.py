@@ -26,7 +26,20 @@ TABLE = {
     "grpo": ("mean_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "sequence_mean"),
     "dr-grpo": ("mean", "zero", "none", NO_TEACHER, GRPO_CLIP, "constant"),
     "rloo": ("leave_one_out", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
+    "maxrl": ("maxrl", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
+    "reinforce++": (
+        "batch_std",
+        "zero",
+        "none",
+        NO_TEACHER,
+        GRPO_CLIP,
+        "token_mean",
+    ),
+    "lite-ppo": ("batch_std", "zero", "none", NO_TEACHER, GRPO_CLIP, "token_mean"),
     "dapo": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "high-entropy": ("mean_std", "resample", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
+    "clip-cov": ("mean_std", "resample", "none", NO_TEACHER, ("clip", 1.0, 1.0), "token_mean"),
+    "rl-zvp": ("mean_std", "entropy", "none", NO_TEACHER, DAPO_CLIP, "token_mean"),
     "gspo": ("mean_std", "zero", "none", NO_TEACHER, ("gspo",), "sequence_mean"),
     "cispo": ("mean_std", "zero", "none", NO_TEACHER, ("cispo",), "token_mean"),
     "dppo": ("mean_std", "zero", "none", NO_TEACHER, ("dppo",), "token_mean"),
@@ -35,6 +48,8 @@ TABLE = {
     "cast-public": CAST,
     "cast-port": CAST,
     "opsd": ("none", "zero", "none", INITIAL, NO_SURROGATE, "token_mean"),
+    "opd": ("none", "zero", "none", ("model", "none"), NO_SURROGATE, "token_mean"),
+    "sdft": ("none", "zero", "none", ("ema", "solution_or_answer"), NO_SURROGATE, "token_mean"),
     "grpo+opsd": ("mean_std", "zero", "none", INITIAL, GRPO_CLIP, "sequence_mean"),
     "rlsd": ("mean_std", "zero", "rlsd", CURRENT, DAPO_CLIP, "token_mean"),
     "rlrt": ("mean_std", "zero", "rlrt", PEER, DAPO_CLIP, "token_mean"),
@@ -55,10 +70,17 @@ OPSD_LOSS = {
 SDPG_LOSS = {**OPSD_LOSS, "kind": "reverse_kl", "coefficient": 0.001, "gate": True}
 
 MORE: dict[str, dict[str, Any]] = {
-    # overlong, conditioning, distillation and anchor, where they are not off
+    # overlong, conditioning, distillation, anchor and token mask, where they are not off
     "dapo": {"overlong": {"kind": "penalty", "cache": None}},
+    "high-entropy": {
+        "overlong": {"kind": "penalty", "cache": None},
+        "token_mask": {"kind": "high_entropy", "share": 0.2, "mean_over": "kept"},
+    },
+    "clip-cov": {"token_mask": {"kind": "clip_cov", "share": 2e-4, "low": 1.0, "high": 5.0}},
     "cast-public": {"overlong": {"kind": "mask"}},
     "opsd": {"distillation": OPSD_LOSS},
+    "opd": {"distillation": {**OPSD_LOSS, "kind": "reverse_kl"}},
+    "sdft": {"distillation": {**OPSD_LOSS, "kind": "reverse_kl"}},
     "grpo+opsd": {"distillation": OPSD_LOSS},
     "sdpo": {"distillation": {**OPSD_LOSS, "tokens": "top_k_tail"}},
     "sdpg-urkl": {"distillation": SDPG_LOSS, "anchor": {"kind": "urkl", "coefficient": 0.001}},
@@ -71,6 +93,7 @@ OFF = {
     "conditioning": {"kind": "none"},
     "distillation": {"kind": "none"},
     "anchor": {"kind": "none", "coefficient": 0.001},
+    "token_mask": {"kind": "none"},
 }
 
 
@@ -89,10 +112,18 @@ def test_a_preset_is_its_row_of_the_table(name: str) -> None:
     )
     dumped = made.model_dump()
     assert {slot: dumped[slot] for slot in OFF} == {**OFF, **MORE.get(name, {})}
-    assert (getattr(surrogate, "dual_clip", None), surrogate.entropy_bonus) == (None, 0)
+    dual_clip = 10.0 if name == "clip-cov" else None
+    assert (getattr(surrogate, "dual_clip", None), surrogate.entropy_bonus) == (dual_clip, 0)
     assert dumped["correction"] == {"kind": "truncate", "level": "token", "high": 2.0}
-    scaffold = "{{ prompt }}\n\n[Student response]\n" if name == "cast-public" else None
-    assert (teacher.skip_tokens, teacher.template, teacher.chat) == (0, scaffold, scaffold is None)
+    templates = {
+        "cast-public": "{{ prompt }}\n\n[Student response]\n",
+        "sdft": "{{ prompt }}\n\nThis is an example for a response to the question:\n"
+        "{{ solution or answer }}\n\n"
+        "Now answer with a response of your own, including the thinking process.",
+    }
+    skipped = 3 if name == "sdft" else 0
+    assert (teacher.skip_tokens, teacher.template) == (skipped, templates.get(name))
+    assert teacher.chat == (name != "cast-public")
 
 
 def test_the_table_is_whole() -> None:
@@ -115,6 +146,12 @@ CAST_SHAPING: dict[str, Any] = {
 }  # fmt: skip
 NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("reinforce++", "baseline", {
+        "kind": "batch_std", "of": "centred", "std": "population", "eps": 1e-6,
+    }),
+    ("lite-ppo", "baseline", {
+        "kind": "batch_std", "of": "rewards", "std": "population", "eps": 1e-6,
+    }),
     ("rcc", "baseline", {
         "kind": "rcc", "reduction": "sum", "clip": True, "std": "population", "eps": 1e-6,
     }),
@@ -122,6 +159,7 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
         "kind": "signed", "b_correct": 1.0, "b_wrong": 1.0, "decay_steps": 0,
     }),
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
+    ("rl-zvp", "zero_variance", {"kind": "entropy", "alpha": 0.1}),
     ("cast", "shaping", CAST_SHAPING),
     ("cast-public", "baseline", {"kind": "mean_std", "std": "sample", "eps": 1e-4}),
     ("cast-public", "shaping", {**CAST_SHAPING, "tau_nats": 0.0, "flip_size": "other_side"}),
@@ -185,13 +223,19 @@ def test_the_teachers_numbers() -> None:
     assert [method(name=f"cast-{name}").teacher.every for name in ("public", "port")] == [10, 50]
     assert method(name="opsd").teacher.decay == 0.999, "of `ema`, for those who choose it"
     assert method(name="sdpo").teacher.decay == 0.95
+    assert method(name="sdft").teacher.decay == 0.99
+    assert method(name="opd").teacher.pathless, "its user names it"
 
 
 NEEDS = {
+    "high-entropy": {"entropies"},
+    "rl-zvp": {"entropies"},
     "cast": {"teacher_logprobs"},
     "cast-public": {"teacher_logprobs"},
     "cast-port": {"teacher_logprobs"},
     "opsd": {"teacher_prompt_token_ids"},
+    "opd": {"teacher_prompt_token_ids"},
+    "sdft": {"teacher_prompt_token_ids"},
     "grpo+opsd": {"teacher_prompt_token_ids"},
     "rlsd": {"teacher_logprobs"},
     "rlrt": {"teacher_logprobs"},
@@ -204,20 +248,20 @@ NEEDS = {
     "rcc": {"ref_logprobs"},
     "bicc+rcc": {"bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"},
 }
-TOLD_BY_DATA = {"opsd", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
+TOLD_BY_DATA = {"opsd", "sdft", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
 TOLD_BY_PEERS = {"rlrt", "sdpo"}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_method_asks_for(name: str) -> None:
-    """CAST's teacher never sees the answer; OPSD and SDPO alone compare no rewards."""
+    """CAST's teacher never sees the answer; pure distillation alone compares no rewards."""
     made = method(name=name)
     assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
     assert made.listens == (
-        name in TOLD_BY_DATA | TOLD_BY_PEERS | {"cast", "cast-public", "cast-port"}
+        name in TOLD_BY_DATA | TOLD_BY_PEERS | {"opd", "cast", "cast-public", "cast-port"}
     )
     assert made.told_by_data == (name in TOLD_BY_DATA)
     assert made.told_by_peers == (name in TOLD_BY_PEERS)
-    assert made.compares == (name not in ("opsd", "sdpo"))
+    assert made.compares == (name not in ("opsd", "opd", "sdft", "sdpo"))
     by_sign = ["the verdict decides no direction"] if name == "cast-public" else []
     assert all(said in told for said, told in zip(by_sign, made.warnings(), strict=True))

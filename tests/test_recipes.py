@@ -84,6 +84,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "scheduled": {"distillation.warmup_steps": 50, "distillation.decay_steps": 100},
         "sampled-token": {"distillation.tokens": "sampled"},
     },
+    "high-entropy-qwen3-1.7b": {"all-tokens": {"token_mask.mean_over": "all"}},
+    "opd-qwen3-1.7b": {
+        "sampled-token": {"distillation.tokens": "sampled"}, "jsd": {"distillation.kind": "jsd"},
+    },
+    "sdft-qwen3-1.7b": {"forward-kl": {"distillation.kind": "forward_kl"}},
     "gspo-qwen3-1.7b": {"token": {"surrogate.level": "token"}},
     "dppo-qwen3-1.7b": {"kl": {"surrogate.divergence": "kl"}},
     "opsd-qwen3-1.7b": {"point-wise-clip": {"distillation.clip": 0.05}},
@@ -104,7 +109,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """What each variant sets in the method."""
 
+OPD_TINY = {"teacher.path": "embedded", "teacher.context": "solution_or_answer"}
+SDFT_TINY = {"teacher.template": "{{ problem }} ({{ answer }})"}
+
 TINY_CHANGES: dict[str, dict[str, Any]] = {
+    **{f"opd-qwen3-1.7b{variant}": OPD_TINY for variant in ("", ":sampled-token", ":jsd")},
+    **{f"sdft-qwen3-1.7b{variant}": SDFT_TINY for variant in ("", ":forward-kl")},
     "oar-p-qwen3-1.7b": {"shaping.budget": 16},
     "oar-p-qwen3-1.7b:joint": {"shaping.budget": 16},
     "sdpg-qwen3-4b:scheduled": {
@@ -259,7 +269,13 @@ def test_a_recipe_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         recipe = load_recipe(name)
         folder = tmp_path / recipe.model.path.rpartition("-")[2]
         model = recipe.model.model_copy(update={"path": str(folder), "device": "cuda"})
-        memory = estimate.estimate_memory(recipe.model_copy(update={"model": model}), 80)
+        method, teacher = recipe.method, recipe.method.teacher
+        if teacher.path is not None:
+            own = str(tmp_path / teacher.path.rpartition("-")[2])
+            taught = {"teacher": teacher.model_copy(update={"path": own})}
+            method = method.model_copy(update=taught)
+        update = {"model": model, "method": method}
+        memory = estimate.estimate_memory(recipe.model_copy(update=update), 80)
         (fit,) = memory.fits
         said = re.search(r"It takes about (\d+) GiB of one GPU", RECIPES[name].read_text())
         assert said and int(said[1]) == round(fit.needed / 2**30), name
@@ -519,12 +535,13 @@ def test_the_list_fits_80_columns_and_breaks_no_word(
     monkeypatch.setenv("COLUMNS", "80")
     shown = re.sub(r"\x1b\[[\d;]*m", "", castctl("recipes").stdout)
     lines = [line.rstrip() for line in shown.splitlines()]
-    assert max(map(len, lines)) <= 80 and len(lines) < len(RECIPES) + 15
+    assert max(map(len, lines)) <= 80 and len(lines) < len(RECIPES) + 25
     assert {*RECIPES} <= {*shown.split()}
     variants = {f":{name}" for path in RECIPES.values() for name in read_source(path).variants}
     assert variants == {word for word in shown.split() if word[0] == ":"}
-    [row] = [line for line in lines if line.startswith("cast-qwen3-4b ")]
-    assert row.split(maxsplit=1)[1].endswith("those of cast-qwen3-1.7b")
+    at = next(n for n, line in enumerate(lines) if line.startswith("cast-qwen3-4b "))
+    row = " ".join(" ".join(lines[at : at + 2]).split())
+    assert "those of cast-qwen3-1.7b" in row
 
 
 def test_one_recipe_is_printed_as_it_resolves(castctl: Cli, here: Path) -> None:

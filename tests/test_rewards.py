@@ -258,6 +258,19 @@ def plain_advantages(group: Sequence[int], values: Sequence[float]) -> list[floa
     return told
 
 
+def plain_gdpo(group: Sequence[int], parts: Sequence[tuple[float, list[float]]]) -> list[float]:
+    """GDPO's advantage of each completion, in its three steps (arXiv 2601.05242)."""
+    each = [(weight, plain_advantages(group, values)) for weight, values in parts]
+    sums = [math.fsum(weight * own[row] for weight, own in each) for row in range(len(group))]
+    known = [s for s, value in zip(sums, parts[0][1], strict=True) if not math.isnan(value)]
+    mean = math.fsum(known) / max(len(known), 1)
+    deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in known) / max(len(known), 1))
+    return [
+        0.0 if math.isnan(value) else (s - mean) / (deviation + 1e-6)
+        for s, value in zip(sums, parts[0][1], strict=True)
+    ]
+
+
 @given(drawn())
 def test_both_ways_by_the_plain_reading(case: tuple[list[int], Parts]) -> None:
     group, parts = case
@@ -265,10 +278,9 @@ def test_both_ways_by_the_plain_reading(case: tuple[list[int], Parts]) -> None:
     rows = range(len(group))
     total = [math.fsum(weight * values[row] for _, weight, values in parts) for row in rows]
     assert bases(grpo(), groups) == pytest.approx(plain_advantages(group, total), abs=1e-12)
-    each = [(weight, plain_advantages(group, values)) for _, weight, values in parts]
-    expected = [math.fsum(weight * own[row] for weight, own in each) for row in rows]
+    expected = plain_gdpo(group, [(weight, values) for _, weight, values in parts])
     actual = bases(grpo("normalize_then_sum"), groups)
-    assert actual == pytest.approx(expected, abs=1e-12)
+    assert actual == pytest.approx(expected, abs=1e-9)
 
 
 @given(drawn(), st.sampled_from(["sum_then_normalize", "normalize_then_sum"]))
@@ -282,7 +294,7 @@ def test_weights_of_one_and_zero_are_the_single_reward(
     single = reward_groups(rewards_table(group, parts[:1], several=False))
     for method in (
         grpo(aggregation),
-        grpo(aggregation, zero_variance={"kind": "resample"}),
+        grpo(zero_variance={"kind": "resample"}),
         grpo(aggregation, zero_variance={"kind": "signed"}),
     ):
         one, other = (advantages(method, groups) for groups in (several, single))
@@ -296,7 +308,8 @@ def test_what_the_sum_makes_equal_gdpo_tells_apart() -> None:
     parts: Parts = [("correct", 1.0, [0, 1, 0, 1]), ("boxed", 1.0, [0, 0, 0, 1])]
     groups = reward_groups(rewards_table([0, 0, 1, 1], parts))
     assert bases(grpo(), groups) == pytest.approx([-1, 1, -1, 1], abs=1e-5)
-    assert bases(grpo("normalize_then_sum"), groups) == pytest.approx([-1, 1, -2, 2], abs=1e-5)
+    apart = np.array([-1, 1, -2, 2]) / math.sqrt(2.5)
+    assert bases(grpo("normalize_then_sum"), groups) == pytest.approx(apart.tolist(), abs=1e-5)
 
 
 def test_resampling_reads_correctness_alone() -> None:
@@ -513,6 +526,7 @@ FIRST = "method.baseline.multi_objective_aggregation=normalize_then_sum"
         ((BOXED_TOO, "method.zero_variance.kind=signed"), "verifier.rewards add up to others"),
         ((BOXED_TOO, "method.conditioning.kind=bilateral"), "verifier.rewards add up to others"),
         ((BOXED_TOO, FIRST, "method.overlong.kind=penalty"), "each is compared by itself"),
+        ((BOXED_TOO, FIRST, "method.zero_variance.kind=resample"), "that of the whole step"),
         ((BOXED_TOO, FIRST, "method.baseline.kind=mean"), "divides by no deviation"),
         ((BOXED_TOO, FIRST, "method.baseline.kind=rcc"), "does not belong to the kind chosen"),
     ],
@@ -529,7 +543,7 @@ def test_what_only_records_is_allowed_beside_right_and_wrong() -> None:
     assert recipe.verifier.adds_up and not recipe.verifier.mixes
     assert recipe.verifier.weights == {"correct": 1, "boxed": 0}
     warned = load_recipe(None, [FIRST, "data.path=embedded"]).check_training()
-    assert any("says nothing of a single reward" in each for each in warned)
+    assert any("only divides a single reward's" in each for each in warned)
 
 
 def test_recipes_that_come_along_reward_correctness_alone() -> None:
@@ -584,9 +598,8 @@ def test_a_run_has_each_reward_in_its_shards_and_its_metrics(run: Run) -> None:
     for step in ("step-00000", "step-00002"):
         assert not reward_weights(StepFolder(task / step).table("rewards").schema)
     groups = reward_groups(table)
-    group, expected = groups.of_row.tolist(), np.zeros(len(groups.of_row))
-    for weight, own in groups.parts.values():
-        expected += weight * np.array(plain_advantages(group, own.rewards_R.tolist()))
+    each = [(weight, own.rewards_R.tolist()) for weight, own in groups.parts.values()]
+    expected = plain_gdpo(groups.of_row.tolist(), each)
     base = run.step(1).table("advantages")["base"].to_numpy()
     assert base == pytest.approx(expected, abs=1e-6)
 

@@ -28,7 +28,7 @@ from runs import small_recipe
 PACKAGE = Path(castctl.__file__).parent
 KINDS = {
     "TransformersEngine", "VllmEngine", "FullWeights", "FullCopy", "AdapterWeights", "AdapterCopy",
-    "AdaptedModel",
+    "AdaptedModel", "ShardedWeights",
 }  # fmt: skip
 
 
@@ -40,7 +40,8 @@ def test_only_the_makers_name_a_kind() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Name) and node.id in KINDS
     }
-    assert {file for file, _ in named} == {"engines/__init__.py", "models/policy.py"}
+    makers = {"engines/__init__.py", "models/policy.py", "models/sharded.py"}
+    assert {file for file, _ in named} == makers
 
 
 def test_the_loop_syncs_after_every_update_and_closes(

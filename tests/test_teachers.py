@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
 from castctl.data.conversation import Message
@@ -21,6 +22,7 @@ from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_language_model
+from castctl.models.teacher import load_other_teacher
 from castctl.progress import Silent
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.recipe import DataSettings
@@ -360,6 +362,49 @@ def test_a_model_of_the_same_vocabulary_teaches(tmp_path: Path) -> None:
     row = pq.read_table(run.path / "metrics.parquet").to_pylist()[-1]
     assert row["divergence_mean"] > 0 and row["distilled_tokens"] > 0
     assert not (run.checkpoint(1) / "teacher").exists(), "a frozen model needs no copy"
+
+
+def test_a_larger_model_teaches_by_the_reverse_kl(tmp_path: Path) -> None:
+    """Against KL(p || q) of all logits, by transformers' own forward passes: wider and deeper than
+    the policy, asked what the policy is asked."""
+    own = embedded.ensure().model
+    shape = Qwen3Config.from_pretrained(own)
+    shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers = 160, 320, 4
+    shape.layer_types = ["full_attention"] * 4
+    torch.manual_seed(0)
+    teacher = Qwen3ForCausalLM(shape)
+    teacher.save_pretrained(tmp_path / "larger")
+    AutoTokenizer.from_pretrained(own).save_pretrained(tmp_path / "larger")
+    path = f"method.teacher.path={tmp_path / 'larger'}"
+    recipe = small_recipe("opd", path, "train.steps=1", "sampling.n=1", "eval.limit=2")
+    run, _ = train_small(tmp_path / "run", recipe)
+    row = pq.read_table(run.path / "metrics.parquet").to_pylist()[-1]
+    student = policy_at(run, 0).load(recipe.model).model.model
+    total, tokens = 0.0, 0
+    for rollout in run.step(0).table("rollouts").to_pylist():
+        prompt, completion = rollout["prompt_token_ids"], rollout["completion_token_ids"]
+        with torch.no_grad():
+            p, q = (
+                model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+                .double().log_softmax(-1)
+                for model in (student, teacher.eval())
+            )  # fmt: skip
+        total += float((p.exp() * (p - q)).sum())
+        tokens += len(completion)
+    assert row["distilled_tokens"] == tokens and total / tokens > 0.5
+    assert row["divergence_mean"] == pytest.approx(total / tokens, rel=1e-4)
+    assert row["loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(embedded.ensure().model, tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    made = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "gptq"}}
+    file.write_text(json.dumps(made))
+    recipe = small_recipe("opd", f"method.teacher.path={tmp_path / 'model'}")
+    policy = policy_at(create_run(recipe, str(tmp_path / "run"), "test"), 0).load(recipe.model)
+    with pytest.raises(UserError, match=r"holds quantised weights \(gptq\).* name the model in"):
+        load_other_teacher(recipe.method.teacher, recipe.model, policy.model)
 
 
 def test_a_model_of_another_vocabulary_is_refused(castctl: Cli, tmp_path: Path) -> None:

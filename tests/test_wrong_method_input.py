@@ -19,6 +19,7 @@ from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.teacher import Teacher
 from castctl.models.loading import load_tokenizer
+from castctl.models.teacher import load_other_teacher
 from castctl.progress import Silent
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.reader import load_recipe
@@ -131,8 +132,13 @@ def test_a_value_out_of_its_range(method: str, key: str, value: str, words: str)
 @pytest.mark.parametrize(
     ("method", "slot", "kinds"),
     [
-        ("grpo", "baseline", "'mean_std', 'mean', 'leave_one_out', 'rcc', 'none'"),
-        ("grpo", "zero_variance", "'zero', 'signed', 'resample'"),
+        (
+            "grpo",
+            "baseline",
+            "'mean_std', 'mean', 'leave_one_out', 'maxrl', 'batch_std', 'rcc', 'none'",
+        ),
+        ("grpo", "zero_variance", "'zero', 'signed', 'entropy', 'resample'"),
+        ("grpo", "token_mask", "'none', 'high_entropy', 'clip_cov'"),
         ("grpo", "overlong", "'none', 'penalty', 'mask'"),
         ("grpo", "correction", "'none', 'truncate', 'mask'"),
         ("grpo", "shaping", "'none', 'cast', 'rlsd', 'rlrt', 'oar-p', 'oar-g'"),
@@ -185,7 +191,6 @@ def test_a_setting_of_a_slot_that_is_off(setting: str) -> None:
 TOGETHER = [
     ("cast", ["shaping.positive_range=[1.1,1.2]"], "positive_range must hold 1"),
     ("cast", ["shaping.negative_range=[0.5,0.9]"], "negative_range must hold 1"),
-    ("cast", ["teacher.kind=model"], "set method.teacher.path to the model's folder or hub id"),
     ("cast", ["teacher.kind=model", "teacher.path=''"], "needs teacher.path"),
     ("cast", ["teacher.path=org/name"], "reads no teacher.path; set method.teacher.kind=model"),
 ]
@@ -196,6 +201,20 @@ def test_settings_of_a_slot_that_contradict(method: str, settings: list[str], wo
     line = refused_recipe(method, *settings)
     slot = settings[0].partition(".")[0]
     assert line.startswith(f"settings: method.{slot}: ") and words in line
+
+
+@pytest.mark.parametrize(("method", "given"), [("cast", ["teacher.kind=model"]), ("opd", [])])
+def test_a_teacher_that_nobody_names(method: str, given: list[str], tmp_path: Path) -> None:
+    """The method can be looked at; nothing trains or scores by it."""
+    recipe = load_recipe(None, [f"method.{each}" for each in given], method={"name": method})
+    words = "set method.teacher.path to the model's folder or hub id"
+    assert words in refusal(recipe.check_training)
+    policy = policy_at(create_run(small_recipe("grpo"), str(tmp_path / "run"), "test"), 0).load(
+        recipe.model
+    )
+    assert words in refusal(
+        lambda: load_other_teacher(recipe.method.teacher, recipe.model, policy.model)
+    )
 
 
 # Settings of several slots

@@ -182,7 +182,7 @@ def shape(
     with target.beside_others():
         shape_step(
             folder, recipe.method, longest=recipe.sampling.max_tokens,
-            progress=_progress(quiet), overwrite=overwrite,
+            seed=recipe.seed, progress=_progress(quiet), overwrite=overwrite,
         )  # fmt: skip
     return folder
 
@@ -298,8 +298,7 @@ def grade(
     from castctl.verify.judge import Row, judge, shared_pool
 
     settings = verifier or VerifierSettings(workers=1)
-    row = Row(problem, completion, answer, "stop")
-    return judge(shared_pool(settings), settings, [row])[0]
+    return judge(shared_pool(settings), settings, [Row(problem, completion, answer, "stop")])[0]
 
 
 def _recipe(recipe: Recipe | str | Path | None) -> Recipe:

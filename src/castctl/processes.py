@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from typing import NamedTuple
+
 import psutil
 
 CLOCK_SECONDS = 2.0
@@ -27,3 +31,20 @@ def status_of(pid: int, born: float) -> str | None:
 def lives(pid: int, born: float) -> bool:
     """Whether that process runs or is stopped."""
     return status_of(pid, born) not in (None, psutil.STATUS_ZOMBIE)
+
+
+class Seen(NamedTuple):
+    """A process that others may ask after: its number, when it began, and its machine."""
+
+    pid: int
+    born: float
+    host: str
+
+    @classmethod
+    def this(cls) -> Seen:
+        return cls(os.getpid(), born(), socket.gethostname())
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is known to have ended: on another machine nobody knows."""
+        return self.host == socket.gethostname() and not lives(self.pid, self.born)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from castctl.buckets import in_buckets
 from castctl.errors import UserError, one_line
 from castctl.launcher import Rank, open_store, rank_of
-from castctl.processes import born, lives
+from castctl.processes import Seen
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +33,9 @@ LOOK_SECONDS = 0.3
 
 START_SECONDS = 300
 """How long ranks wait for one another before the recipe says how long."""
+
+LINGER_SECONDS = 3.0
+"""How long rank 0, who may keep the store, stays while others live."""
 
 BEAT_SECONDS = 5.0
 """How often a rank at work says so."""
@@ -59,7 +61,7 @@ class Ranks:
         self.waited = 0.0
         """Seconds of this rank in which it waited for others or their numbers."""
         self._store: Any = None
-        self._people: dict[int, tuple[int, float, str]] = {}
+        self._people: dict[int, Seen] = {}
         self._meetings = 0
         self._beaten = 0.0
 
@@ -81,12 +83,10 @@ class Ranks:
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        me = [os.getpid(), born(), socket.gethostname()]
-        self._set(f"person/{self.rank.index}", json.dumps(me))
+        self._set(f"person/{self.rank.index}", json.dumps(Seen.this()))
         self.meet("one another")
         for index in range(self.rank.count):
-            pid, since, host = json.loads(self._get(f"person/{index}"))
-            self._people[index] = (pid, since, host)
+            self._people[index] = Seen(*json.loads(self._get(f"person/{index}")))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("group", self._connected()),
@@ -221,12 +221,25 @@ class Ranks:
         return bool(said.decode() == f"{self.rank.index} {line}")
 
     @property
+    def explained(self) -> bool:
+        """Whether a rank that ended has said why."""
+        try:
+            return self._store is not None and bool(self._connected().check(["ended"]))
+        except (ConnectionError, RuntimeError):  # whoever keeps the store has ended
+            return False
+
+    def linger(self) -> None:
+        """Stay a little, as rank 0, until the others have heard why it ends."""
+        until = time.monotonic() + LINGER_SECONDS
+        while self.first and self._people and len(self.lost) + 1 < self.rank.count:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.02)
+
+    @property
     def lost(self) -> list[int]:
         """Ranks on this machine whose processes are gone."""
-        me = self._people.get(self.rank.index)
-        return [
-            n for n, one in self._people.items() if me and one[2] == me[2] and not lives(*one[:2])
-        ]
+        return [index for index, one in self._people.items() if one.gone]
 
     @property
     def speaks(self) -> bool:
@@ -237,8 +250,9 @@ class Ranks:
     def describe_lost(self) -> str:
         """Which ranks are gone, in words."""
         names = ", ".join(
-            f"rank {n} (process {self._people[n][0]} on {one_line(self._people[n][2], 64)})"
-            for n in self.lost
+            f"rank {index} (process {self._people[index].pid} on "
+            f"{one_line(self._people[index].host, 64)})"
+            for index in self.lost
         )
         return f"{names} is gone: it was killed, or it crashed. The others have ended too"
 

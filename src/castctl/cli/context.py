@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from castctl.recipe.trust import FLAGS, VERIFIER_CODE, runs_code, trusted_code
 from castctl.report.console import say, tell
 from castctl.runs.kind import WORKED, newest_run
 from castctl.runs.run import Run, adopt_run, create_run, is_run, open_run, split_step
-from castctl.shards.stage import Shard, StepFolder, parse_shard
+from castctl.shards.stage import WHOLE, Shard, StepFolder, parse_shard
 
 
 class Asked:
@@ -142,18 +142,49 @@ def find_run(name: str | None, asked: Asked) -> tuple[Run, int | None]:
     return asked.changed(open_run(name)), step
 
 
-def latest_step(run: Run, stage: str, asked: int | None, in_name: int | None) -> int:
-    """The step asked for, or the last one that has the stage to read."""
+MAKERS = {"rollouts": "castctl rollout", "rewards": "castctl score"}
+"""The command that makes what a stage reads."""
+
+
+def latest_step(
+    run: Run, stage: str, asked: int | None, in_name: int | None, shard: Shard = WHOLE
+) -> int:
+    """The step asked for, or the last one that has the stage to read. A shard that owns no part of
+    a step waits for none."""
     step = one_step(asked, in_name)
     having = [k for k in run.steps if run.step(k).parts(stage)]
-    if step is not None:
-        if step not in having:
-            steps = ", ".join(map(str, having)) or "none"
-            raise UserError(f"{run.path} has no {stage} at step {step}; steps that have: {steps}")
+    if step in having:
         return step
-    if not having:
-        raise UserError(f"{run.path} has no {stage} at any step; run `castctl rollout` first")
-    return having[-1]
+    if step is None and having:
+        return having[-1]
+    if run.parts_of_step and not shard.of(run.parts_of_step):
+        return step or 0
+    if step is None:
+        raise UserError(f"{run.path} has no {stage} at any step; run `{MAKERS[stage]}` first")
+    steps = ", ".join(map(str, having)) or "none"
+    raise UserError(f"{run.path} has no {stage} at step {step}; steps that have: {steps}")
+
+
+def lacking_parts(run: Run, step: int, stage: str, shard: Shard) -> list[int]:
+    """Parts of one shard of several that have still to be made for it to read; `UserError` where
+    none of them has been."""
+    if shard.count == 1:
+        return []
+    folder = run.step(step)
+    own = shard.of(run.parts_of_step)
+    lacking = [part for part in own if not folder.has(stage, part)]
+    if own and lacking == own:
+        raise _lacks(lacking, stage, shard)
+    return lacking
+
+
+def _lacks(parts: list[int], stage: str, shard: Shard) -> UserError:
+    share = f"{shard.index}/{shard.count}"
+    numbers = ", ".join(map(str, parts[:5])) + ", ..." * (len(parts) > 5)
+    return UserError(
+        f"shard {share} finds no {stage} of its part{'s' * (len(parts) > 1)} {numbers}; finish "
+        f"`{MAKERS[stage]} --shard {share}` of this step, and give this command again"
+    )
 
 
 def shard_of(text: str | None) -> Shard:
@@ -169,8 +200,11 @@ def refuse_scattered_shards(shard: Shard, name: str | None) -> None:
         )
 
 
-def shard_done(shard: Shard) -> None:
-    """Say that this share is done and others may not be."""
+def shard_done(shard: Shard, stage: str = "", lacking: Sequence[int] = ()) -> None:
+    """Say that this share is done and others may not be; `UserError` where it was `lacking` some
+    of the `stage` that it read."""
+    if lacking:
+        raise _lacks(list(lacking), stage, shard)
     say(f"Shard {shard.index}/{shard.count} is done; go on when all {shard.count} are.")
 
 

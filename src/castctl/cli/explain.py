@@ -23,6 +23,7 @@ def explain(
     data: opt.DataOption = None,
     engine: opt.EngineOption = None,
     device: opt.DeviceOption = None,
+    gpus: opt.GpusOption = None,
     lora: opt.LoraOption = False,
     gpu_memory: Annotated[
         float | None,
@@ -48,13 +49,13 @@ def explain(
         model={
             "path": model,
             "lora": {} if lora else None,
-            "device": device or ("cuda" if gpu_memory else None),
+            "device": device or ("cuda" if gpu_memory or gpus else None),
         },
         data={"path": data},
         engine={"kind": engine},
         trust_remote_code=trust_remote_code,
     )
-    show_explanation(*asked.new_recipe(), as_json=as_json, gpu_memory=gpu_memory)
+    show_explanation(*asked.new_recipe(), as_json=as_json, gpu_memory=gpu_memory, ranks=gpus or 1)
 
 
 def show_explanation(
@@ -63,12 +64,13 @@ def show_explanation(
     *,
     as_json: bool = False,
     gpu_memory: float | None = None,
+    ranks: int = 1,
 ) -> None:
-    """Print what a recipe will do; `UserError` where it cannot train."""
+    """Print what a recipe will do on so many ranks; `UserError` where it cannot train."""
     from castctl.explain.explanation import explain_recipe
     from castctl.report.explanation import explanation_page
     from castctl.report.marks import print_json
     from castctl.report.tables import show
 
-    explanation = explain_recipe(recipe, origins, gpu_memory)
+    explanation = explain_recipe(recipe, origins, gpu_memory, ranks)
     print_json(explanation.as_json()) if as_json else show(explanation_page(explanation))

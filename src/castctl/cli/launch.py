@@ -26,7 +26,9 @@ def launch(processes: int, on_cpu: bool) -> NoReturn:
             "in so many processes without one"
         )
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the ranks say it themselves
+        logger = logging.getLogger(name)  # below which each has a level of its own
+        logger.propagate = False
+        logger.addHandler(logging.NullHandler())  # the ranks say it themselves
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

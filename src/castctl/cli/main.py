@@ -142,7 +142,8 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _end_interrupted(ending: Ending) -> NoReturn:
-    if (ranks := _ranks()) and ranks.lost:  # whose launcher then ends the others
+    ranks = _ranks()
+    if ranks and ranks.lost and not ranks.explained:  # whose launcher then ends the others
         _end(2, ranks.describe_lost())
     _end(
         SIGNALLED + ending.number,
@@ -162,6 +163,9 @@ def _end(code: int, line: str, trace: str = "") -> NoReturn:
     heard = ranks is None or ranks.told_first(line)
     for each in (*trace.splitlines(), f"castctl: {line}"):
         speak(printable(each), heard)
+    if ranks:
+        with contextlib.suppress(KeyboardInterrupt):
+            ranks.linger()
     sys.exit(code)
 
 

@@ -51,7 +51,8 @@ def score(
         sampling={"temperature": temperature},
     )  # fmt: skip
     target, in_name = context.find_run(run, asked)
-    number = context.latest_step(target, "rollouts", step, in_name)
+    number = context.latest_step(target, "rollouts", step, in_name, share)
+    lacking = context.lacking_parts(target, number, "rollouts", share)
     context.announce(target, number)
 
     from castctl.stages.one_step import score_stage
@@ -68,6 +69,6 @@ def score(
     context.show_step(folder)
     where = "" if run is None else f" --run {folder.path}"
     if share.count > 1:
-        context.shard_done(share)
+        context.shard_done(share, "rollouts", lacking)
     else:
         context.next_command(f"castctl shape{where}{context.typed_again(method, set_)}")

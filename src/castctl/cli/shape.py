@@ -31,7 +31,8 @@ def shape(
 
     share = context.shard_of(shard)
     target, in_name = context.find_run(run, context.Asked(recipe, set_, None, method, tiny))
-    number = context.latest_step(target, "rewards", step, in_name)
+    number = context.latest_step(target, "rewards", step, in_name, share)
+    lacking = context.lacking_parts(target, number, "rewards", share)
     context.announce(target, number)
 
     from castctl.stages.shape import shape_step
@@ -41,12 +42,12 @@ def shape(
     with target.beside_others():
         shape_step(
             folder, settings.method, longest=settings.sampling.max_tokens,
-            progress=progress(), shard=share, overwrite=overwrite,
+            seed=settings.seed, progress=progress(), shard=share, overwrite=overwrite,
         )  # fmt: skip
     context.show_step(folder)
     trainable = number == 0 or target.checkpoint(number).is_dir()
     if share.count > 1:
-        context.shard_done(share)
+        context.shard_done(share, "rewards", lacking)
     elif run is not None and trainable and folder.parts("rollouts"):
         context.next_command(
             f"castctl train --from {folder.path}{context.typed_again(method, set_)}"

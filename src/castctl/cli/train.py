@@ -130,7 +130,7 @@ def train(
         for setting, code in runs_code(settings).items():
             tell(f"# runs code: {setting}, {printable(code)}")
         tell(dump_recipe(settings))
-        show_explanation(settings, origins)
+        show_explanation(settings, origins, ranks=gpus or ranks.rank.count)
         return
     for warning in settings.check_training():
         say(f"castctl: warning: {warning}")

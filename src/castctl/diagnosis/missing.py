@@ -85,7 +85,7 @@ def compute_missing(
             write_json(out / "seconds.json", spent)
         seconds = read_json(out / "seconds.json") if (out / "seconds.json").is_file() else {}
     if "advantages" in view.elsewhere:
-        shape_step(view, method, progress=progress, overwrite=overwrite)
+        shape_step(view, method, seed=recipe.seed, progress=progress, overwrite=overwrite)
     return Computed(view, seconds)
 
 

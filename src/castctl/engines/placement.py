@@ -67,11 +67,7 @@ def place(engine: EngineSettings, model: ModelSettings) -> Placement:
                 f"{first.type.upper()}; set it to 1"
             )
         return Placement.on_cpu(engine.replicas)
-    if engine.replicas * size > 1 and rank_of(os.environ).local > 1:
-        raise UserError(
-            "each of several ranks samples with one engine on its own GPU; leave engine.replicas "
-            "and engine.tensor_parallel_size out, or train in one process"
-        )
+    require_one_gpu_a_rank(engine, rank_of(os.environ).local)
     start = first.index or 0
     last = start + engine.replicas * size
     if last > torch.cuda.device_count():
@@ -81,6 +77,15 @@ def place(engine: EngineSettings, model: ModelSettings) -> Placement:
             "one of them"
         )
     return Placement.from_gpu(start, engine)
+
+
+def require_one_gpu_a_rank(engine: EngineSettings, ranks: int) -> None:
+    """Raise `UserError` where so many ranks of a machine would each have engines on several."""
+    if ranks > 1 and engine.replicas * engine.tensor_parallel_size > 1:
+        raise UserError(
+            "each of several ranks samples with one engine on its own GPU; leave engine.replicas "
+            "and engine.tensor_parallel_size out, or train in one process"
+        )
 
 
 def share_of_gpu(engine: EngineSettings, shares: bool) -> float:

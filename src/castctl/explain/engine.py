@@ -13,7 +13,7 @@ from math import floor
 
 import torch
 
-from castctl.engines.placement import Placement, share_of_gpu
+from castctl.engines.placement import Placement, require_one_gpu_a_rank, share_of_gpu
 from castctl.engines.proof import HEAD_TOKENS
 from castctl.engines.vllm_launch import CPU_CACHE, room_of
 from castctl.engines.vllm_launch import arithmetic as dtype_of
@@ -83,10 +83,14 @@ def engine_memory(
     held: int,
     together: int,
     gpu_memory: float | None = None,
+    ranks: int = 1,
 ) -> EngineMemory:
     """The memory of a recipe's engine beside training, which holds `held` bytes, peaks at
-    `together` and whose passes are in the arithmetic `training`."""
+    `together` and whose passes are in the arithmetic `training`; of `ranks` each has an engine, and
+    all share a host."""
     settings, placement = recipe.engine, _placement(recipe)
+    if placement.on_gpu:
+        require_one_gpu_a_rank(settings, ranks)
     dtype = dtype_of(recipe, placement)
     width = getattr(torch, dtype).itemsize
     trainer = torch.device(_gpu(recipe.model.device))
@@ -133,6 +137,7 @@ def engine_memory(
         host |= {"the engine": settings.replicas * (weights + one_pass + cache)}
     elif shares:
         host |= {"weights of the resting engine": settings.replicas * size}
+    host = {part: ranks * size for part, size in host.items()}
     return EngineMemory(
         dtype, placement.on_gpu, shares, utilization, weights, one_pass, longest, completion,
         beside, host, fits,

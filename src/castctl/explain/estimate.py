@@ -1,7 +1,11 @@
 """How much memory a recipe will take, before anything starts.
 
 Everything is counted at its longest, prompts of `data.max_prompt_tokens` and completions of
-`sampling.max_tokens`, so shorter ones take less.
+`sampling.max_tokens`, so shorter ones take less. Of several ranks it is the memory of each: a part
+and a micro-batch are as large however many share them. Under `train.sharding=full` a rank holds its
+share of the float32 weights, gradients and moments, and a whole copy at rest that samples and
+scores. In an update it gathers, weights and gradients, what is in no block, and two blocks at a
+time. Buffers of the sums, 64 MiB, and of NCCL are not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from castctl.explain.footprint import (
 )
 from castctl.explain.gpu import CONTEXT, TrainingFit, gpus
 from castctl.explain.model_shape import ModelShape, model_shape
+from castctl.explain.traffic import Passes, moved_bytes
 from castctl.methods.conditioning import Bilateral
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.recipe import Recipe, SamplingSettings
@@ -34,7 +39,8 @@ Parts = dict[str, int]
 class Memory:
     """Bytes: what is held from the first update on, and what each phase in turn adds to it; apart
     from these an engine with weights of its own. Of `parameters` and an adapter's, `trained` move;
-    frozen linear layers rest in `resting`."""
+    frozen linear layers rest in `resting`. All is of one of `ranks`, each of which sends `moved` in
+    a step."""
 
     parameters: int
     trained: int
@@ -43,6 +49,8 @@ class Memory:
     held: Parts
     phases: dict[str, Parts]
     all_logits: int
+    ranks: int = 1
+    moved: Parts = field(default_factory=dict)
     fits: list[TrainingFit] = field(default_factory=list)
     engine: EngineMemory | None = None
 
@@ -57,41 +65,52 @@ class Memory:
         return sum(self.held.values()) + sum(self.phases[self.peak_phase].values())
 
 
-def estimate_memory(recipe: Recipe, gpu_memory: float | None = None) -> Memory:
-    """The memory of training by a recipe, and whether it fits a GPU of `gpu_memory` GiB, or those
-    at hand; `UserError` where its model cannot be reached."""
+def estimate_memory(recipe: Recipe, gpu_memory: float | None = None, ranks: int = 1) -> Memory:
+    """The memory of training by a recipe, on each of `ranks`, and whether it fits a GPU of
+    `gpu_memory` GiB, or those at hand; `UserError` where its model cannot be reached."""
     shape = model_shape(recipe.model)
     arithmetic = arithmetic_of(recipe.model)
     adapts = shape.adapter is not None
     trained = shape.parameters if shape.adapter is None else shape.adapter
     resting = _resting(recipe.model, arithmetic)
     moving, frozen = trained * FLOAT32, _frozen_bytes(shape, resting)
+    sharded = ranks > 1 and recipe.train.sharding == "full"
+    share = ceil(moving / ranks) if sharded else moving
     held = {
-        "weights": frozen if adapts else moving,
+        "weights": frozen if adapts else share,
         **({"adapter": moving} if adapts else {}),
-        "gradients": moving,
-        "optimizer moments": 2 * moving,
-        "teacher": _teacher_bytes(recipe, moving, resting),
-        "reference": 0 if adapts or "ref_logprobs" not in recipe.method.needs else frozen,
+        **({"whole copy, which samples and scores": frozen} if sharded else {}),
+        "gradients": share,
+        "optimizer moments": 2 * share,
+        "teacher": _teacher_bytes(recipe, share, resting, frozen if sharded else 0),
+        "reference": 0 if adapts or not recipe.reads_reference else frozen,
     }
     separate = recipe.engine.brings_weights
     phases = {} if separate else _decoding(recipe, shape, arithmetic)
-    phases |= _passes(recipe, shape, arithmetic)
+    phases |= _passes(recipe, shape, arithmetic, sharded)
     if arithmetic.width < FLOAT32:  # autocast keeps what it has cast, for the backward pass too
-        rested = shape.linear if adapts and resting < FLOAT32 else 0
-        count = shape.parameters - rested + (trained if adapts else 0)
-        cast = {"weights in bfloat16": count * arithmetic.width}
-        phases = {phase: parts | cast for phase, parts in phases.items()}
-    copies = moving if arithmetic.on_gpu else 2 * min(moving, _embedding(shape))
+        rests = resting < FLOAT32
+        for phase, parts in phases.items():
+            rested = shape.linear if rests and (adapts or (sharded and not _updates(phase))) else 0
+            count = shape.parameters - rested + (trained if adapts else 0)
+            parts["weights in bfloat16"] = count * arithmetic.width
+    copies = share if arithmetic.on_gpu else 2 * min(share, _embedding(shape))
     phases["update, optimizer step"] = {"temporary copies": copies}
     tokens = prompts_per_step(recipe) * recipe.sampling.n * recipe.sampling.max_tokens
     all_logits = tokens * shape.vocabulary * FLOAT32
     name = Arithmetic(arithmetic.on_gpu, resting).name
-    memory = Memory(shape.parameters, trained, name, arithmetic.name, held, phases, all_logits)
+    whole = frozen if sharded else None
+    follows = recipe.method.teacher.kind in ("snapshot", "ema")
+    moved = moved_bytes(
+        shape, trained, _update_passes(recipe, shape), ranks, whole, teaches=follows
+    )
+    memory = Memory(
+        shape.parameters, trained, name, arithmetic.name, held, phases, all_logits, ranks, moved
+    )
     if not separate:
         return replace(memory, fits=_fits(recipe, arithmetic, memory.together, gpu_memory))
     total = sum(held.values())
-    engine = engine_memory(recipe, shape, arithmetic, total, memory.together, gpu_memory)
+    engine = engine_memory(recipe, shape, arithmetic, total, memory.together, gpu_memory, ranks)
     return replace(memory, engine=engine)
 
 
@@ -106,11 +125,12 @@ def _fits(
     return [TrainingFit(name, total, together + CONTEXT) for name, total in found]
 
 
-def _teacher_bytes(recipe: Recipe, moving: int, resting: int) -> int:
-    """Weights of the teacher, where it is not the policy itself: a copy is of what moves."""
+def _teacher_bytes(recipe: Recipe, share: int, resting: int, whole: int) -> int:
+    """Weights of the teacher, where it is not the policy itself: a copy is the `share` of what
+    moves, and the `whole` model that scores where that is not all."""
     teacher = recipe.method.teacher
     if teacher.path is None:
-        return moving if teacher.is_copy else 0
+        return share + whole if teacher.is_copy else 0
     named = {"path": teacher.path, "revision": teacher.revision, "lora": None, "adapter": None}
     return _frozen_bytes(model_shape(recipe.model.model_copy(update=named)), resting)
 
@@ -174,13 +194,28 @@ def _side_by_side(sampling: SamplingSettings, prompts: int) -> tuple[int, int, i
     return ceil(rows / sampling.n), rows, sampling.max_tokens
 
 
-def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[str, Parts]:
+def _updates(phase: str) -> bool:
+    return phase.startswith("update")
+
+
+def _update_passes(recipe: Recipe, shape: ModelShape) -> Passes:
+    """How an update is cut up: its optimizer steps, and the micro-batches of each."""
+    splits = min(recipe.train.minibatches, prompts_per_step(recipe))
+    prompts = ceil(prompts_per_step(recipe) / splits)
+    rows = _micro_batch(recipe, prompts, _bilateral_tokens(recipe, shape)).rows
+    return Passes(recipe.train.epochs * splits, ceil(prompts * recipe.sampling.n / rows))
+
+
+def _passes(
+    recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic, sharded: bool
+) -> dict[str, Parts]:
     """The phases of scoring and of an update, one micro-batch after another."""
     settings, step = recipe.train, prompts_per_step(recipe)
     own, peer = _bilateral_tokens(recipe, shape), _peer_tokens(recipe)
     scored = _micro_batch(recipe, min(step, settings.part_size), own)
     trained = _micro_batch(recipe, ceil(step / min(settings.minibatches, step)), own)
-    kept = {
+    kept = _gathered(shape) if sharded else {}
+    kept |= {
         "activations of one micro-batch": activation_bytes(
             shape, arithmetic, trained, settings.gradient_checkpointing
         )
@@ -211,6 +246,15 @@ def _passes(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict[s
     return phases | {
         "update, output head": {**kept, **_head_gradient(shape, 1), **trained_logits},
         "update, backward pass": {**kept, **_head_gradient(shape, 2)},
+    }
+
+
+def _gathered(shape: ModelShape) -> Parts:
+    """Whole weights and their gradients that a rank has of others at a time."""
+    root = shape.parameters - shape.blocks
+    return {
+        "embeddings, head and last norm, gathered": 2 * root * FLOAT32,
+        "two blocks, gathered": 2 * 2 * shape.block * FLOAT32,
     }
 
 

@@ -72,14 +72,15 @@ class Explanation:
 
 
 def explain_recipe(
-    recipe: Recipe, origins: Origins, gpu_memory: float | None = None
+    recipe: Recipe, origins: Origins, gpu_memory: float | None = None, ranks: int = 1
 ) -> Explanation:
-    """What training by the recipe will do, and whether it fits a GPU of so many GiB; `UserError`
-    where it cannot train."""
+    """What training by the recipe will do, and whether it fits a GPU of so many GiB, on each of
+    `ranks`; `UserError` where it cannot train."""
     warnings = recipe.check_training()
+    recipe.require_parts_for(ranks)
     memory, missing = None, None
     try:
-        memory = estimate_memory(recipe, gpu_memory)
+        memory = estimate_memory(recipe, gpu_memory, ranks)
     except UserError as error:
         missing = str(error)
     settings = [

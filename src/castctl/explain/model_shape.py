@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ class ModelShape:
     """The sizes that memory depends on; `queries` and `keys` are heads times head size, `context`
     is the longest row in tokens, 0 where the configuration states none.
 
-    Of `parameters`, weights, `linear` stand in linear layers between embeddings and output head;
-    `adapter` are those of the adapter that trains in their place, None where there is none.
+    Of `parameters`, weights, `linear` stand in linear layers between embeddings and output head,
+    `blocks` in decoder blocks, the largest of which has `block`; `adapter` are those of the adapter
+    that trains in their place, None where there is none.
     """
 
     parameters: int
@@ -33,6 +36,8 @@ class ModelShape:
     keys: int
     context: int
     linear: int = 0
+    blocks: int = 0
+    block: int = 0
     adapter: int | None = None
 
 
@@ -65,7 +70,20 @@ def model_shape(settings: ModelSettings) -> ModelShape:
     check_architecture(type(model), config)
     layers = [model.get_submodule(name).weight for name in linear_layers(model)]
     linear = sum(weight.numel() for weight in layers)
-    return replace(shape, linear=linear, adapter=_adapter_size(model, settings))
+    blocks = _block_sizes(model)
+    return replace(
+        shape, linear=linear, blocks=sum(blocks), block=max(blocks, default=0),
+        adapter=_adapter_size(model, settings),
+    )  # fmt: skip
+
+
+def _block_sizes(model: Any) -> list[int]:
+    """Weights of each decoder block: what is below the first number of a name."""
+    sizes: dict[str, int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        if block := re.match(r"\D*\.\d+(?=\.)", name):
+            sizes[block[0]] += parameter.numel()
+    return list(sizes.values())
 
 
 def _adapter_size(model: Any, settings: ModelSettings) -> int | None:

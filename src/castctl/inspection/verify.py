@@ -20,7 +20,7 @@ from castctl.shards.metadata import Metadata
 from castctl.shards.part import Part, content_hash, read_json, read_table
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.seal import digests_of
-from castctl.shards.stage import StepFolder, check_aligned
+from castctl.shards.stage import IN_COMMON, StepFolder, check_aligned
 from castctl.stages.train.metrics import Metrics, named_steps
 
 STAGES = [stage for stage in SCHEMAS if stage != "prompts"]
@@ -107,9 +107,9 @@ def _check_step(
                 whole &= part is not None
                 yield part
         _check_together(parts, prompts, found)
-    if whole:
+    for stage in IN_COMMON if whole else ():
         try:
-            step.refuse_mixed("rollouts")
+            step.refuse_mixed(stage)
         except UserError as error:
             found.problems.append(str(error))
 

@@ -29,12 +29,12 @@ class Ending:
 class Advantages:
     """One value a completion (R) or a token (N); see the `advantages` stage of the contract.
 
-    `masks_R` is what the policy term of a completion is multiplied by.
+    `masks_N` is what the policy term of a token is multiplied by.
     """
 
     kept_R: NDArray[np.bool_]
     base_R: Floats
-    masks_R: Floats
+    masks_N: Floats
     advantages_N: Floats
     weights_N: Floats | None
     flipped_N: NDArray[np.bool_] | None
@@ -49,9 +49,10 @@ def compute_advantages(
     ending: Ending | None = None,
 ) -> Advantages:
     """Run a method's slots: overlong handling, baseline, zero-variance groups, token shaping,
-    distillation weights.
+    token mask, distillation weights.
 
-    Nothing depends on anything outside a completion's own group. A completion without a
+    Nothing depends on anything outside a completion's own group, unless the method looks at the
+    whole step: then `groups` and `signals` are all of it. A completion without a
     reward is not kept and gets 0. `ending` is needed for overlong handling alone. Raises
     `UserError` for rewards the method cannot read.
     """
@@ -69,15 +70,19 @@ def compute_advantages(
     base_R = method.baseline.advantages_R(rewarded, signals)
     base_R = method.zero_variance.fill_R(base_R, groups, moment)
     shaped = method.shaping.shape(base_R, signals, groups, moment)
+    shaped = method.zero_variance.shape(shaped, base_R, groups, signals)
     distill_weights_N = method.distillation.weights_N(
         base_R, signals.offsets, moment, method.teacher.skip_tokens
     )
     if distill_weights_N is not None and signals.taught_R is not None:
         distill_weights_N = distill_weights_N * spread(signals.taught_R, signals.offsets)
+    kept_R = method.zero_variance.keeps_R(groups)
+    counted_N = spread(kept_R & (masks_R > 0), signals.offsets)
+    masks_N = method.token_mask.weights_N(shaped.advantages_N, signals, counted_N)
     return Advantages(
-        kept_R=method.zero_variance.keeps_R(groups),
+        kept_R=kept_R,
         base_R=base_R,
-        masks_R=masks_R,
+        masks_N=masks_N * spread(masks_R, signals.offsets),
         advantages_N=shaped.advantages_N,
         weights_N=shaped.weights_N,
         flipped_N=shaped.flipped_N,

@@ -25,6 +25,7 @@ from castctl.methods.sapo import Sapo
 from castctl.methods.shaping import NoShaping
 from castctl.methods.surrogate import Surrogate
 from castctl.methods.teacher import Teacher
+from castctl.methods.token_mask import NoTokenMask, TokenMask
 from castctl.methods.zero_variance import ZeroBase, ZeroVariance
 from castctl.settings import Section
 
@@ -58,6 +59,8 @@ class MethodSettings(Section):
     """The loss that pulls towards the teacher's distributions."""
     anchor: Anchor = Anchor()
     """The penalty that ties the policy to the frozen initial one."""
+    token_mask: TokenMask = NoTokenMask()
+    """Which tokens the policy loss is taken over."""
     correction: Correction = Truncate()
     """What the policy loss is multiplied by where sampler and scorer differ."""
 
@@ -121,6 +124,16 @@ class MethodSettings(Section):
                 "method.overlong.kind=none and reward {kind: length} (verifier.rewards)",
             ),
             (
+                self.baseline.whole_step and self.zero_variance.kind == "resample",
+                "the deviation is that of the whole step, and resampling drops part of it; set "
+                "method.zero_variance.kind=zero",
+            ),
+            (
+                self.baseline.kind == "maxrl" and self.overlong.kind == "penalty",
+                "maxrl divides by a group's mean reward, which the penalty brings to 0 and below; "
+                "set method.overlong.kind to none or mask",
+            ),
+            (
                 not trains and not distills,
                 "without a policy loss and without distillation nothing trains; set "
                 "method.surrogate.kind=clip, or method.distillation.kind to jsd, forward_kl or "
@@ -129,6 +142,15 @@ class MethodSettings(Section):
             (
                 not trains and self.overlong.kind == "mask",
                 "without a policy loss there is nothing to mask; set method.overlong.kind=none",
+            ),
+            (
+                not trains and self.token_mask.kind != "none",
+                "without a policy loss there is no token to mask; set method.token_mask.kind=none",
+            ),
+            (
+                bilateral and self.token_mask.kind == "clip_cov",
+                "the covariance is that of the log-probs under the bare prompt, the ratio that "
+                "under the opposite completions; set method.token_mask.kind=none",
             ),
             (
                 not trains and (self.shaping.kind != "none" or bilateral),
@@ -144,6 +166,17 @@ class MethodSettings(Section):
                 "the ratio of a whole completion pulls on one advantage, and shaping "
                 f"{self.shaping.kind} gives each token its own; set method.surrogate.level=token, "
                 "or method.shaping.kind=none",
+            ),
+            (
+                self.surrogate.one_advantage and self.zero_variance.kind == "entropy",
+                "the ratio of a whole completion pulls on one advantage, and entropies give each "
+                "token its own; set method.surrogate.level=token, or "
+                "method.zero_variance.kind=signed",
+            ),
+            (
+                self.surrogate.one_advantage and self.token_mask.kind != "none",
+                "the ratio of a whole completion leaves no token out; set "
+                "method.surrogate.level=token, or method.token_mask.kind=none",
             ),
             (
                 bilateral and self.surrogate.entropy_bonus > 0,
@@ -220,6 +253,11 @@ class MethodSettings(Section):
         return self.baseline.kind != "none"
 
     @property
+    def whole_step(self) -> bool:
+        """Whether advantages depend on completions of other prompts, so on a step's every part."""
+        return self.baseline.whole_step or self.token_mask.whole_step
+
+    @property
     def binary_rewards(self) -> bool:
         """Whether rewards must be 0 or 1."""
         slots = (self.zero_variance, self.shaping, self.conditioning, self.distillation)
@@ -228,7 +266,10 @@ class MethodSettings(Section):
     @property
     def needs(self) -> frozenset[str]:
         """Signals that shaping or training with this method reads."""
-        slots = (self.baseline, self.shaping, self.conditioning, self.objective)
+        slots = (
+            self.baseline, self.zero_variance, self.shaping, self.token_mask, self.conditioning,
+            self.objective,
+        )  # fmt: skip
         return frozenset({"policy_logprobs"}).union(*(slot.needs for slot in slots))
 
 

@@ -32,6 +32,12 @@ PRIVILEGED: Slots = {"context": "solution_or_answer"}
 DAPO_SURROGATE: Slots = {"clip_high": 0.28, "aggregation": "token_mean"}
 SCAFFOLD = "{{ prompt }}\n\n[Student response]\n"
 """The user text of the public scripts' teacher, which reads no chat template."""
+DEMONSTRATION = (
+    "{{ prompt }}\n\nThis is an example for a response to the question:\n"
+    "{{ solution or answer }}\n\n"
+    "Now answer with a response of your own, including the thinking process."
+)
+"""The user text of SDFT's teacher, by its paper's code."""
 OPSD_TEACHER: Slots = {"kind": "initial", "decay": 0.999, **PRIVILEGED}
 
 
@@ -57,6 +63,26 @@ PRESETS: dict[str, Preset] = {
         {"baseline": {"kind": "leave_one_out"}, "surrogate": {"aggregation": "token_mean"}},
         ("surrogate",),
     ),
+    "maxrl": Preset(
+        "Each reward minus the group's mean, over that mean: hard problems weigh more",
+        "arXiv 2602.02710",
+        {"baseline": {"kind": "maxrl"}, "surrogate": {"aggregation": "token_mean"}},
+        ("surrogate",),
+    ),
+    "reinforce++": Preset(
+        "With baseline: rewards less the group's mean, over the step's deviation of them",
+        "arXiv 2501.03262",
+        {"baseline": {"kind": "batch_std"}, "surrogate": {"aggregation": "token_mean"}},
+        ("surrogate",),
+    ),
+    "lite-ppo": Preset(
+        "Rewards compared within the group, scaled by the step's deviation of rewards; token mean",
+        "arXiv 2508.08221",
+        {
+            "baseline": {"kind": "batch_std", "of": "rewards"},
+            "surrogate": {"aggregation": "token_mean"},
+        },
+    ),
     "dapo": Preset(
         "GRPO with a higher clip, token mean, dropped groups replaced, long answers penalised",
         "arXiv 2503.14476",
@@ -65,6 +91,36 @@ PRESETS: dict[str, Preset] = {
             "overlong": {"kind": "penalty"},
             "surrogate": DAPO_SURROGATE,
         },
+    ),
+    "high-entropy": Preset(
+        "DAPO, its policy loss over the fifth of the tokens with the highest entropy",
+        "arXiv 2506.01939",
+        {
+            "zero_variance": {"kind": "resample"},
+            "overlong": {"kind": "penalty"},
+            "surrogate": DAPO_SURROGATE,
+            "token_mask": {"kind": "high_entropy"},
+        },
+    ),
+    "clip-cov": Preset(
+        "GRPO without its clip, and without tokens drawn from those of high covariance",
+        "arXiv 2505.22617",
+        {
+            "zero_variance": {"kind": "resample"},
+            "surrogate": {
+                "clip_low": 1.0,
+                "clip_high": 1.0,
+                "dual_clip": 10.0,
+                "aggregation": "token_mean",
+            },
+            "token_mask": {"kind": "clip_cov"},
+        },
+    ),
+    "rl-zvp": Preset(
+        "GRPO, and groups without variance teach by the verifier's sign and each token's entropy",
+        "arXiv 2509.21880",
+        {"zero_variance": {"kind": "entropy"}, "surrogate": DAPO_SURROGATE},
+        ("zero_variance.alpha", "surrogate"),
     ),
     "gspo": Preset(
         "GRPO with one clipped ratio a completion, the geometric mean of its tokens'",
@@ -134,6 +190,34 @@ PRESETS: dict[str, Preset] = {
             "distillation": {"kind": "jsd"},
         },
         ("teacher.decay", "surrogate.aggregation"),
+    ),
+    "opd": Preset(
+        "Distillation alone, from another model of the same vocabulary, which you name",
+        "arXiv 2306.13649",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": {"kind": "model"},
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "reverse_kl"},
+        },
+        ("surrogate.aggregation",),
+    ),
+    "sdft": Preset(
+        "Distillation alone, from the model's own average when it sees a demonstration",
+        "arXiv 2601.19897",
+        {
+            "baseline": {"kind": "none"},
+            "teacher": {
+                "kind": "ema",
+                "decay": 0.99,
+                "skip_tokens": 3,
+                "template": DEMONSTRATION,
+                **PRIVILEGED,
+            },
+            "surrogate": {"kind": "none", "aggregation": "token_mean"},
+            "distillation": {"kind": "reverse_kl"},
+        },
+        ("surrogate.aggregation",),
     ),
     "grpo+opsd": Preset(
         "The losses of GRPO and OPSD added",

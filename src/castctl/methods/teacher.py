@@ -12,6 +12,11 @@ ASKED = {"context", "template", "chat", "chat_template_options"}
 """The settings that say what a teacher is asked."""
 
 
+PATHLESS = (
+    "teacher.kind=model needs teacher.path; set method.teacher.path to the model's folder or hub id"
+)
+
+
 class Teacher(Section):
     """A stop-gradient model, and the prompt under which it reads the student's own completions."""
 
@@ -24,7 +29,8 @@ class Teacher(Section):
     decay: float = Field(0.99, ge=0, lt=1)
     """Share of the old average kept a step by `ema` (ours)."""
     path: str | None = None
-    """Hub id or folder of the `model`."""
+    """Hub id or folder of the `model`, which nothing is read without; its weights rest as
+    `model.weights` says of those that do not train."""
     revision: str | None = None
     """Hub revision of the `model`; the newest when left out."""
     context: Literal["none", "answer", "solution", "solution_or_answer", "peer"] = "none"
@@ -49,11 +55,8 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Teacher:
-        if self.kind == "model" and not self.path:
-            raise ValueError(
-                "teacher.kind=model needs teacher.path; set method.teacher.path to the model's "
-                "folder or hub id"
-            )
+        if self.kind == "model" and self.path == "":
+            raise ValueError(PATHLESS)
         if self.kind != "model" and self.path is not None:
             raise ValueError(
                 f"teacher.kind={self.kind} reads no teacher.path; set method.teacher.kind=model, "
@@ -65,6 +68,11 @@ class Teacher(Section):
                 "method.teacher.chat_template_options out, or set method.teacher.chat=true"
             )
         return self
+
+    @property
+    def pathless(self) -> bool:
+        """Whether it is a model that nobody has named yet."""
+        return self.kind == "model" and self.path is None
 
     @property
     def is_copy(self) -> bool:

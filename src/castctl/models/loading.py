@@ -13,6 +13,7 @@ from castctl.launcher import rank_of
 from castctl.models.folder import check_model_folder
 from castctl.models.own_code import refused, runs_own_code
 from castctl.recipe.model import ModelSettings
+from castctl.shards.part import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -178,6 +179,7 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     from castctl.models.twin import still
 
     logging.disable_progress_bar()
+    _refuse_quantised(folder)
     device = resolve_device(settings.device)
     tokenizer = load_tokenizer(folder, settings)
     trust = runs_own_code(folder, settings, "config.json")
@@ -240,6 +242,19 @@ def lay_to_rest(model: LanguageModel, settings: ModelSettings) -> None:
             for parameter in module.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _refuse_quantised(folder: Path) -> None:
+    """Raise `UserError` for weights that are stored in fewer bits: other layers would read them,
+    with packages of their own, and none of the checks here knows those."""
+    check_model_folder(folder)
+    kind = read_json(folder / "config.json", "take another copy").get("quantization_config")
+    if kind:
+        named = kind.get("quant_method") if isinstance(kind, dict) else None
+        raise UserError(
+            f"{folder} holds quantised weights ({one_line(named or kind, 60)}), which castctl does "
+            "not read; name the model in bfloat16 or float32, as a teacher too"
+        )
 
 
 def _refuse_other_keys(folder: Path, report: dict[str, Any]) -> None:

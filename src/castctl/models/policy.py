@@ -28,6 +28,7 @@ from castctl.models.loading import (
     locate_model,
 )
 from castctl.models.weights import ADAPTER, Weights
+from castctl.ranks import Ranks
 from castctl.recipe.model import ModelSettings
 
 NamedParameters = list[tuple[str, torch.nn.Parameter]]
@@ -326,6 +327,17 @@ def load_policy(weights: Weights, settings: ModelSettings, seed: int = 0) -> Pol
         adapter = fresh_adapter(model, settings.lora, seed)
     lay_to_rest(model, settings)
     return AdapterWeights(model, adapter, weights.model, settings)
+
+
+def load_shared(weights: Weights, settings: ModelSettings, ranks: Ranks) -> Policy:
+    """The policy on its device, every weight of which trains, held by the ranks in shares.
+
+    Raises `UserError` as `load_language_model` does, and where this torch cannot.
+    """
+    from castctl.models.sharded import ShardedWeights
+
+    policy = FullWeights(load_language_model(weights.model, settings))
+    return ShardedWeights(policy, FullWeights(load_frozen(weights.model, settings)), ranks)
 
 
 def _frozen(weights: Weights, settings: ModelSettings) -> LanguageModel:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from castctl.errors import UserError
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import read_weights
-from castctl.models.policy import FullWeights, Loss, NamedParameters, PolicyCopy, save_model
+from castctl.models.policy import Loss, NamedParameters, Policy, PolicyCopy, save_model
 from castctl.models.shares import share_like
 from castctl.models.weights import Weights
 from castctl.ranks import Ranks
@@ -32,14 +32,13 @@ class ShardedWeights:
     in_shares = True
     adapter_rank = None
 
-    def __init__(self, policy: FullWeights, whole: LanguageModel, ranks: Ranks) -> None:
-        self.model = whole
+    def __init__(self, policy: Policy, whole: Policy, ranks: Ranks) -> None:
+        self.model = whole.model
         self.learner = policy.model
+        self.trained = policy.trained
         self.ranks = ranks
+        self._whole = whole
         _share_out(self.learner.model, ranks.rank.count)
-
-    def trained(self) -> NamedParameters:
-        return FullWeights(self.learner).trained()
 
     def moved(self) -> NamedParameters:
         return list(self.model.model.named_parameters())
@@ -72,7 +71,7 @@ class ShardedWeights:
         return ShardedCopy(self)
 
     def reference(self, initial: Weights, settings: ModelSettings) -> LanguageModel:
-        return FullWeights(self.model).reference(initial, settings)
+        return self._whole.reference(initial, settings)
 
     def state(self) -> dict[str, Tensor]:
         """Weights that are tied go by one name, as in a checkpoint."""
@@ -82,13 +81,13 @@ class ShardedWeights:
         return {name: t for name, t in model.state_dict().items() if name not in tied}
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        FullWeights(self.model).save(folder, state)
+        self._whole.save(folder, state)
 
     def save_whole(self, folder: Path) -> None:
         self.save(folder)
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
-        FullWeights(self.model).export(folder, dtype)
+        self._whole.export(folder, dtype)
 
 
 class ShardedCopy:

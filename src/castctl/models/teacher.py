@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from castctl.errors import UserError
-from castctl.methods.teacher import Teacher
+from castctl.methods.teacher import PATHLESS, Teacher
 from castctl.models.language_model import LanguageModel
 from castctl.models.loading import fingerprint, load_frozen, locate_model
 from castctl.models.policy import Policy, PolicyCopy
@@ -29,8 +29,11 @@ def load_other_teacher(
 ) -> OtherTeacher | None:
     """The model that `settings` name, None where the teacher is the policy or a copy of it.
 
-    Raises `UserError` where it does not load or has another vocabulary than the policy.
+    Raises `UserError` where nobody has named it, where it does not load, and where it has another
+    vocabulary than the policy.
     """
+    if settings.pathless:
+        raise UserError(PATHLESS)
     if settings.path is None:
         return None
     folder = locate_model(settings.path, settings.revision)

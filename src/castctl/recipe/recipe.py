@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.methods.teacher import PATHLESS
 from castctl.recipe.engine import EngineSettings
 from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
@@ -229,6 +230,16 @@ class Recipe(Section):
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
 
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the initial policy reads a sample of each step for the metrics alone."""
+        return self.train.reference_kl_tokens > 0 and "ref_logprobs" not in self.method.needs
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether training holds the initial policy."""
+        return self.samples_reference or "ref_logprobs" in self.method.needs
+
     def require_parts_for(self, ranks: int) -> None:
         """Raise `UserError` where a step has fewer parts than there are ranks: some would only
         wait."""
@@ -249,6 +260,8 @@ class Recipe(Section):
         """
         sampling, method = self.sampling, self.method
         require_data(self)
+        if method.teacher.pathless:
+            raise UserError(f"{method.name}: {PATHLESS}")
         if sampling.n < 2 and method.compares:
             raise UserError(
                 f"{method.name} compares completions of one prompt; "
@@ -283,8 +296,8 @@ class Recipe(Section):
             )
         if self.method.baseline.normalizes_first and not self.verifier.adds_up:
             warnings.append(
-                "method.baseline.multi_objective_aggregation=normalize_then_sum says nothing of a "
-                "single reward: set verifier.rewards"
+                "method.baseline.multi_objective_aggregation=normalize_then_sum only divides a "
+                "single reward's advantages by their deviation in the step: set verifier.rewards"
             )
         if self.model.adapts and "lr" not in self.optimizer.model_fields_set:
             warnings.append(

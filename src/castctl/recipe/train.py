@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from castctl.settings import Count, Section, Steps
+from castctl.settings import Amount, Count, Section, Steps
 
 
 class TrainSettings(Section):
@@ -34,6 +34,9 @@ class TrainSettings(Section):
     """What each of several ranks holds of weights, gradients and moments: `none`, all of them;
     `full`, a share (FSDP2), and beside it one whole model to sample and score with. One process
     has all of it either way."""
+    reference_kl_tokens: Amount = 0
+    """Completion tokens of each step that the initial policy reads too, to tell in the metrics how
+    far the policy has moved (`kl_reference`); nothing trains on it. 0 is none (ours)."""
     rank_timeout: float = Field(1800, gt=0)
     """Seconds that ranks wait for one that neither comes nor gets on (ours; torch's)."""
     warn_after_zero_rewards: Count = 5

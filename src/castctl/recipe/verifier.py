@@ -29,7 +29,8 @@ class VerifierSettings(CodeSection):
     memory_gb: float = Field(2.0, gt=0, le=10_000)
     """Address space of a worker, in GiB."""
     max_error_share: Share = 0.05
-    """Stop the stage when more than this share of the verdicts is `error` (ours)."""
+    """Stop the stage when more than this share of a step's verdicts is `error`; each of several
+    ranks or shards counts its own (ours)."""
     correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
     itself stays graded (ours)."""

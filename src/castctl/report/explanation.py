@@ -140,6 +140,13 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
     table.add_row()
     table.add_row(Text(f"memory, together ({memory.peak_phase})", "bold"), _gib(memory.together))
     table.add_row("all logits of a step at once would take", _gib(memory.all_logits))
+    if memory.moved:
+        table.add_row()
+        table.add_row(
+            Text("sent to other ranks in a step", "bold"), _gib(sum(memory.moved.values()))
+        )
+        for part, size in memory.moved.items():
+            table.add_row(f"  {part}", _gib(size))
     note = (
         f"{_weights(memory)}, passes in {memory.arithmetic}. Phases take turns; "
         "the largest counts. All is counted at its longest: prompts of "
@@ -147,7 +154,8 @@ def _memory(memory: Memory, explanation: Explanation) -> list[RenderableType]:
         f"{recipe.sampling.max_tokens:,}; a longer prompt of an evaluation is not. On a CPU, "
         "Python and its libraries add about 0.6 GiB."
     )
-    pages: list[RenderableType] = [title("Memory"), Text(note), Text(), table]
+    name = "Memory" + f" of each of {memory.ranks} ranks" * (memory.ranks > 1)
+    pages: list[RenderableType] = [title(name), Text(note), Text(), table]
     if memory.fits:
         pages += [Text(), facts_table({fit.gpu: _trains(fit) for fit in memory.fits}), Text()]
     if memory.peak_phase in LESS:

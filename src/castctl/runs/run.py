@@ -67,6 +67,13 @@ class Run:
         """Steps that have a folder, ascending."""
         return _numbered(self.path, "step")
 
+    @property
+    def parts_of_step(self) -> int:
+        """How many parts the prompts of a step make; 0 where the run has read none, as where its
+        parts were made elsewhere."""
+        rows = self.prompts_folder.rows("prompts", self.prompts_folder.parts("prompts"))
+        return -(-min(rows, self.recipe.train.prompts_per_step) // self.recipe.train.part_size)
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the weights at the start of `step`."""
         return self.path / "checkpoints" / f"step-{step:05d}"

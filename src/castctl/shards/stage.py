@@ -39,6 +39,10 @@ class Shard:
     def owns(self, part: int) -> bool:
         return part % self.count == self.index
 
+    def of(self, parts: int) -> list[int]:
+        """Its own of so many parts."""
+        return list(range(self.index, parts, self.count))
+
 
 WHOLE = Shard()
 """Every part: the share of a process alone."""
@@ -46,6 +50,7 @@ WHOLE = Shard()
 IN_COMMON = {
     "rollouts": ("model", "engine", "temperature", "sampling", "seed", "templates"),
     "rewards": ("verifier",),
+    "advantages": ("whole_step",),
 }
 """What the metadata of all parts of a stage must agree on within a step."""
 

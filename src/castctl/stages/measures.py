@@ -81,9 +81,10 @@ def measure_signals(
     correction: Correction | None = None,
 ) -> Measures:
     """Entropy, the gap l_T - l_old, and sampler against scorer, in nats; the length of bilateral
-    prompts, in tokens. Where a teacher is told peers, the share of completions that have one, and
-    of those whose prompt with it was too long, which leaves them without a teacher. Of a gap whose
-    first tokens are left out, their share of its size."""
+    prompts, in tokens. Where the reference has read the completions `kl_reference`, KL(policy ||
+    reference) in nats a token, by k3 over all tokens. Where a teacher is told peers, the share of
+    completions that have one, and of those whose prompt with it was too long, which leaves them
+    without a teacher. Of a gap whose first tokens are left out, their share of its size."""
     if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
         return {}
     read = signals_of(signals, skip_tokens)
@@ -101,6 +102,8 @@ def measure_signals(
             skipped = np.abs(read.skipped_N).sum()
             total = skipped + np.abs(heard).sum()
             measures["gap_skipped_share"] = float(skipped / total) if total else 0.0
+    if (drift := read.tokens.drift_N) is not None:
+        measures["kl_reference"] = _mean(divergence_terms(-drift[np.isfinite(drift)]))
     if signals[PEER].null_count < len(signals):
         told = signals[PEER].is_valid().to_numpy()
         asked = signals["teacher_prompt_token_ids"].is_valid().to_numpy()
@@ -154,8 +157,8 @@ def measure_sampler(
 def measure_advantages(
     advantages: pa.Table, rewards: pa.Table, signals: pa.Table | None, made: Slots
 ) -> Measures:
-    """Group kinds, spread of the advantages, flips, and what baseline and shaping tell of
-    themselves.
+    """Group kinds, spread of the advantages, flips, the share of all completion tokens whose policy
+    loss weighs 0 by whatever mask, and what baseline and shaping tell of themselves.
 
     Flips are shares of three different totals, which do not add up: of all completion tokens, down
     of those with a base advantage above 0, up of those below 0; None where there are none of them.
@@ -179,6 +182,9 @@ def measure_advantages(
         measures["flipped_share"] = _share(flipped, np.full(len(flipped), True))
         measures["flipped_down_share"] = _share(flipped, base_N > 0)
         measures["flipped_up_share"] = _share(flipped, base_N < 0)
+    loss_weights = nullable_floats(advantages, "loss_weights", offsets)
+    if loss_weights is not None:
+        measures["masked_share"] = _mean(loss_weights == 0)
     weights = nullable_floats(advantages, "weights", offsets)
     shaped = Shaped(flat, weights, flipped)
     measures |= made.shaping.measures(base_R, shaped, offsets, groups)

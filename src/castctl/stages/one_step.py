@@ -107,7 +107,7 @@ def score_stage(
     require_trust(recipe.verifier)
     signals = set(recipe.method.needs | {"entropies"} if wanted is None else wanted)
     check_signal_names(signals)
-    temperature = sampled_temperature(run, step)
+    temperature = sampled_temperature(run, step, shard=shard)
     folder = run.step(step)
     _warn_of_another_sampler(run, folder, source)
     policy = source.load(recipe.model)
@@ -210,14 +210,14 @@ def _update_provenance(run: Run, step: int, source: PolicySource) -> Metadata:
     }
 
 
-def sampled_temperature(run: Run, step: int, *others: str) -> float:
+def sampled_temperature(run: Run, step: int, *others: str, shard: Shard = WHOLE) -> float:
     """The temperature the rollouts were sampled at; the recipe's where they do not say.
 
     Log-probs at another temperature would belong to another distribution, so a contradiction
     is refused, with `others`, stages made from the rollouts, as well.
     """
     folder, asked = run.step(step), run.recipe.sampling.temperature
-    folder.require_parts("rollouts", "run `castctl rollout` first")
+    folder.require_parts("rollouts", "run `castctl rollout` first", shard)
     for stage in ("rollouts", *others):
         paths = [folder.part_path(stage, part) for part in folder.parts(stage)]
         found = float(agreed((read_metadata(p, stage) for p in paths), "temperature", asked))

@@ -14,8 +14,7 @@ from castctl.engines import Site
 from castctl.errors import UserError
 from castctl.methods.conditioning import Bilateral
 from castctl.methods.oar import OarGradient, OarPerturbation
-from castctl.models.loading import load_frozen
-from castctl.models.policy import FullWeights, Policy, load_policy
+from castctl.models.policy import Policy, load_policy, load_shared
 from castctl.models.teacher import TeacherCopy, load_other_teacher
 from castctl.models.weights import Weights
 from castctl.ranks import Ranks
@@ -108,13 +107,9 @@ def site_of(run: Run, source: PolicySource, shard: Shard = WHOLE) -> Site:
 
 def load_trained(source: PolicySource, recipe: Recipe, ranks: Ranks) -> Policy:
     """The policy that trains, in shares where several `ranks` are to hold it so."""
-    policy = source.load(recipe.model)
-    if recipe.train.sharding == "none" or not ranks.rank.several:
-        return policy
-    from castctl.models.sharded import ShardedWeights
-
-    assert isinstance(policy, FullWeights), "the recipe refuses adapters in shares"
-    return ShardedWeights(policy, load_frozen(source.weights.model, recipe.model), ranks)
+    if recipe.train.sharding == "full" and ranks.rank.several:
+        return load_shared(source.weights, recipe.model, ranks)
+    return source.load(recipe.model)
 
 
 def load_sampled(run: Run, source: PolicySource) -> Policy:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +19,12 @@ from castctl.methods.advantages import Ending, compute_advantages
 from castctl.methods.groups import Groups, Weighed, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
-from castctl.ragged import spread
+from castctl.ragged import offsets_of
 from castctl.shards.columns import list_column, reward_values
-from castctl.shards.part import Metadata, Part
+from castctl.shards.part import Metadata, Part, content_hash
 from castctl.shards.schema import REWARD, reward_weights
-from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
+from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, joined, mark_foreign
+from castctl.stages.draws import token_draws
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
 from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
@@ -33,6 +37,7 @@ SHAPED_BY = (
     "zero_variance",
     "overlong",
     "shaping",
+    "token_mask",
     "conditioning",
     "distillation",
     "correction",
@@ -45,6 +50,7 @@ def shape_step(
     method: MethodSettings,
     *,
     longest: int | None = None,
+    seed: int = 0,
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
@@ -52,25 +58,36 @@ def shape_step(
     """Turn `rewards/` and `signals/` into `advantages/`, part by part.
 
     `rollouts/` is read too where it is there, for the sampler's log-probs and for how completions
-    ended; `longest` is the longest allowed completion, where the rollouts do not say it. Raises
-    `UserError` where parts contradict one another or a signal the method needs is missing.
+    ended; `longest` is the longest allowed completion, where the rollouts do not say it; `seed` is
+    that of a token mask that draws. A method that looks at the whole step reads every part, those
+    of other shards too. Raises `UserError` where parts contradict one another, are missing, or lack
+    a signal that the method needs.
     """
     parts = folder.require_parts("rewards", "run `castctl score` first", shard)
-    if missing := sorted(set(filter(shard.owns, folder.parts("rollouts"))) - set(parts)):
+    read = WHOLE if method.whole_step else shard
+    expected = set(folder.parts("rollouts"))
+    if method.whole_step and parts:  # where no rollouts say how many there are
+        expected |= set(range(parts[-1] + 1))
+    if missing := sorted(set(filter(read.owns, expected)) - set(parts)):
+        why = f", and {method.name} looks at the whole step" if method.whole_step else ""
         raise UserError(
-            f"{folder.path} has rollouts without rewards, part {missing[0]} first; "
+            f"{folder.path} has rollouts without rewards, part {missing[0]} first{why}; "
             f"finish `castctl score --run {folder.path}`"
         )
     folder.refuse_mixed("rollouts")
     folder.refuse_mixed("rewards")
     owned = [part for part in parts if shard.owns(part)]
-    moment = Moment(folder.step, folder.total_steps)
+    at = _At(Moment(folder.step, folder.total_steps), longest, seed)
+    step = _WholeStep(folder, parts, method, at) if method.whole_step else None
     with progress.task("shape", folder.rows("rewards", owned), "completions") as advance:
         for number in owned:
-            inputs = _read_inputs(folder, number)
+            inputs = step.inputs[number] if step else _read_inputs(folder, number)
 
-            def work(inputs: dict[str, Part] = inputs) -> pa.Table:
-                return _shape(inputs, method, moment, longest)
+            def work(number: int = number, inputs: dict[str, Part] = inputs) -> pa.Table:
+                if step:
+                    return step.part(number)
+                _refuse_unfit(inputs, method)
+                return _shape(inputs, method, at)
 
             tables = {stage: part.table for stage, part in inputs.items()}
             settings = shaping_settings(method)
@@ -78,7 +95,11 @@ def shape_step(
                 settings |= {"total_steps": folder.total_steps}
             if (ending := _ending(inputs, method, longest)) is not None:
                 settings |= {"longest": ending.longest}
-            made = {"settings": settings} | mark_foreign(inputs)
+            if method.token_mask.draws:
+                settings |= {"seed": seed}
+            made: Metadata = {"settings": settings, **mark_foreign(inputs)}
+            if step:
+                made["whole_step"] = step.hash
             folder.make("advantages", number, tables, made, work, overwrite)
             advance(inputs["rewards"].table.num_rows)
 
@@ -99,10 +120,10 @@ def refuse_other_temperature(rollouts: Part, signals: Part) -> None:
         )
 
 
-def kept_groups(folder: StepFolder, parts: Iterable[int]) -> int:
-    """How many prompts of these shaped parts have a kept completion."""
-    tables = [folder.read("advantages", part).table for part in parts]
-    return sum(len(t.filter(t["kept"])["prompt_id"].unique()) for t in tables)
+def kept_groups(folder: StepFolder, parts: Iterable[int], method: MethodSettings) -> int:
+    """How many prompts of these judged parts have a completion that is kept."""
+    groups = (reward_groups(folder.read("rewards", part).table) for part in parts)
+    return sum(len(np.unique(g.of_row[method.zero_variance.keeps_R(g)])) for g in groups)
 
 
 def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
@@ -121,19 +142,72 @@ def _read_inputs(folder: StepFolder, number: int) -> dict[str, Part]:
     return inputs
 
 
-def _shape(
-    inputs: dict[str, Part], method: MethodSettings, moment: Moment, longest: int | None
-) -> pa.Table:
+@dataclass(frozen=True)
+class _At:
+    """Where in a run a step is shaped, and what the rollouts may not say."""
+
+    moment: Moment
+    longest: int | None
+    seed: int
+
+
+class _WholeStep:
+    """A step's parts shaped together, for a method whose advantages depend on all of them.
+
+    `inputs` are each part's own; `hash` is that of all, which says beside what a part was shaped.
+    """
+
+    def __init__(
+        self,
+        folder: StepFolder,
+        parts: list[int],
+        method: MethodSettings,
+        at: _At,
+    ) -> None:
+        self.inputs = {part: _read_inputs(folder, part) for part in parts}
+        for inputs in self.inputs.values():
+            _refuse_unfit(inputs, method)
+        self._joined, self._method, self._at = _joined([*self.inputs.values()]), method, at
+        rows = offsets_of([each["rewards"].table.num_rows for each in self.inputs.values()])
+        self._rows = dict(zip(parts, pairwise(rows.tolist()), strict=True))
+        hashes = (content_hash(part.table) for part in self._joined.values())
+        self.hash = hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def part(self, number: int) -> pa.Table:
+        """The rows of one part."""
+        start, end = self._rows[number]
+        return self._table.slice(start, end - start).combine_chunks()
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return _shape(self._joined, self._method, self._at)
+
+
+def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
+    """The stages of several parts, each as one; what the metadata says is the first part's."""
+    if not inputs:
+        return {}
+    return {
+        stage: replace(inputs[0][stage], table=joined([part[stage] for part in inputs]))
+        for stage in inputs[0]
+        if all(stage in part for part in inputs)
+    }
+
+
+def _shape(inputs: dict[str, Part], method: MethodSettings, at: _At) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
-    _refuse_single_completions(inputs["rewards"], method)
-    require_signals(signals, method, has_peers(rewards))
     read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers)
     groups = reward_groups(rewards)
-    ending = _ending(inputs, method, longest)
-    tokens = replace(read.tokens, taught_R=taught_rows(signals, method))
-    advantages = compute_advantages(method, groups, tokens, moment, ending)
-    loss_weights = _loss_weights(inputs, read, method, advantages.masks_R)
-    offsets = read.tokens.offsets
+    ending = _ending(inputs, method, at.longest)
+    tokens, offsets = read.tokens, read.tokens.offsets
+    if method.token_mask.draws:
+        ids, samples = (rewards[name].to_pylist() for name in ("prompt_id", "sample"))
+        lengths_R, step = np.diff(offsets), at.moment.step
+        drawn = token_draws(ids, samples, lengths_R, at.seed, step, "token_mask")
+        tokens = replace(tokens, draws_N=drawn)
+    tokens = replace(tokens, taught_R=taught_rows(signals, method))
+    advantages = compute_advantages(method, groups, tokens, at.moment, ending)
+    loss_weights = _loss_weights(inputs, read, method, advantages.masks_N)
     columns = {
         "prompt_id": rewards["prompt_id"],
         "sample": rewards["sample"],
@@ -166,6 +240,12 @@ def _ending(inputs: dict[str, Part], method: MethodSettings, longest: int | None
     return Ending(reasons == "length", int(sampled))
 
 
+def _refuse_unfit(inputs: dict[str, Part], method: MethodSettings) -> None:
+    """Raise `UserError` where a part has not what the method reads."""
+    _refuse_single_completions(inputs["rewards"], method)
+    require_signals(inputs["signals"], method, has_peers(inputs["rewards"].table))
+
+
 def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
     rows = rewards.table.num_rows
     together = method.compares or method.told_by_peers
@@ -194,12 +274,11 @@ def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _loss_weights(
-    inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_R: NDArray[np.float64]
+    inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_N: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
     """Importance correction (N) between sampler and scorer, times the masks; None where neither
     has anything to say."""
     offsets = read.tokens.offsets
-    masks_N = spread(masks_R, offsets)
     corrected = None
     if method.correction.kind != "none" and "rollouts" in inputs:
         refuse_altered(
@@ -216,5 +295,5 @@ def _loss_weights(
         else:
             corrected = method.correction.corrected(read.policy_N, sampler_N, offsets)
     if corrected is None:
-        return masks_N if (masks_R != 1).any() else None
+        return masks_N if (masks_N != 1).any() else None
     return masks_N * corrected.weights_N

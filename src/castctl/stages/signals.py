@@ -26,6 +26,7 @@ READ = (
     "policy_logprobs",
     "teacher_logprobs",
     "ref_logprobs",
+    "entropies",
     "importance_perturb",
     "importance_grad",
 )
@@ -85,6 +86,8 @@ def signals_of(table: pa.Table, skip_tokens: int = 0, taught: bool = False) -> S
         drift_N=None if reference is None else policy - reference,
         perturb_N=nullable_floats(table, "importance_perturb", offsets),
         grad_N=nullable_floats(table, "importance_grad", offsets),
+        entropies_N=nullable_floats(table, "entropies", offsets),
+        logprobs_N=policy,
     )
     return StepSignals(policy, tokens, skipped)
 

@@ -174,15 +174,19 @@ def equivalent(pool: CheckPool, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     return [outcome.value is True for outcome in pool.run([(grade, pair) for pair in pairs])]
 
 
-def check_error_share(judgements: Sequence[Judgement], settings: VerifierSettings) -> None:
-    """Raise UserError where more than `settings.max_error_share` of the verdicts are `error`."""
+def check_error_share(
+    judgements: Sequence[Judgement], settings: VerifierSettings, total: int | None = None
+) -> None:
+    """Raise `UserError` where more than `settings.max_error_share` of the verdicts are `error`: of
+    `total` in the end, so that what comes first decides no sooner than the rest."""
+    total = len(judgements) if total is None else total
     messages = [judgement.message for judgement in judgements if judgement.verdict == "error"]
-    if len(messages) > settings.max_error_share * len(judgements):
+    if len(messages) > settings.max_error_share * total:
         [(message, _)] = Counter(messages).most_common(1)
         raise UserError(
-            f"verifier: {len(messages)} of {len(judgements)} verdicts "
-            f"({len(messages) / len(judgements):.1%}) are `error`, more than "
-            f"verifier.max_error_share={settings.max_error_share:g}; most often: {message}"
+            f"verifier: {len(messages)} of {total} verdicts ({len(messages) / total:.1%}) are "
+            f"`error`, more than verifier.max_error_share={settings.max_error_share:g}; most "
+            f"often: {message}"
         )
 
 

@@ -109,7 +109,7 @@ def measures_sheet(rows: Rows) -> Sheet:
     wanted = ["reward_mean", *several_rewards(rows),
               "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
               "flipped_share", "flipped_down_share", "flipped_up_share", "loss", "grad_norm",
-              "clip_share", "kl_old_new", "sampler_kl", "correction_masked_share",
+              "clip_share", "kl_old_new", "kl_reference", "sampler_kl", "correction_masked_share",
               "correction_capped_share", "correction_effective_share", "eval_mean",
               "seconds"]  # fmt: skip
     there = [name for name in wanted if _known(rows, name)]

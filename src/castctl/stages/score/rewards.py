@@ -39,8 +39,8 @@ def score_rewards(
 
     `tokenizer` is that of their tokens; None where they have text alone.
 
-    Raises `UserError` when the share of `error` verdicts passes its bound; the parts judged
-    before stay.
+    Raises `UserError` when the share of `error` verdicts of all these parts passes its bound, as
+    soon as it surely does; the parts judged before stay. Each shard judges by its own parts.
     """
     parts = owned_parts(folder, shard)
     provenance = made_by(settings)
@@ -56,7 +56,7 @@ def score_rewards(
                 judged = judge(pool, settings, rows, lambda: advance(1))
                 rewarded = reward(pool, settings, rows, judged)
                 judgements.extend(each.judgement for each in rewarded)
-                check_error_share(judgements, settings)
+                check_error_share(judgements, settings, total)
                 return _rewards_table(table, rewarded, settings.weights, tokenizer)
 
             made = provenance | mark_foreign({"rollouts": rollouts})

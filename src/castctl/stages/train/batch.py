@@ -85,6 +85,7 @@ def read_batch(folder: StepFolder, method: MethodSettings, policy: str | None = 
             "finish `castctl shape` first"
         )
     folder.refuse_mixed("rollouts")
+    folder.refuse_mixed("advantages")
     batch = _joined([_read_part(folder, number, method, policy) for number in numbers])
     needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
     if method.distillation.kind != "none":

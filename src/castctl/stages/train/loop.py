@@ -54,6 +54,7 @@ from castctl.stages.train.checkpoint import (
 )
 from castctl.stages.train.metrics import OF_SCORING, Metrics, Row, tell_of_missing
 from castctl.stages.train.outcome import Trained, best_step, trained
+from castctl.stages.train.reference_kl import measure_reference
 from castctl.stages.train.row import step_row, timed
 from castctl.stages.train.schedule import evaluates_after, saves_after
 from castctl.stages.train.state import new_state
@@ -171,8 +172,7 @@ class _Loop:
         self.state = new_state(run, policy, start)
         if start > 0:
             load_state(run.checkpoint(start), self.state.teacher, self.state.optimizer)
-        needs_reference = "ref_logprobs" in recipe.method.needs
-        self.reference = reference_of(run, policy) if needs_reference else None
+        self.reference = reference_of(run, policy) if recipe.reads_reference else None
         self.tokenizer = policy.model.tokenizer
         self.template = PromptTemplate(self.tokenizer, recipe.data)
         self.prompts = ranks.first_begins(
@@ -198,6 +198,10 @@ class _Loop:
         teacher.refresh(step)
         self._sampled_tokens = 0
         rounds = self._shaped_rounds(step, seconds)
+        with timed(seconds, "reference_kl"):
+            moved = measure_reference(
+                folder, self.recipe, self.reference, self.shard, self.ranks.sums, self.progress
+            )
         with timed(seconds, "train"):
             batch = read_batch(folder, self.recipe.method, self.name)
             self.ranks.require_same("batch", lambda: digest_of(batch))
@@ -220,7 +224,7 @@ class _Loop:
             measures["rounds"] = rounds
             speed = self._sampled_tokens / seconds["seconds_rollout"]
             measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None
-            measures |= synced
+            measures |= {**synced, **moved}
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
@@ -231,17 +235,18 @@ class _Loop:
         return row
 
     def _shaped_rounds(self, step: int, seconds: dict[str, float]) -> int:
-        """Roll out, score and shape the step's prompts, and others in place of dropped groups as
-        often as the method wants; the number of rounds."""
-        folder, most = self.run.step(step), self.recipe.method.zero_variance.rounds
+        """Roll out and score the step's prompts, and others in place of dropped groups as often as
+        the method wants, and shape them; the number of rounds."""
+        folder, method = self.run.step(step), self.recipe.method
+        most = method.zero_variance.rounds
         prompts = prompts_of_step(self.prompts, self.run, step)
         wanted, taken, part = prompts.num_rows, prompts, 0
         if most == 1:
             count = part_count(prompts, self.recipe.train.part_size)
             self.ranks.first_does("the parts", lambda: folder.keep_first(count, WHOLE, False))
         for round in range(1, most + 1):
-            part = self._shaped(step, prompts, part, seconds)
-            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part))
+            part = self._scored(step, prompts, part, seconds)
+            missing = 0 if most == 1 else wanted - kept_groups(folder, range(part), method)
             if missing <= 0:
                 break
             prompts = prompts_of_round(self.prompts, taken, self.run, step, round)
@@ -252,12 +257,19 @@ class _Loop:
             taken = pa.concat_tables([taken, prompts])
         if most > 1:
             self.ranks.first_does("the parts", lambda: folder.keep_first(part, WHOLE, False))
+        with timed(seconds, "shape"):
+            shape_step(
+                folder, method, longest=self.recipe.sampling.max_tokens, seed=self.recipe.seed,
+                progress=self.progress, shard=self.shard,
+            )  # fmt: skip
+            self.ranks.meet("the advantages")
+            self._await_parts(folder, "advantages", part)
         return round
 
-    def _shaped(
+    def _scored(
         self, step: int, prompts: pa.Table, first_part: int, seconds: dict[str, float]
     ) -> int:
-        """Roll out these prompts, then score and shape all of the step; the next part's number."""
+        """Roll out these prompts, then score all of the step; the next part's number."""
         folder = self.run.step(step)
         settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
         with timed(seconds, "rollout"):
@@ -284,15 +296,10 @@ class _Loop:
                 progress=self.progress, shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the scores")
+            for stage in ("rewards", "signals"):
+                self._await_parts(folder, stage, rolled.next_part)
         for pass_name, spent in passes.items():
             seconds[f"{OF_SCORING}{pass_name}"] += spent
-        with timed(seconds, "shape"):
-            shape_step(
-                folder, method, longest=sampling.max_tokens, progress=self.progress,
-                shard=self.shard,
-            )  # fmt: skip
-            self.ranks.meet("the advantages")
-            self._await_parts(folder, "advantages", rolled.next_part)
         return rolled.next_part
 
     def _await_parts(self, folder: StepFolder, stage: str, count: int) -> None:
