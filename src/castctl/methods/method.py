@@ -140,12 +140,9 @@ class MethodSettings(Section):
                 "reverse_kl",
             ),
             (
-                not trains and self.overlong.kind == "mask",
-                "without a policy loss there is nothing to mask; set method.overlong.kind=none",
-            ),
-            (
-                not trains and self.token_mask.kind != "none",
-                "without a policy loss there is no token to mask; set method.token_mask.kind=none",
+                not trains and (self.overlong.kind == "mask" or self.token_mask.kind != "none"),
+                "without a policy loss there is nothing to mask; set method.overlong.kind=none and "
+                "method.token_mask.kind=none",
             ),
             (
                 bilateral and self.token_mask.kind == "clip_cov",
