@@ -18,7 +18,8 @@ from castctl.versions import VERSION
 if TYPE_CHECKING:
     from castctl.diagnosis.diagnosis import Diagnosis
     from castctl.progress import Progress
-    from castctl.recipe.recipe import Recipe, VerifierSettings
+    from castctl.recipe.recipe import Recipe
+    from castctl.recipe.verifier import VerifierSettings
     from castctl.runs.run import Run
     from castctl.shards.stage import StepFolder
     from castctl.stages.policies import PolicySource
@@ -55,11 +56,11 @@ def load_recipe(
     so. Raises `UserError` naming the key that does not fit and what to write.
     """
     from castctl.recipe.reader import chosen_recipe, nested, read_recipe
-    from castctl.recipe.trust import FUNCTION, REMOTE_CODE
+    from castctl.recipe.trust import REMOTE_CODE, VERIFIER_CODE
 
     if trust_remote_code:
         overrides = {**overrides, REMOTE_CODE: True}
-    sections, trusted = nested(overrides), {FUNCTION} if trust_verifier else set[str]()
+    sections, trusted = nested(overrides), set(VERIFIER_CODE if trust_verifier else ())
     return read_recipe(chosen_recipe(recipe, sections), tiny=tiny, trusted=trusted, **sections)[0]
 
 
@@ -80,11 +81,11 @@ def open_run(
 
     Functions that are given it run the code that its recipe names only where it is trusted here.
     """
-    from castctl.recipe.trust import FUNCTION
+    from castctl.recipe.trust import VERIFIER_CODE
     from castctl.runs.run import open_run
 
     model = {"trust_remote_code": True} if trust_remote_code else {}
-    return open_run(str(run)).changed(trusted={FUNCTION} if trust_verifier else (), model=model)
+    return open_run(str(run)).changed(trusted=VERIFIER_CODE if trust_verifier else (), model=model)
 
 
 def train(
@@ -293,12 +294,11 @@ def grade(
     Runs in worker processes that can be killed; they start with the first call, which takes a
     second, and end with this process. One thread at a time.
     """
-    from castctl.recipe.recipe import VerifierSettings
+    from castctl.recipe.verifier import VerifierSettings
     from castctl.verify.judge import Row, judge, shared_pool
 
     settings = verifier or VerifierSettings(workers=1)
-    row = Row(problem, completion, answer, "stop")
-    return judge(shared_pool(settings), settings, [row])[0]
+    return judge(shared_pool(settings), settings, [Row(problem, completion, answer, "stop")])[0]
 
 
 def _recipe(recipe: Recipe | str | Path | None) -> Recipe:

@@ -14,7 +14,7 @@ from castctl.recipe.files import look_up
 from castctl.recipe.reader import Origins, chosen_recipe, read_recipe
 from castctl.recipe.recipe import Recipe
 from castctl.recipe.split import names_data
-from castctl.recipe.trust import FLAGS, FUNCTION, runs_code, trusted_code
+from castctl.recipe.trust import FLAGS, VERIFIER_CODE, runs_code, trusted_code
 from castctl.report.console import say, tell
 from castctl.runs.kind import WORKED, newest_run
 from castctl.runs.run import Run, adopt_run, create_run, is_run, open_run, split_step
@@ -41,7 +41,7 @@ class Asked:
         self.recipe = recipe
         self.tiny = tiny
         self.overrides = list(overrides or [])
-        self.trusted = {FUNCTION} if trust_verifier else set[str]()
+        self.trusted = set(VERIFIER_CODE if trust_verifier else ())
         self.trust_remote_code = trust_remote_code
         self.sections: dict[str, Any] = {
             name: {key: value for key, value in section.items() if value is not None}
@@ -240,7 +240,8 @@ def typed_again(method: str | None, overrides: Iterable[str] | None) -> str:
 def trusted_again(recipe: Recipe) -> str:
     """The options that trust the recipe's code, which the next command must be told too."""
     trusted = trusted_code(recipe)
-    return "".join(f" {flag}" for key, flag in FLAGS.items() if key in trusted)
+    flags = dict.fromkeys(flag for key, flag in FLAGS.items() if key in trusted)
+    return "".join(f" {flag}" for flag in flags)
 
 
 def next_command(command: str) -> None:

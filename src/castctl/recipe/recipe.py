@@ -21,8 +21,8 @@ from castctl.recipe.model import ModelSettings
 from castctl.recipe.optimizer import OptimizerSettings
 from castctl.recipe.split import asks_elsewhere, require_data
 from castctl.recipe.train import TrainSettings
-from castctl.recipe.trust import CodeSection
-from castctl.settings import Amount, Count, Processes, Samples, Section, Seed
+from castctl.recipe.verifier import VerifierSettings
+from castctl.settings import Amount, Count, Samples, Section, Seed
 
 TEACHER_TEMPLATE = """\
 {{ prompt }}
@@ -33,7 +33,6 @@ TEACHER_TEMPLATE = """\
 Derive it rigorously, step by step, and do not mention that it was given."""
 """After the prompt that SDPG's paper describes (arXiv 2606.04036); the words are ours."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
 PresencePenalty = Annotated[float, Field(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Field(gt=0)]
 
@@ -126,36 +125,6 @@ def alterations(sampling: Mapping[str, Any]) -> dict[str, float]:
     return {name: sampling[name] for name in ALTERING if sampling.get(name, off[name]) != off[name]}
 
 
-class VerifierSettings(CodeSection):
-    function: str | None = None
-    """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point; in a
-    file, only beside --trust-verifier."""
-    workers: Processes = 2
-    """Worker processes."""
-    timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds after which a worker is killed and the verdict is `timeout`."""
-    memory_gb: float = Field(2.0, gt=0, le=10_000)
-    """Address space of a worker, in GiB."""
-    max_error_share: Share = 0.05
-    """Stop the stage when more than this share of a step's verdicts is `error`; each of several
-    ranks or shards counts its own (ours)."""
-    correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
-    itself stays graded (ours)."""
-    box_within_last: float | None = Field(None, gt=0, le=1)
-    """The box must begin within this last share of the completion's tokens, its stop token among
-    them, or the answer is wrong; null is off (ours; public scripts of CAST have 0.05)."""
-
-    @model_validator(mode="after")
-    def _a_box_is_read(self) -> Self:
-        if self.function and self.box_within_last is not None:
-            raise ValueError(
-                "verifier.function reads the completion itself, and no box; leave box_within_last "
-                "out"
-            )
-        return self
-
-
 class EvalSettings(Section):
     task: str | None = None
     """Benchmark name, file or hub id of the problems evaluated on, or `held-out`, problems of the
@@ -226,6 +195,12 @@ class Recipe(Section):
                 f"{self.method.name}: distillation by the sampled token is right for one update a "
                 f"batch, and train.epochs x train.minibatches gives {updates}; set both to 1 or "
                 "method.distillation.tokens=full"
+            )
+        if self.method.binary_rewards and self.verifier.mixes:
+            raise ValueError(
+                f"{self.method.name} tells right from wrong by rewards of 0 and 1, and "
+                "verifier.rewards add up to others; give every reward but correct weight 0, and "
+                "correct weight 1, or take another method, such as grpo"
             )
         if self.method.teacher.skip_tokens >= self.sampling.max_tokens:
             raise ValueError(
@@ -318,6 +293,11 @@ class Recipe(Section):
             warnings.append(
                 f"the warm-up of {warmup} optimizer steps is as long as the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
+            )
+        if self.method.baseline.normalizes_first and not self.verifier.adds_up:
+            warnings.append(
+                "method.baseline.multi_objective_aggregation=normalize_then_sum only divides a "
+                "single reward's advantages by their deviation in the step: set verifier.rewards"
             )
         if self.model.adapts and "lr" not in self.optimizer.model_fields_set:
             warnings.append(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.progress import Progress
-from castctl.recipe.recipe import Recipe, VerifierSettings
+from castctl.recipe.recipe import Recipe
+from castctl.recipe.verifier import VerifierSettings
 from castctl.runs.run import Run, create_run, discarded_if_empty, is_run, open_run
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered, read_completions
