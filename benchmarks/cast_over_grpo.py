@@ -113,7 +113,7 @@ class Stepper:
             shape_step(folder, recipe.method, progress=Silent())
         with self.clock.watch("update"):
             batch = read_batch(folder, recipe.method)
-            stats = update(self.policy.model, self.policy.model, self.optimizer, batch, recipe, 0)
+            stats = update(self.policy, self.policy.model, self.optimizer, batch, recipe, 0)
         spent = time.perf_counter() - began
         self.trained_tokens = stats.tokens
         for part in PARTS:

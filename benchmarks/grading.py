@@ -19,7 +19,7 @@ from math_verify_alone import alone
 from measure import options, parse, report
 from rewritings import EVERY_INTEGER, read_golds
 
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.grader import grade
 from castctl.verify.judge import Row, judge
 from castctl.verify.pool import CheckPool

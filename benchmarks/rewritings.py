@@ -18,7 +18,8 @@ from pathlib import Path
 from measure import options, parse, report
 
 from castctl.data.prompts import load_prompts
-from castctl.recipe.recipe import DataSettings, VerifierSettings
+from castctl.recipe.recipe import DataSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.judge import Row, judge
 from castctl.verify.pool import CheckPool
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import measure
 import numpy as np
 
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.grader import grade
 from castctl.verify.judge import Row, judge
 from castctl.verify.pool import CheckPool

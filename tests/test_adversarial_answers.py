@@ -12,7 +12,7 @@ from random import Random
 import psutil
 import pytest
 
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.grader import grade
 from castctl.verify.judge import Judgement, Row, check_error_share, judge
 from castctl.verify.pool import CheckPool

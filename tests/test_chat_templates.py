@@ -14,7 +14,7 @@ from castctl import embedded
 from castctl.embedded.model import CHAT_TEMPLATE
 from castctl.models.loading import load_tokenizer
 from castctl.recipe.model import ModelSettings
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.runs.run import open_run
 from castctl.stages.score.rewards import rows_to_judge
 from conftest import Cli

@@ -178,7 +178,7 @@ ILLEGAL = [
      ["surrogate.level=token"]),
     ("gspo", ["zero_variance.kind=entropy"], "entropies give each token its own", "kind=signed",
      ["zero_variance.kind=signed"]),
-    ("opsd", ["token_mask.kind=high_entropy"], "no token to mask", "token_mask.kind=none",
+    ("opsd", ["token_mask.kind=high_entropy"], "nothing to mask", "token_mask.kind=none",
      ["token_mask.kind=none"]),
     ("bicc", ["token_mask.kind=clip_cov"], "the covariance is that of", "token_mask.kind=none",
      ["token_mask.kind=none"]),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import (
     FLIPS,

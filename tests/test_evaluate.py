@@ -20,7 +20,8 @@ from castctl import __version__ as castctl_version
 from castctl.data.benchmarks import BENCHMARKS, task_source
 from castctl.errors import UserError
 from castctl.recipe.reader import read_recipe
-from castctl.recipe.recipe import DataSettings, EvalSettings, Recipe, VerifierSettings
+from castctl.recipe.recipe import DataSettings, EvalSettings, Recipe
+from castctl.recipe.verifier import VerifierSettings
 from castctl.report.evaluation import markdown
 from castctl.shards.part import read_json
 from castctl.stages.evaluate.results import task_name, variant

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.claims import claims_otherwise
 from castctl.verify.judge import Judgement, Row, judge
 from castctl.verify.pool import CheckPool

@@ -23,7 +23,8 @@ from castctl.data.prompts import load_prompts
 from castctl.errors import UserError
 from castctl.recipe.names import sections_in
 from castctl.recipe.reader import dump_recipe, load_recipe
-from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
+from castctl.recipe.recipe import DataSettings, Recipe
+from castctl.recipe.verifier import VerifierSettings
 from castctl.shards.part import read_json, write_json
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.results import read_result

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from castctl.errors import UserError
 from castctl.progress import Silent
-from castctl.recipe.recipe import Recipe, VerifierSettings
+from castctl.recipe.recipe import Recipe
+from castctl.recipe.verifier import VerifierSettings
 from castctl.shards.metadata import parse_metadata
 from castctl.stages.evaluate.rescore import rescore
 from castctl.stages.score.rewards import rows_to_judge

@@ -149,8 +149,8 @@ def test_over_many_steps_the_shares_are_exact() -> None:
     [
         ({"path": "x.jsonl", "mix": [{"path": "a.jsonl", "weight": 1}]}, "path and mix are two"),
         ({"limit": 3, "mix": [{"path": "a.jsonl", "weight": 1}]}, "write limit into the sources"),
-        ({"mix": [{"path": "a.jsonl"}]}, r"data\.mix\.0: weight: field required"),
-        ({"mix": [{"path": "a.jsonl", "weight": 0}]}, r"data\.mix\.0: weight: .*got 0"),
+        ({"mix": [{"path": "a.jsonl"}]}, r"data\.mix\.0\.weight: field required"),
+        ({"mix": [{"path": "a.jsonl", "weight": 0}]}, r"data\.mix\.0\.weight: .*got 0"),
         (
             {
                 "mix": [
@@ -158,7 +158,7 @@ def test_over_many_steps_the_shares_are_exact() -> None:
                     {"path": "b.csv", "weigth": 1, "weight": 2},
                 ]
             },
-            r"data\.mix\.1: unknown key weigth; the nearest one is weight",
+            r"unknown key data\.mix\.weigth; the nearest one is data\.mix\.weight",
         ),
     ],
 )

@@ -20,8 +20,9 @@ from castctl import embedded
 from castctl.data.templates import PromptTemplate
 from castctl.models.loading import load_tokenizer
 from castctl.recipe.model import ModelSettings
-from castctl.recipe.recipe import DataSettings, VerifierSettings
+from castctl.recipe.recipe import DataSettings
 from castctl.recipe.trust import runs_code
+from castctl.recipe.verifier import VerifierSettings
 from castctl.runs.run import Run
 from castctl.shards.seal import digests_of
 from conftest import Cli

@@ -22,7 +22,7 @@ from math_verify import parse, verify
 
 from castctl.errors import UserError
 from castctl.progress import Silent
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.custom import CustomVerifier, load_verifier
 from castctl.verify.golds import gold_notes
 from castctl.verify.grader import UnparsableAnswer, grade
@@ -230,7 +230,7 @@ def test_leaving_and_errors_end_the_workers() -> None:
 
 SCRIPT = """
 import psutil, signal, time
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.pool import CheckPool
 
 def workers():

@@ -18,7 +18,8 @@ from castctl.versions import VERSION
 if TYPE_CHECKING:
     from castctl.diagnosis.diagnosis import Diagnosis
     from castctl.progress import Progress
-    from castctl.recipe.recipe import Recipe, VerifierSettings
+    from castctl.recipe.recipe import Recipe
+    from castctl.recipe.verifier import VerifierSettings
     from castctl.runs.run import Run
     from castctl.shards.stage import StepFolder
     from castctl.stages.policies import PolicySource
@@ -293,12 +294,11 @@ def grade(
     Runs in worker processes that can be killed; they start with the first call, which takes a
     second, and end with this process. One thread at a time.
     """
-    from castctl.recipe.recipe import VerifierSettings
+    from castctl.recipe.verifier import VerifierSettings
     from castctl.verify.judge import Row, judge, shared_pool
 
     settings = verifier or VerifierSettings(workers=1)
-    row = Row(problem, completion, answer, "stop")
-    return judge(shared_pool(settings), settings, [row])[0]
+    return judge(shared_pool(settings), settings, [Row(problem, completion, answer, "stop")])[0]
 
 
 def _recipe(recipe: Recipe | str | Path | None) -> Recipe:

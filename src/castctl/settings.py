@@ -84,7 +84,12 @@ def settings_in(section: Section, default: Section | None, prefix: str = "") -> 
         if isinstance(value, Section):
             yield from settings_in(value, usual, f"{prefix}{name}.")
         else:
-            if value and isinstance(value, tuple) and isinstance(value[0], Section):
-                value = [each.model_dump(mode="json", exclude_defaults=True) for each in value]
             meaning = " ".join((field.description or "").split())
-            yield Setting(prefix + name, value, usual, meaning)
+            yield Setting(prefix + name, _written(value), _written(usual), meaning)
+
+
+def _written(value: Any) -> Any:
+    """A list of sections as it is written in a recipe; any other value as it is."""
+    if isinstance(value, tuple) and any(isinstance(each, Section) for each in value):
+        return [each.model_dump(mode="json") for each in value]
+    return value

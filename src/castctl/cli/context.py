@@ -246,7 +246,8 @@ def typed_again(method: str | None, overrides: Iterable[str] | None) -> str:
 def trusted_again(recipe: Recipe) -> str:
     """The options that trust the recipe's code, which the next command must be told too."""
     trusted = trusted_code(recipe)
-    return "".join(f" {flag}" for key, flag in FLAGS.items() if key in trusted)
+    flags = dict.fromkeys(flag for key, flag in FLAGS.items() if key in trusted)
+    return "".join(f" {flag}" for flag in flags)
 
 
 def next_command(command: str) -> None:

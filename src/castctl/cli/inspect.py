@@ -107,7 +107,7 @@ def _page(target: "Target", limit: int, as_json: bool) -> None:
 def _prompts(target: "Target", limit: int, trust: bool, as_json: bool) -> None:
     from castctl.inspection.prompts import view_prompts
     from castctl.inspection.tokens import TokenTexts, prompt_ending, run_tokenizer
-    from castctl.recipe.recipe import VerifierSettings
+    from castctl.recipe.verifier import VerifierSettings
     from castctl.report.marks import print_json
     from castctl.report.sample import prompts_page
     from castctl.report.tables import show

@@ -22,7 +22,7 @@ from castctl.stages.evaluate.statistics import (
     problem_share,
     seed_mean,
 )
-from castctl.stages.train.metrics import Metrics, Row
+from castctl.stages.train.metrics import Metrics, Row, correctness_mean
 
 STAGES = {
     "rollout": ("seconds_rollout",),
@@ -37,7 +37,8 @@ ZERO_VARIANCE = ("groups_all_correct", "groups_all_wrong")
 
 @dataclass(frozen=True)
 class SeedNumbers:
-    """One run: its avg@k before and after, and the mean reward of each of its steps."""
+    """One run: its avg@k before and after, and the mean reward of each of its steps, for
+    correctness alone."""
 
     path: str
     seed: int
@@ -161,7 +162,7 @@ def _entry(entry: Entry, problems: list[str], first: Entry | None) -> EntryNumbe
                 seed=planned.recipe.seed,
                 avg_before=start["avg"]["mean"],
                 avg_after=last["avg"]["mean"],
-                rewards=[_known(row.get("reward_mean")) for row in each],
+                rewards=[_known(correctness_mean(row)) for row in each],
             )
             for planned, start, last, each in zip(entry.runs, before, after, metrics, strict=True)
         ],

@@ -14,7 +14,7 @@ from castctl.methods.groups import Groups
 from castctl.ragged import row_of_value
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Metadata, Part
-from castctl.shards.stage import StepFolder, check_aligned
+from castctl.shards.stage import StepFolder, check_aligned, joined
 from castctl.stages.measures import Slots, slots_of
 from castctl.stages.shape import refuse_other_temperature, reward_groups
 from castctl.stages.signals import StepSignals, read_signals
@@ -97,7 +97,7 @@ def read_step(
     """
     wanted = list(dict.fromkeys(("rollouts", "rewards", *stages)))
     read = [_read_part(folder, wanted, part) for part in parts]
-    tables = {stage: pa.concat_tables(each[stage].table for each in read) for stage in wanted}
+    tables = {stage: joined([each[stage] for each in read]) for stage in wanted}
     rollouts, rewards = tables["rollouts"], tables["rewards"]
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     try:
@@ -110,7 +110,7 @@ def read_step(
             ids_N=ids,
             offsets=offsets,
             verdict_R=np.array(rewards["verdict"].to_pylist(), np.str_),
-            groups=reward_groups(rewards),
+            groups=reward_groups(rewards).correctness,
             signals=signals,
             entropies_N=None
             if signals is None

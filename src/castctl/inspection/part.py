@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from castctl.shards.part import Metadata, content_hash, read_part
-from castctl.shards.schema import SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def view_part(path: Path, stage: str) -> PartView:
         for index in range(header.num_columns):
             column = header.row_group(group).column(index)
             sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    contract = SCHEMAS[stage].names
+    contract = part.table.schema.names
     columns = []
     for field, column in zip(table.schema, table.columns, strict=True):
         values = column.combine_chunks()

@@ -10,7 +10,7 @@ import pyarrow as pa
 from castctl.data.teacher_template import endings_warning
 from castctl.inspection.tokens import TokenTexts
 from castctl.progress import Silent
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.shards.schema import PEER
 from castctl.shards.stage import StepFolder
 from castctl.verify.golds import gold_notes

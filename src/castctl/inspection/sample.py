@@ -13,6 +13,7 @@ from castctl.errors import UserError
 from castctl.inspection import Coloring
 from castctl.inspection.tokens import TokenTexts
 from castctl.shards.part import Part
+from castctl.shards.schema import REWARD, reward_weights
 from castctl.shards.stage import StepFolder, check_aligned
 
 COLUMNS = {
@@ -46,6 +47,8 @@ class SampleView:
     finish_reason: str
     verdict: str | None
     reward: float | None
+    rewards: dict[str, float]
+    """Each of several rewards by its name, which `reward` is the weighted sum of."""
     extracted: str | None
     answer_span: tuple[int, int] | None
     group_kind: str | None
@@ -87,6 +90,7 @@ def view_sample(folder: StepFolder, name: str, color: Coloring, texts: TokenText
         finish_reason=rollout["finish_reason"],
         verdict=reward.get("verdict"),
         reward=reward.get("reward"),
+        rewards=_several(parts.get("rewards"), reward),
         extracted=reward.get("extracted"),
         answer_span=None if start is None or end is None else (start, end),
         group_kind=shaped.get("group_kind"),
@@ -141,6 +145,11 @@ def _find(folder: StepFolder, beginning: str, sample: int) -> tuple[int, int]:
         there += samples
     raise UserError(f"prompt {prompt_id[:24]} of {folder.path} has no sample {sample}; it has "
                     f"{min(there)} to {max(there)}")  # fmt: skip
+
+
+def _several(part: Part | None, row: dict[str, Any]) -> dict[str, float]:
+    names = () if part is None else reward_weights(part.table.schema)
+    return {name: row[REWARD + name] for name in names if row[REWARD + name] is not None}
 
 
 def _row(part: Part, row: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def compute_advantages(
     if method.binary_rewards and not groups.binary:
         raise UserError(
             f"{method.name}: rewards must be 0 or 1 to tell right from wrong; "
-            "use --method grpo for graded rewards"
+            "use --method grpo for graded rewards, and for sums of several (verifier.rewards)"
         )
     assert ending is not None or method.overlong.kind == "none", "nobody says how they ended"
     rewarded, masks_R = groups, np.ones(len(groups.of_row))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from castctl.errors import UserError
-from castctl.methods.groups import Groups
+from castctl.methods.groups import Groups, Weighed
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import means, row_of_value, sums
 from castctl.settings import Section
@@ -29,12 +29,51 @@ class GroupBaseline(Section):
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
     """Added to what is divided by (ours; the codes of GRPO and MaxRL have it too)."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = (
+        "sum_then_normalize"
+    )
+    """How several rewards become one advantage, in TRL's words: of their weighted sum
+    (`sum_then_normalize`), or as the weighted sum of each one's own advantages, over its deviation
+    in the step (`normalize_then_sum`, GDPO, arXiv 2601.05242) (ours; TRL's)."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    whole_step: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _order_matters(self) -> Self:
+        if self.normalizes_first and self.kind != "mean_std":
+            raise ValueError(
+                f"kind={self.kind} divides by no deviation, so that rewards may as well be added "
+                "first; set method.baseline.multi_objective_aggregation="
+                "sum_then_normalize, or method.baseline.kind=mean_std"
+            )
+        return self
+
+    @property
+    def normalizes_first(self) -> bool:
+        """Whether each of several rewards is compared by itself."""
+        return self.multi_objective_aggregation == "normalize_then_sum"
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether advantages depend on completions of other prompts."""
+        return self.normalizes_first
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
-        """Base advantage a completion (R); 0 in groups that are not `mixed`. Raises `UserError` for
-        rewards below 0 where their mean is divided by."""
+        """Base advantage a completion (R), 0 in groups that are not `mixed`; `groups` are the
+        step's where it is `whole_step`. Raises `UserError` for rewards below 0 where their mean is
+        divided by."""
+        if not self.normalizes_first:
+            return self._compared_R(groups)
+        sums_R = self._sums_R(groups)
+        scale = _spread(sums_R[groups.known_R], self.std) + self.eps
+        # No mean is taken off: each group's is 0.
+        return sums_R / (scale if scale > 0 else 1.0)
+
+    def _sums_R(self, groups: Groups) -> Floats:
+        """The weighted sum of the advantages by each reward (R)."""
+        parts = groups.parts.values() or (Weighed(1.0, groups),)
+        return np.sum([each.weight * self._compared_R(each.groups) for each in parts], axis=0)
+
+    def _compared_R(self, groups: Groups) -> Floats:
         advantages = groups.rewards_R - groups.mean_G[groups.of_row]
         if self.kind == "maxrl":
             advantages = advantages / _means_R(groups, self.eps)
@@ -46,8 +85,10 @@ class GroupBaseline(Section):
         return _in_mixed_groups(advantages, groups)
 
     def measures(self, groups: Groups, signals: TokenSignals) -> dict[str, float]:
-        """What only this baseline can tell of a step, by name."""
-        return {}
+        """`batch_std`: the deviation of the sums of advantages, where each reward has its own."""
+        if not self.normalizes_first:
+            return {}
+        return {"batch_std": _spread(self._sums_R(groups)[groups.known_R], self.std)}
 
 
 class RccBaseline(Section):
@@ -66,6 +107,7 @@ class RccBaseline(Section):
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+    normalizes_first: ClassVar[bool] = False
     whole_step: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
@@ -110,6 +152,7 @@ class BatchBaseline(Section):
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    normalizes_first: ClassVar[bool] = False
     whole_step: ClassVar[bool] = True
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
@@ -129,12 +172,7 @@ class BatchBaseline(Section):
         rewards_R = groups.rewards_R
         if self.of == "centred":
             rewards_R = rewards_R - groups.mean_G[groups.of_row]
-        values = rewards_R[groups.known_R]
-        counted = len(values) - int(self.std == "sample")
-        if counted < 1:
-            return 0.0
-        mean = math.fsum(values) / len(values)
-        return math.sqrt(math.fsum((values - mean) ** 2) / counted)
+        return _spread(rewards_R[groups.known_R], self.std)
 
 
 class NoBaseline(Section):
@@ -143,6 +181,7 @@ class NoBaseline(Section):
     kind: Literal["none"] = "none"
     """`none`: no advantage from rewards, OPSD (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    normalizes_first: ClassVar[bool] = False
     whole_step: ClassVar[bool] = False
 
     def advantages_R(self, groups: Groups, signals: TokenSignals) -> Floats:
@@ -193,6 +232,16 @@ def ratio_margin(groups: Groups, ratio_R: Floats) -> float:
         groups.size_G, 1
     )
     return float(margin_G[mixed].mean())
+
+
+def _spread(values: Floats, std: str) -> float:
+    """The deviation of all these values; 0 of none. Sums are exact, so that the order of
+    completions does not matter."""
+    counted = len(values) - int(std == "sample")
+    if counted < 1:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((values - mean) ** 2) / counted)
 
 
 def _deviations_R(groups: Groups, std: str, eps: float) -> Floats:

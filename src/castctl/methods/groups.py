@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,16 @@ from numpy.typing import NDArray
 from castctl.ragged import means, sums
 
 KINDS = ("mixed", "all_correct", "all_wrong", "single")
+
+CORRECT = "correct"
+"""The reward that verdicts come from; always among several."""
+
+
+class Weighed(NamedTuple):
+    """One reward of several: its weight in their sum, and the groups by it alone."""
+
+    weight: float
+    groups: Groups
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,8 @@ class Groups:
     Only completions whose reward is known enter a statistic. `kind_G` is decided by
     comparing the largest with the smallest reward, never by a rounded deviation: equal
     rewards are `all_correct` or `all_wrong` by the verdict, and fewer than two known rewards make
-    a group `single`.
+    a group `single`. Where the reward is a weighted sum, all this is of the sum, and `parts` has
+    each reward by its name.
     """
 
     of_row: NDArray[np.int64]
@@ -28,6 +41,12 @@ class Groups:
     size_G: NDArray[np.int64]
     mean_G: NDArray[np.float64]
     kind_G: NDArray[np.str_]
+    parts: Mapping[str, Weighed] = field(default_factory=dict)
+
+    @property
+    def correctness(self) -> Groups:
+        """The groups by correctness alone."""
+        return self.parts[CORRECT].groups if self.parts else self
 
     @property
     def count(self) -> int:
@@ -39,8 +58,10 @@ class Groups:
 
     @property
     def binary(self) -> bool:
-        """Whether every known reward is 0 or 1."""
-        return bool(np.isin(self.rewards_R[self.known_R], (0.0, 1.0)).all())
+        """Whether every known reward is 0 or 1, by correctness and nothing else."""
+        rewards = self.rewards_R[self.known_R]
+        alone = np.array_equal(rewards, self.correctness.rewards_R[self.known_R])
+        return alone and bool(np.isin(rewards, (0.0, 1.0)).all())
 
     def range_G(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lowest and highest known reward of each group (G); infinities where none is known."""

@@ -119,7 +119,12 @@ class MethodSettings(Section):
                 "method.overlong.kind=none",
             ),
             (
-                self.baseline.kind == "batch_std" and self.zero_variance.kind == "resample",
+                self.baseline.normalizes_first and self.overlong.kind == "penalty",
+                "the penalty is added to the sum of rewards, and each is compared by itself; set "
+                "method.overlong.kind=none and reward {kind: length} (verifier.rewards)",
+            ),
+            (
+                self.baseline.whole_step and self.zero_variance.kind == "resample",
                 "the deviation is that of the whole step, and resampling drops part of it; set "
                 "method.zero_variance.kind=zero",
             ),
@@ -135,12 +140,9 @@ class MethodSettings(Section):
                 "reverse_kl",
             ),
             (
-                not trains and self.overlong.kind == "mask",
-                "without a policy loss there is nothing to mask; set method.overlong.kind=none",
-            ),
-            (
-                not trains and self.token_mask.kind != "none",
-                "without a policy loss there is no token to mask; set method.token_mask.kind=none",
+                not trains and (self.overlong.kind == "mask" or self.token_mask.kind != "none"),
+                "without a policy loss there is nothing to mask; set method.overlong.kind=none and "
+                "method.token_mask.kind=none",
             ),
             (
                 bilateral and self.token_mask.kind == "clip_cov",

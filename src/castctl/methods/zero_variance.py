@@ -127,8 +127,8 @@ class DropAndResample(_ZeroVariance):
         return self.max_rounds
 
     def keeps_R(self, groups: Groups) -> NDArray[np.bool_]:
-        """Completions (R) of mixed groups whose reward is known."""
-        return groups.known_R & (groups.kind_R == "mixed")
+        """Completions (R) whose reward is known, of groups that correctness alone makes mixed."""
+        return groups.known_R & (groups.correctness.kind_R == "mixed")
 
 
 ZeroVariance = Annotated[

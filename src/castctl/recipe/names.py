@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_origin
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -34,7 +34,10 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "vllm_importance_sampling_clip_min": ("method.correction.low",),
     "vllm_importance_sampling_correction": ("method.correction.kind",),
     "vllm_importance_sampling_mode": ("method.correction.kind", "method.correction.level"),
-    "reward_funcs": ("verifier.function",),
+    "reward_funcs": ("verifier.rewards", "verifier.function"),
+    "reward_weights": ("verifier.rewards (each with its weight)",),
+    "gdpo_reward_keys": ("verifier.rewards",),
+    "gdpo_reward_weights": ("verifier.rewards (each with its weight)",),
     "stop_strings": ("sampling.stop",),
     "stop_sequences": ("sampling.stop",),
     "lr_scheduler_type": ("optimizer.schedule",),
@@ -179,7 +182,8 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def sections_in(field: FieldInfo) -> list[type[BaseModel]]:
-    """The section that a field holds, or each that its union allows."""
-    inner = () if get_origin(field.annotation) is tuple else get_args(field.annotation)
-    candidates = (field.annotation, *inner)
+    """The section that a field holds, each that its union allows, or each that its list may."""
+    candidates = [field.annotation]
+    for each in candidates:
+        candidates += get_args(each)
     return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

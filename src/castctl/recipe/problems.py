@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,21 +40,18 @@ def problems(section: type[BaseModel], error: ValidationError) -> str:
 
 
 def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
-    if (element := _element_at(section, problem["loc"])) is not None:
-        kind, at = element
-        place = ".".join(map(str, problem["loc"][: at + 1]))
-        rest: ErrorDetails = {**problem, "loc": problem["loc"][at + 1 :]}
-        return [f"{place}: {told}" for told in _problems(kind, rest)]
-    keys = _key(section, problem["loc"])
+    place = _place(section, problem["loc"])
+    keys = ".".join(map(str, place))
+    named = [part for part in place if isinstance(part, str)]  # a place in a list has no key
     if problem["type"] == "extra_forbidden":
-        return _unknown(section, keys, problem["input"])
+        return _unknown(section, ".".join(named), problem["input"])
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        field = _field_at(section, keys.split("."))
+        field = _field_at(section, named)
         inner = sections_in(field) if field else []
         here = [kind for each in inner for kind in kinds_of(each)]
         return [f"{keys}.kind must say which: {', '.join(here)}"]
     if problem["type"] in ("model_type", "model_attributes_type"):
-        field = _field_at(section, keys.split("."))
+        field = _field_at(section, named)
         inner = sections_in(field) if field else []
         first = next((key for each in inner for key in each.model_fields), "KEY")
         mapping = f"{{{first}: {_shown(problem['input'])}}}"
@@ -65,19 +62,6 @@ def _problems(section: type[BaseModel], problem: ErrorDetails) -> list[str]:
         got = f", got {shown}" if shown else ""
         return [f"{keys}: {message[0].lower() + message[1:]}{got}"]
     return [f"{keys + ': ' if keys else ''}{message}"]
-
-
-def _element_at(
-    section: type[BaseModel], place: tuple[int | str, ...]
-) -> tuple[type[BaseModel], int] | None:
-    """The section that each of a list of settings is, and where in a `place` its number stands;
-    None for a place in no such list."""
-    numbers = [at for at, part in enumerate(place) if isinstance(part, int) and at + 1 < len(place)]
-    if not numbers:
-        return None
-    field = _field_at(section, [str(part) for part in place[: numbers[0]]])
-    kind = next(iter(get_args(field.annotation)), None) if field else None
-    return (kind, numbers[0]) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _shown(value: Any) -> str:
@@ -121,19 +105,21 @@ def choice(meant: Sequence[str]) -> str:
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _key(section: type[BaseModel], location: Sequence[str | int]) -> str:
-    """The dotted key of a location. There the kind that was chosen follows its slot, and is no key
-    of the recipe."""
-    keys: list[str] = []
+def _place(section: type[BaseModel], location: Sequence[str | int]) -> list[str | int]:
+    """The keys of a location, and places in lists. There the kind that was chosen follows its slot
+    or its place, and is no key of the recipe."""
+    place: list[str | int] = []
     kind_follows = False
     for part in location:
-        if kind_follows:
+        if isinstance(part, int):
+            place.append(part)
+        elif kind_follows:
             kind_follows = False
-            continue
-        keys.append(str(part))
-        field = _field_at(section, keys)
-        kind_follows = field is not None and bool(field.discriminator)
-    return ".".join(keys)
+        else:
+            place.append(part)
+            field = _field_at(section, [key for key in place if isinstance(key, str)])
+            kind_follows = field is not None and len(sections_in(field)) > 1
+    return place
 
 
 def _field_at(section: type[BaseModel], keys: Sequence[str]) -> FieldInfo | None:

@@ -130,6 +130,12 @@ class Recipe(Section):
                 f"batch, and train.epochs x train.minibatches gives {updates}; set both to 1 or "
                 "method.distillation.tokens=full"
             )
+        if self.method.binary_rewards and self.verifier.mixes:
+            raise ValueError(
+                f"{self.method.name} tells right from wrong by rewards of 0 and 1, and "
+                "verifier.rewards add up to others; give every reward but correct weight 0, and "
+                "correct weight 1, or take another method, such as grpo"
+            )
         if self.method.teacher.skip_tokens >= self.sampling.max_tokens:
             raise ValueError(
                 f"method.teacher.skip_tokens={self.method.teacher.skip_tokens} leaves out every "
@@ -221,6 +227,11 @@ class Recipe(Section):
             warnings.append(
                 f"the warm-up of {warmup} optimizer steps is as long as the run's "
                 f"{updates} optimizer steps: optimizer.lr is never reached"
+            )
+        if self.method.baseline.normalizes_first and not self.verifier.adds_up:
+            warnings.append(
+                "method.baseline.multi_objective_aggregation=normalize_then_sum only divides a "
+                "single reward's advantages by their deviation in the step: set verifier.rewards"
             )
         if self.model.adapts and "lr" not in self.optimizer.model_fields_set:
             warnings.append(

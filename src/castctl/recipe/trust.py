@@ -12,19 +12,24 @@ from castctl.errors import UserError
 from castctl.settings import Section
 
 if TYPE_CHECKING:
-    from castctl.recipe.recipe import Recipe, VerifierSettings
+    from castctl.recipe.recipe import Recipe
+    from castctl.recipe.verifier import VerifierSettings
 
 REMOTE_CODE = "model.trust_remote_code"
 FUNCTION = "verifier.function"
-"""The two settings that run code; each one's section is a `CodeSection`."""
+REWARDS = "verifier.rewards"
+"""The settings that run code; each one's section is a `CodeSection`."""
+
+VERIFIER_CODE = (FUNCTION, REWARDS)
+"""Those of the verifier, trusted together."""
 
 TASK_FUNCTION = "eval.task.verifier.function"
 """The verifier that a task's file names: nobody types it, so --trust-verifier alone trusts it."""
 
-VERIFIERS = {FUNCTION, TASK_FUNCTION}
+VERIFIERS = {*VERIFIER_CODE, TASK_FUNCTION}
 """What --trust-verifier trusts."""
 
-FLAGS = {REMOTE_CODE: "--trust-remote-code", FUNCTION: "--trust-verifier"}
+FLAGS = {REMOTE_CODE: "--trust-remote-code", **dict.fromkeys(VERIFIER_CODE, "--trust-verifier")}
 """The option by which each is trusted as a file has it."""
 
 
@@ -57,6 +62,8 @@ def runs_code(recipe: Recipe) -> dict[str, str]:
         found[REMOTE_CODE] = f"Python code that comes with {' and '.join(models)}"
     if recipe.verifier.function:
         found[FUNCTION] = _place(recipe.verifier.function)
+    if functions := recipe.verifier.functions:
+        found[REWARDS] = " and ".join(map(_place, functions.values()))
     return found
 
 
@@ -67,21 +74,31 @@ def trusted_code(recipe: Recipe) -> set[str]:
 
 
 def trusting(recipe: Recipe, keys: Collection[str]) -> Recipe:
-    """The recipe with the settings among `keys` trusted, and no others."""
-    sections: dict[str, CodeSection] = {
-        key.partition(".")[0]: _section(recipe, key).with_trust(key in keys)
-        for key in runs_code(recipe)
-    }
+    """The recipe with the settings among `keys` trusted, and no others; a section of which all that
+    runs code is among them."""
+    sections: dict[str, CodeSection] = {}
+    for key in runs_code(recipe):
+        name = key.partition(".")[0]
+        also = name not in sections or sections[name].trusted
+        sections[name] = _section(recipe, key).with_trust(key in keys and also)
     sections["eval"] = recipe.eval.with_trust(TASK_FUNCTION in keys)
     return recipe.model_copy(update=sections)
 
 
 def require_trust(settings: VerifierSettings) -> None:
     """Raise `UserError` where the verifier is code that a file alone asks for."""
-    if settings.function and not settings.trusted:
+    if settings.trusted:
+        return
+    if settings.function:
         raise UserError(
             f"the recipe grades with code of its own, {_place(settings.function)} ({FUNCTION}); "
             f"read it, then add {FLAGS[FUNCTION]}, or grade without it: --set {FUNCTION}=null"
+        )
+    if settings.functions:
+        places = " and ".join(map(_place, settings.functions.values()))
+        raise UserError(
+            f"the recipe rewards with code of its own, {places} ({REWARDS}); read it, then add "
+            f"{FLAGS[REWARDS]}, or reward without it: --set '{REWARDS}=[{{kind: correct}}]'"
         )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections import Counter
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from castctl.methods.groups import CORRECT
+from castctl.recipe.rewards import BoxedReward, CorrectReward, CustomReward, Reward, Share
 from castctl.recipe.trust import CodeSection
 from castctl.settings import Processes, Section
 
-Share = Annotated[float, Field(ge=0, le=1)]
+ALONE: tuple[Reward, ...] = (CorrectReward(),)
+"""Correctness and nothing else."""
 
 
 class Workers(Section):
@@ -22,7 +26,8 @@ class Workers(Section):
     memory_gb: float = Field(2.0, gt=0, le=10_000)
     """Address space of a worker, in GiB."""
     max_error_share: Share = 0.05
-    """Stop the stage when more than this share of the verdicts is `error` (ours)."""
+    """Stop the stage when more than this share of a step's verdicts is `error`; each of several
+    ranks or shards counts its own (ours)."""
 
 
 class Grading(CodeSection):
@@ -50,3 +55,61 @@ class Grading(CodeSection):
 
 class VerifierSettings(Workers, Grading):
     """What a completion is worth, and who finds out."""
+
+    rewards: tuple[Reward, ...] = ALONE
+    """What is added up, each with its weight, as TRL's `reward_funcs` and `reward_weights`."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards_are_listed(cls, rewards: Any) -> Any:
+        if not isinstance(rewards, list | tuple):
+            raise ValueError(
+                "write a list, such as [{kind: correct, weight: 1}, {kind: boxed, weight: 0.1}]"
+            )
+        return rewards
+
+    @field_validator("rewards")
+    @classmethod
+    def _names_differ(cls, rewards: tuple[Reward, ...]) -> tuple[Reward, ...]:
+        counts = Counter(reward.name for reward in rewards)
+        if CORRECT not in counts:
+            raise ValueError(
+                "{kind: correct} must be among them, as verdicts come from it; give it weight 0 to "
+                "leave it out of the sum"
+            )
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"{name} is there {count} times; name each once")
+        return rewards
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the reward is more than correctness alone: a sum, with a column for each."""
+        return self.rewards != ALONE
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the sum is anything but correctness, which weighs 1."""
+        return any(each.weight != (each.name == CORRECT) for each in self.rewards)
+
+    @property
+    def boxed_within_last(self) -> float | None:
+        """The share of the tokens within which the reward `boxed` wants its box; None is any."""
+        shares = (each.within_last for each in self.rewards if isinstance(each, BoxedReward))
+        return next(shares, None)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward by its name, where they are added up; else nothing."""
+        return {each.name: each.weight for each in self.rewards} if self.adds_up else {}
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The user's functions among the rewards, by the reward's name."""
+        own = (each for each in self.rewards if isinstance(each, CustomReward))
+        return {each.name: each.function for each in own}
+
+    @property
+    def correctness(self) -> Self:
+        """The same verifier, with correctness for the whole reward: evaluations judge so."""
+        return self.model_copy(update={"rewards": ALONE})

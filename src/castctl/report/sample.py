@@ -57,6 +57,9 @@ def _head(view: SampleView) -> Group:
             else f"none to show, ended by {line(view.finish_reason)}",
         ),
     ]
+    if view.rewards:
+        told = (f"{name.replace('_', ' ')} {number(value)}" for name, value in view.rewards.items())
+        facts.append(("rewards", ", ".join(told)))
     if view.group_kind is not None:
         kind = view.group_kind.replace("_", " ")
         facts.append(("group", f"{kind}, base advantage {number(view.base)}"))

@@ -23,8 +23,9 @@ from castctl.data.templates import PromptTemplate
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.data import Rows
-from castctl.recipe.recipe import DataSettings, Recipe, VerifierSettings
+from castctl.recipe.recipe import DataSettings, Recipe
 from castctl.recipe.split import HELD_OUT, holds_out, require_data
+from castctl.recipe.verifier import VerifierSettings
 from castctl.runs.run import Run
 from castctl.shards.part import Metadata, write_table
 from castctl.shards.stage import StepFolder, describe_difference

@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from castctl.methods.groups import CORRECT
 from castctl.ragged import offsets_of
+from castctl.shards.schema import REWARD, reward_weights
 
 
 def ragged_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:
@@ -33,6 +35,19 @@ def nullable_floats(
     flat = np.full(offsets[-1], np.nan)
     flat[np.repeat(present, lengths)] = column.flatten().to_numpy(zero_copy_only=False)
     return flat
+
+
+def correctness(rewards: pa.Table) -> NDArray[np.float64]:
+    """The reward of each completion (R) by correctness alone, whatever else was rewarded; NaN where
+    it is not known."""
+    name = REWARD + CORRECT if reward_weights(rewards.schema) else "reward"
+    return reward_values(rewards, name)
+
+
+def reward_values(rewards: pa.Table, name: str = "reward") -> NDArray[np.float64]:
+    """A column of rewards (R); NaN where one is not known."""
+    values: NDArray[np.float64] = rewards[name].to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
 
 
 def list_column(

@@ -10,7 +10,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from castctl.errors import UserError, one_line
-from castctl.shards.schema import KEYS, SCHEMAS, TOKEN_LISTS
+from castctl.methods.groups import CORRECT
+from castctl.shards.schema import (
+    KEYS,
+    REWARD,
+    SCHEMAS,
+    TOKEN_LISTS,
+    reward_weights,
+    schema_of,
+)
 
 
 def conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
@@ -20,10 +28,11 @@ def conform(path: Path, stage: str, table: pa.Table) -> pa.Table:
     fit, a column or a key that repeats, lists of different lengths in a row, a reward that is no
     number, an answer's span that is none.
     """
-    table = pa.table(
-        [conform_column(path, stage, table, field.name) for field in SCHEMAS[stage]],
-        schema=SCHEMAS[stage],
-    )
+    try:
+        schema = schema_of(stage, table.schema)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; make the part again, or mend it") from None
+    table = pa.table([_conform(path, stage, table, field) for field in schema], schema=schema)
     keys = table.select(KEYS[stage])
     if keys.group_by(KEYS[stage]).aggregate([]).num_rows != keys.num_rows:
         raise UserError(f"{path}: {' and '.join(KEYS[stage])} must be unique, but a key repeats")
@@ -61,7 +70,13 @@ def conform_column(
     path: Path, stage: str, table: pa.Table, name: str
 ) -> pa.ChunkedArray | pa.Array:
     """One column of `stage`, as `conform` brings it to its type."""
-    field = SCHEMAS[stage].field(name)
+    return _conform(path, stage, table, SCHEMAS[stage].field(name))
+
+
+def _conform(
+    path: Path, stage: str, table: pa.Table, field: pa.Field
+) -> pa.ChunkedArray | pa.Array:
+    name = field.name
     refuse_repeated(path, table.column_names, name)
     if name not in table.column_names:
         if not field.nullable:
@@ -98,9 +113,35 @@ def _wrong_values(stage: str, table: pa.Table) -> str | None:
     rewards = table["reward"].drop_null()
     if not pc.all(pc.is_finite(rewards), min_count=0).as_py():
         return "a reward is neither finite nor null"
+    if wrong := _wrong_sum(table):
+        return wrong
     start, end = table["answer_start"], table["answer_end"]
     spans = pc.and_(pc.greater_equal(start, 0), pc.greater_equal(end, start))
     lone = pc.not_equal(start.is_valid(), end.is_valid())
     if pc.any(lone, min_count=0).as_py() or not pc.all(spans, min_count=0).as_py():
         return "answer_start and answer_end are no span of tokens"
     return None
+
+
+def _wrong_sum(table: pa.Table) -> str | None:
+    """What is wrong where `reward` is not the weighted sum of several, by float32."""
+    weights = reward_weights(table.schema)
+    if not weights:
+        return None
+    if CORRECT not in weights:
+        return f"there are several rewards, and no {REWARD}{CORRECT} among them"
+    total_R = table["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    terms = [
+        weight * table[REWARD + name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for name, weight in weights.items()
+    ]
+    if any((np.isnan(term) != np.isnan(total_R)).any() for term in terms):
+        return "a reward of several is null where their sum is not, or the other way round"
+    known = ~np.isnan(total_R)
+    off_R = np.abs(total_R - np.sum(terms, axis=0))[known]
+    size_R = np.sum(np.abs(terms), axis=0)[known]
+    return (
+        "reward is not the weighted sum of the others"
+        if (off_R > 1e-6 * size_R + 1e-30).any()
+        else None
+    )

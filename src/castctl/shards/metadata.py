@@ -138,6 +138,11 @@ def _of_today(metadata: Metadata) -> Metadata:
     if "importance_cap" in settings and "correction" not in settings:
         settings = dict(settings)
         settings |= {"correction": of_cap(settings.pop("importance_cap"))}
+    baseline = settings.get("baseline")
+    kinds = ("mean_std", "mean", "leave_one_out", "maxrl")
+    if isinstance(baseline, dict) and baseline.get("kind") in kinds:
+        added_first = {"multi_objective_aggregation": "sum_then_normalize"}
+        settings = settings | {"baseline": added_first | baseline}
     if "correction" in settings and "token_mask" not in settings:  # every token counted
         settings = settings | {"token_mask": {"kind": "none"}}
     if "settings" in metadata:

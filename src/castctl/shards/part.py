@@ -23,7 +23,7 @@ from castctl.files import read_text, regular
 from castctl.shards.contract import conform, conform_column, refuse_repeated
 from castctl.shards.drafts import drafted_file
 from castctl.shards.metadata import METADATA_KEY, Metadata, parse_metadata
-from castctl.shards.schema import SCHEMAS, VERSION
+from castctl.shards.schema import SCHEMAS, VERSION, schema_of
 from castctl.shards.seal import is_whole, sealed
 
 MAY_BE_ABSENT = ("earlier", "token_count", "teacher_peer")
@@ -42,7 +42,7 @@ class Part:
 def write_part(path: Path, stage: str, table: pa.Table, metadata: Metadata) -> None:
     """Write a part atomically, cast to the stage's schema; nullable columns that the table has not
     are nulls."""
-    schema = SCHEMAS[stage]
+    schema = schema_of(stage, table.schema)
     for field in schema:
         if field.nullable and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 
 VERSION = 1
@@ -63,6 +65,10 @@ REWARDS = pa.schema(
     ]
 )
 
+REWARD = "reward_"
+"""Begins the columns of several rewards, which `reward` is the weighted sum of."""
+_WEIGHT = b"weight"
+
 TOKEN_SIGNALS = (
     "policy_logprobs",
     "teacher_logprobs",
@@ -117,3 +123,35 @@ TOKEN_LISTS = {
 KEYS = {
     stage: ["prompt_id"] if stage == "prompts" else ["prompt_id", "sample"] for stage in SCHEMAS
 }
+
+
+def reward_field(name: str, weight: float) -> pa.Field:
+    """The column of one reward of several; its metadata say its weight."""
+    return pa.field(REWARD + name, pa.float32(), metadata={_WEIGHT: repr(weight).encode()})
+
+
+def reward_weights(schema: pa.Schema) -> dict[str, float]:
+    """The weight of each of several rewards, by its name; nothing where there is but one.
+
+    Raises `ValueError` for a weight that is no finite number.
+    """
+    weights = {}
+    for field in schema:
+        raw = (field.metadata or {}).get(_WEIGHT)
+        if raw is None or not field.name.startswith(REWARD):
+            continue
+        weight = float(raw)
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {field.name} is {weight}")
+        weights[field.name.removeprefix(REWARD)] = weight
+    return weights
+
+
+def schema_of(stage: str, found: pa.Schema) -> pa.Schema:
+    """The columns of a stage's part; of rewards each of several too, as `found` in a file. Raises
+    `ValueError` as `reward_weights` does."""
+    schema = SCHEMAS[stage]
+    if stage == "rewards":
+        for name, weight in reward_weights(found).items():
+            schema = schema.append(reward_field(name, weight))
+    return schema

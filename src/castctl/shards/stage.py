@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ WHOLE = Shard()
 
 IN_COMMON = {
     "rollouts": ("model", "engine", "temperature", "sampling", "seed", "templates"),
+    "rewards": ("verifier",),
     "advantages": ("whole_step",),
 }
 """What the metadata of all parts of a stage must agree on within a step."""
@@ -111,7 +112,7 @@ class StepFolder:
     def table(self, stage: str) -> pa.Table:
         """Every part of a stage, one after the other; `UserError` where there are none."""
         parts = self.require_parts(stage, "run the stage that makes them first")
-        return pa.concat_tables([self.read(stage, part).table for part in parts])
+        return joined([self.read(stage, part) for part in parts])
 
     def rows(self, stage: str, parts: Iterable[int]) -> int:
         """How many rows these parts hold, by their headers."""
@@ -212,6 +213,18 @@ class StepFolder:
             "inputs": {name: content_hash(table) for name, table in inputs.items()},
             **provenance,
         }
+
+
+def joined(parts: Sequence[Part]) -> pa.Table:
+    """Parts of one stage, one after the other; `UserError` where they are of other rewards."""
+    first, *others = parts
+    for other in others:
+        if not other.table.schema.equals(first.table.schema, check_metadata=True):
+            raise UserError(
+                f"{other.path} and {first.path.name} are of other rewards or other weights; score "
+                "again with --overwrite"
+            )
+    return pa.concat_tables([part.table for part in parts])
 
 
 def _made_otherwise(path: Path, there: Metadata, now: Metadata, keys: Iterable[str]) -> UserError:

@@ -19,10 +19,15 @@ from castctl.methods.method import Shaping
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
 from castctl.ragged import spread
-from castctl.shards.columns import completion_lengths, nullable_floats, ragged_column
+from castctl.shards.columns import (
+    completion_lengths,
+    nullable_floats,
+    ragged_column,
+    reward_values,
+)
 from castctl.shards.part import read_metadata
-from castctl.shards.schema import PEER
-from castctl.shards.stage import StepFolder, check_aligned
+from castctl.shards.schema import PEER, REWARD, reward_weights
+from castctl.shards.stage import StepFolder, check_aligned, joined
 from castctl.stages.shape import reward_groups
 from castctl.stages.signals import signals_of
 
@@ -59,11 +64,12 @@ def measure_rollouts(table: pa.Table) -> Measures:
 
 
 def measure_rewards(table: pa.Table) -> Measures:
-    """Mean reward and the share of each verdict."""
-    rewards = table["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    """Mean reward, that of each of several, and the share of each verdict."""
+    names = ("reward", *(REWARD + name for name in reward_weights(table.schema)))
+    rewards = {name: reward_values(table, name) for name in names}
     verdicts = np.array(table["verdict"].to_pylist())
     return {
-        "reward_mean": _mean(rewards[~np.isnan(rewards)]),
+        **{f"{name}_mean": _mean(known[~np.isnan(known)]) for name, known in rewards.items()},
         **{f"verdict_{name}": _mean(verdicts == name) for name in VERDICTS},
     }
 
@@ -234,7 +240,7 @@ def _tables(folder: StepFolder) -> dict[str, pa.Table]:
                     check_aligned(first, [(stage, second)], base)
             except UserError:
                 del parts[max(base, stage, key=STAGES.index)]
-    return {stage: pa.concat_tables(p.table for p in made) for stage, made in parts.items()}
+    return {stage: joined(made) for stage, made in parts.items()}
 
 
 def slots_of(folder: StepFolder) -> Slots:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
 from castctl.methods.advantages import Ending, compute_advantages
-from castctl.methods.groups import Groups, group_rewards
+from castctl.methods.groups import Groups, Weighed, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import offsets_of
-from castctl.shards.columns import list_column
+from castctl.shards.columns import list_column, reward_values
 from castctl.shards.part import Metadata, Part, content_hash
-from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, mark_foreign
+from castctl.shards.schema import REWARD, reward_weights
+from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, joined, mark_foreign
 from castctl.stages.draws import token_draws
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
@@ -74,6 +75,7 @@ def shape_step(
             f"finish `castctl score --run {folder.path}`"
         )
     folder.refuse_mixed("rollouts")
+    folder.refuse_mixed("rewards")
     owned = [part for part in parts if shard.owns(part)]
     at = _At(Moment(folder.step, folder.total_steps), longest, seed)
     step = _WholeStep(folder, parts, method, at) if method.whole_step else None
@@ -186,9 +188,7 @@ def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
     if not inputs:
         return {}
     return {
-        stage: replace(
-            inputs[0][stage], table=pa.concat_tables([part[stage].table for part in inputs])
-        )
+        stage: replace(inputs[0][stage], table=joined([part[stage] for part in inputs]))
         for stage in inputs[0]
         if all(stage in part for part in inputs)
     }
@@ -257,10 +257,14 @@ def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
 
 
 def reward_groups(rewards: pa.Table) -> Groups:
-    """The groups of a rewards table; a null reward is not known."""
-    values = rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    correct = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
-    return group_rewards(values, group_numbers(rewards["prompt_id"]), correct)
+    """The groups of a rewards table, of several rewards with each; a null reward is not known."""
+    of_row = group_numbers(rewards["prompt_id"])
+    right_R = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
+    parts = {
+        name: Weighed(weight, group_rewards(reward_values(rewards, REWARD + name), of_row, right_R))
+        for name, weight in reward_weights(rewards.schema).items()
+    }
+    return replace(group_rewards(reward_values(rewards), of_row, right_R), parts=parts)
 
 
 def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:

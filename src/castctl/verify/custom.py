@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +12,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from castctl.errors import UserError, one_line
-from castctl.recipe.trust import whole_path
+from castctl.recipe.trust import FUNCTION, whole_path
 
 Verifier = Callable[[str, str, str | None], bool | float]
+
+LARGEST = 3.4e38
+"""What a reward may be: float32 holds no more."""
 
 _GROUP = "castctl.verifiers"
 
@@ -25,19 +27,21 @@ class CustomVerifier:
     """A loaded verifier `function(problem, completion, answer) -> bool | float`.
 
     Travels to a worker as its name and is loaded again on arrival, before the clock of
-    the call starts. Calling it gives the reward as a finite float.
+    the call starts. Calling it gives the reward as a float.
 
     Raises:
         UserError: as `load_verifier` does.
     """
 
     spec: str
+    setting: str = FUNCTION
+    """The setting that names it."""
 
     def __post_init__(self) -> None:
         path, colon, name = self.spec.rpartition(":")
         if colon:  # a worker may start in another folder
             self.spec = f"{whole_path(path)}:{name}"
-        load_verifier(self.spec)
+        load_verifier(self.spec, self.setting)
 
     @property
     def version(self) -> str:
@@ -49,41 +53,40 @@ class CustomVerifier:
         [found, *_] = entry_points(group=_GROUP, name=self.spec)
         return self.spec if found.dist is None else f"{self.spec} {found.dist.version}"
 
-    def __reduce__(self) -> tuple[type[CustomVerifier], tuple[str]]:
-        return CustomVerifier, (self.spec,)
+    def __reduce__(self) -> tuple[type[CustomVerifier], tuple[str, str]]:
+        return CustomVerifier, (self.spec, self.setting)
 
     def __call__(self, problem: str, completion: str, answer: str | None) -> float:
-        reward = float(load_verifier(self.spec)(problem, completion, answer))
-        if not math.isfinite(reward):
+        reward = float(load_verifier(self.spec, self.setting)(problem, completion, answer))
+        if not abs(reward) <= LARGEST:
             raise ValueError(f"the verifier returned {reward}, which is no reward")
         return reward
 
 
 @cache
-def load_verifier(spec: str) -> Verifier:
-    """The function that `path/to/file.py:function` or an entry point's name stands for.
+def load_verifier(spec: str, setting: str = FUNCTION) -> Verifier:
+    """The function that `path/to/file.py:function` or an entry point's name stands for, as the
+    `setting` has it.
 
     Raises:
         UserError: it cannot be found or loaded, or does not take the three arguments.
     """
-    function = _from_file(spec) if ":" in spec else _from_entry_point(spec)
+    function = _from_file(spec, setting) if ":" in spec else _from_entry_point(spec, setting)
     if not callable(function):
-        raise UserError(f"verifier.function: {spec} is not a function")
+        raise UserError(f"{setting}: {spec} is not a function")
     try:
         inspect.signature(function).bind("problem", "completion", "answer")
     except TypeError as error:
         raise UserError(
-            f"verifier.function: {spec} must take (problem, completion, answer): {error}"
+            f"{setting}: {spec} must take (problem, completion, answer): {error}"
         ) from None
     return function
 
 
-def _from_file(spec: str) -> object:
+def _from_file(spec: str, setting: str) -> object:
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        raise UserError(
-            f"verifier.function: there is no Python file {path!r}; write file.py:function"
-        )
+        raise UserError(f"{setting}: there is no Python file {path!r}; write file.py:function")
     module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert module_spec and module_spec.loader  # always, for a name that ends in .py
     module = importlib.util.module_from_spec(module_spec)
@@ -91,25 +94,25 @@ def _from_file(spec: str) -> object:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(
-            f"verifier.function: {path} does not load: {one_line(error, named=True)}"
+            f"{setting}: {path} does not load: {one_line(error, named=True)}"
         ) from error
     if not hasattr(module, name):
-        raise UserError(f"verifier.function: {path} has no function {name!r}")
+        raise UserError(f"{setting}: {path} has no function {name!r}")
     return getattr(module, name)
 
 
-def _from_entry_point(name: str) -> object:
+def _from_entry_point(name: str, setting: str) -> object:
     if name.endswith(".py"):
-        raise UserError(f"verifier.function: name the function too, as in {name}:FUNCTION")
+        raise UserError(f"{setting}: name the function too, as in {name}:FUNCTION")
     found = entry_points(group=_GROUP, name=name)
     if not found:
         raise UserError(
-            f"verifier.function: no installed package has an entry point {name!r} in the group "
+            f"{setting}: no installed package has an entry point {name!r} in the group "
             f"{_GROUP}; install it or write file.py:function"
         )
     try:
         return next(iter(found)).load()
     except Exception as error:
         raise UserError(
-            f"verifier.function: {name} does not load: {one_line(error, named=True)}"
+            f"{setting}: {name} does not load: {one_line(error, named=True)}"
         ) from error

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from castctl.progress import Progress
-from castctl.recipe.recipe import VerifierSettings
+from castctl.recipe.verifier import VerifierSettings
 from castctl.verify.boxed import is_sentence, last_boxed
 from castctl.verify.grader import self_verifies
 from castctl.verify.pool import CheckPool

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from castctl.errors import UserError
-from castctl.recipe.trust import require_trust
+from castctl.recipe.trust import REWARDS, require_trust
 from castctl.verify.boxed import Boxed, last_boxed
 from castctl.verify.custom import CustomVerifier
 from castctl.verify.grader import RULES, grade
@@ -20,7 +20,7 @@ from castctl.verify.visible import visible
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
-    from castctl.recipe.recipe import VerifierSettings
+    from castctl.recipe.verifier import VerifierSettings
 
 MOST_CHARACTERS = 10**7
 """Longest completion that is judged, several times the longest context of a model."""
@@ -41,6 +41,10 @@ class Row(NamedTuple):
     last_from: int | None = None
     """Where the last share of its tokens begins in the completion, in characters, of
     `box_within_last`; None where nobody counted tokens."""
+    boxed_from: int | None = None
+    """The same of the reward `boxed`; None where it has no such share."""
+    tokens: int | None = None
+    """How long the completion is; None where nobody counted tokens."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,37 @@ def grader_name(settings: VerifierSettings) -> str:
     return name if least == 1 else f"{name}, correct from {least:g}"
 
 
+def made_by(settings: VerifierSettings) -> dict[str, Any]:
+    """What decides rewards, for the record of a part: the verifier, and the grader that it is; of
+    several rewards each, and the version of a function of the user's."""
+    verifier = settings.model_dump(mode="json", exclude={"workers", "max_error_share", "rewards"})
+    if settings.adds_up:
+        own = own_rewards(settings)
+        verifier["rewards"] = [
+            each.model_dump(mode="json")
+            | ({"version": own[each.name].version} if each.name in own else {})
+            for each in settings.rewards
+        ]
+    return {"verifier": verifier, "grader": grader_name(settings)}
+
+
 def _custom(settings: VerifierSettings) -> CustomVerifier | None:
-    """The user's own verifier: the one place where its code is let in."""
+    """The user's own verifier: here and below alone the user's code is let in."""
     require_trust(settings)
     return CustomVerifier(settings.function) if settings.function else None
+
+
+def own_rewards(settings: VerifierSettings) -> dict[str, CustomVerifier]:
+    """The user's functions among the rewards, by name."""
+    require_trust(settings)
+    return {name: CustomVerifier(spec, REWARDS) for name, spec in settings.functions.items()}
 
 
 def judging_pool(settings: VerifierSettings) -> CheckPool:
     """A pool to judge with; `UserError` now, not after hours, where the verifier does not load or
     is not trusted."""
     _custom(settings)
+    own_rewards(settings)
     return CheckPool(settings)
 
 
@@ -179,8 +204,12 @@ def _is_early(row: Row, box: Boxed) -> bool:
             "verifier.box_within_last counts tokens, and these completions are text alone; leave "
             "it out (--set verifier.box_within_last=null)"
         )
-    begins = max(row.completion.rfind(name, 0, box.start) for name in ("\\boxed", "\\fbox"))
-    return begins < row.last_from
+    return box_begins(row, box.start) < row.last_from
+
+
+def box_begins(row: Row, start: int) -> int:
+    """Where the box begins whose content starts at `start`, in characters."""
+    return max(row.completion.rfind(name, 0, start) for name in ("\\boxed", "\\fbox"))
 
 
 def reward_verdict(reward: float, settings: VerifierSettings) -> Verdict:

@@ -20,7 +20,7 @@ from castctl.verify.process import Bounds, WorkerProcess
 from castctl.verify.worker import Call, Outcome
 
 if TYPE_CHECKING:
-    from castctl.recipe.recipe import VerifierSettings
+    from castctl.recipe.verifier import VerifierSettings
 
 Key = tuple[Callable[..., Any], bytes]
 

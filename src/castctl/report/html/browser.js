@@ -100,6 +100,7 @@
       span: header.spans[row - first],
       text: header.completions[row - first],
       extracted: header.extracted[row - first],
+      rewards: header.rewards[row - first],
       finish: header.finish[row - first],
       asked: header.groups[index.group[row]],
     };
@@ -340,6 +341,8 @@
       make("dl", { class: "facts" },
         fact("Verdict", words(index.verdict[row] ?? "not judged")),
         fact("Reward", numberText(index.reward[row], false)),
+        ...Object.entries(completion.rewards).map(([name, value]) =>
+          fact(`Reward ${name.replaceAll("_", " ")}`, numberText(value, false))),
         fact("Extracted", completion.extracted ?? "nothing"),
         fact("Reference", asked.answer ?? "not known"),
         fact("Group", words(index.kind[row])),

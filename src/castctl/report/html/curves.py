@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from castctl.report.axes import alone, step_axis
 from castctl.report.colors import (
     BLUE,
+    COLORS,
     GREEN,
     GREY,
     GROUPS,
@@ -26,6 +28,7 @@ from castctl.report.document import Picture, Sheet
 from castctl.report.marks import counted, finite, percent
 from castctl.report.tables import is_share, measure_text
 from castctl.stages.evaluate.results import Result
+from castctl.stages.train.metrics import several_rewards
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +71,9 @@ def curve_pictures(rows: Rows, evaluations: Sequence[Result] = ()) -> list[Pictu
     """The plots that the measures of the steps allow; none of a single step."""
     if len(rows) < 2:
         return []
-    pictures = [_line(rows, "reward")] if _known(rows, "reward_mean") else []
+    names = several_rewards(rows)
+    each = dict(zip(names, zip(names.values(), itertools.cycle(COLORS)), strict=False))
+    pictures = [_line(rows, "reward", each)] if _known(rows, "reward_mean") else []
     if evaluations:
         first, last = (percent(evaluations[at]["avg"]["mean"]) for at in (0, -1))
         words = f"Accuracy on {evaluations[0]['task']} goes from {first} to {last}."
@@ -91,17 +96,18 @@ def curve_pictures(rows: Rows, evaluations: Sequence[Result] = ()) -> list[Pictu
     return pictures
 
 
-def _line(rows: Rows, name: str) -> Picture:
-    """A plot of `LINES` with those of its measures that are known."""
+def _line(rows: Rows, name: str, more: Mapping[str, tuple[str, str]] | None = None) -> Picture:
+    """A plot of `LINES` with those of its measures, and of `more`, that are known."""
     title, unit, lines = LINES[name]
-    there = {key: line for key, line in lines.items() if _known(rows, key)}
+    there = {key: line for key, line in {**lines, **(more or {})}.items() if _known(rows, key)}
     words = " ".join(_course(f"{title}, {label}", rows, key) for key, (label, _) in there.items())
     return Picture(f"curve-{name}", title, words, partial(_draw_lines, rows, there, unit))
 
 
 def measures_sheet(rows: Rows) -> Sheet:
     """The numbers behind the curves, a row a step."""
-    wanted = ["reward_mean", "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
+    wanted = ["reward_mean", *several_rewards(rows),
+              "groups_mixed", "length_mean", "entropy_mean", "gap_rms",
               "flipped_share", "flipped_down_share", "flipped_up_share", "loss", "grad_norm",
               "clip_share", "kl_old_new", "kl_reference", "sampler_kl", "correction_masked_share",
               "correction_capped_share", "correction_effective_share", "eval_mean",

@@ -20,7 +20,7 @@ from castctl.report.html.choice import Chosen, choose, cut_rows
 from castctl.report.html.reading import QUANTITIES, read_chosen, token_values
 from castctl.report.marks import LONGEST_LINE
 from castctl.shards.columns import ragged_column
-from castctl.shards.schema import PEER
+from castctl.shards.schema import PEER, REWARD, reward_weights
 from castctl.shards.stage import StepFolder
 
 LIMIT = 10_000
@@ -177,6 +177,7 @@ class _Collector:
             "groups": {numbers[id]: self._asked(tables, row) for id, row in first.items()},
             "finish": [_shown(reason) for reason in rollouts["finish_reason"].to_pylist()],
             "extracted": [_shown(t) for t in _column(tables, "rewards", "extracted")],
+            "rewards": _several(tables),
             "spans": [None if None in span else span for span in spans],
             "completions": [_shown(text) for text in untold],
         }
@@ -222,6 +223,16 @@ class _Collector:
 def _column(tables: dict[str, pa.Table], stage: str, name: str) -> list[Any]:
     rows = tables["rollouts"].num_rows
     return tables[stage][name].to_pylist() if stage in tables else [None] * rows
+
+
+def _several(tables: dict[str, pa.Table]) -> list[dict[str, float | None]]:
+    """Each of several rewards by its name, a completion."""
+    names = reward_weights(tables["rewards"].schema) if "rewards" in tables else ()
+    columns = {name: _column(tables, "rewards", REWARD + name) for name in names}
+    return [
+        {name: _float(values[row]) for name, values in columns.items()}
+        for row in range(tables["rollouts"].num_rows)
+    ]
 
 
 def _float(value: float | None) -> float | None:

@@ -24,7 +24,7 @@ from castctl.stages.evaluate.statistics import pass_at_k, problem_share
 from castctl.stages.evaluate.stored import Stored
 from castctl.stages.evaluate.summary import correct, summarise
 from castctl.stages.shape import group_numbers
-from castctl.verify.judge import Judgement, grader_name
+from castctl.verify.judge import Judgement, made_by
 from castctl.verify.pool import CheckPool
 from castctl.versions import library_versions
 
@@ -45,8 +45,7 @@ def write_evaluation(
     rollouts, rewards = _rollouts(stored, made), _rewards(stored, judged)
     digest = hashlib.sha256(made.path.read_bytes()).hexdigest()[:16]
     source = {"source": {"file": made.path.name, "content": digest}}
-    verifier = recipe.verifier.model_dump(mode="json", exclude={"workers", "max_error_share"})
-    grader = {"verifier": verifier, "grader": grader_name(recipe.verifier)}
+    grader = made_by(recipe.verifier.correctness)
     known = rewards.filter(pc.is_valid(rewards["reward"]))
     failed = rewards.num_rows - known.num_rows
     notes = [f"{failed} completions could not be judged and count for nothing"] if failed else []

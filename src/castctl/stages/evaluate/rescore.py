@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.problems import fitted
-from castctl.recipe.recipe import Recipe, VerifierSettings
+from castctl.recipe.recipe import Recipe
 from castctl.recipe.task import TaskSettings, graded
 from castctl.recipe.trust import require_trust
+from castctl.recipe.verifier import VerifierSettings
 from castctl.runs.run import Run, create_run, discarded_if_empty, is_run, open_run
 from castctl.shards.stage import StepFolder
 from castctl.stages.evaluate.foreign import Completions, numbered

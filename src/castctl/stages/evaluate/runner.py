@@ -198,7 +198,7 @@ def sampled(
     folder.keep_first(parts, shard, overwrite)
     makers = sample()
     score_rewards(
-        folder, recipe.verifier, pool, tokenizer,
+        folder, recipe.verifier.correctness, pool, tokenizer,
         progress=progress, shard=shard, overwrite=overwrite,
     )  # fmt: skip
     if len(folder.parts("rewards")) < parts:

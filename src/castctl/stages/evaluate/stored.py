@@ -11,8 +11,9 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.progress import Progress
 from castctl.recipe.recipe import Recipe
-from castctl.shards.columns import completion_lengths, has_tokens
+from castctl.shards.columns import completion_lengths, correctness, has_tokens
 from castctl.shards.part import write_json
+from castctl.shards.schema import reward_weights
 from castctl.shards.stage import StepFolder, agreed
 from castctl.stages.evaluate.results import read_result
 from castctl.stages.evaluate.summary import summarise
@@ -52,8 +53,12 @@ def read_stored(folder: StepFolder, recipe: Recipe) -> Stored:
         part = folder.read("rewards", number)
         graders.append(part.metadata)
         known |= {
-            (row["prompt_id"], row["sample"]): (row["verdict"], row["reward"])
-            for row in part.table.select(["prompt_id", "sample", "verdict", "reward"]).to_pylist()
+            (id, sample): (verdict, None if np.isnan(reward) else float(reward))
+            for id, sample, verdict, reward in zip(
+                *(part.table[name].to_pylist() for name in ("prompt_id", "sample", "verdict")),
+                correctness(part.table),
+                strict=True,
+            )
         }
     unjudged: tuple[str | None, float | None] = (None, None)
     old = [known.get(key, unjudged) for key in keys]
@@ -99,10 +104,11 @@ def _tokenizer(rollouts: pa.Table, recipe: Recipe) -> Any | None:
 
 
 def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
-    """Raise `UserError` where the stored rewards are another verifier's than the recipe's: the
-    folder's name and the run's recipe would speak of one and its rewards be the other's."""
-    parts = (folder.read("rewards", number).metadata for number in folder.parts("rewards"))
-    verifier = agreed(parts, "verifier", None)
+    """Raise `UserError` where the stored rewards are another verifier's than the recipe's, or of a
+    step other sums: the folder's name and the run's recipe would speak of one and its rewards be
+    the other's."""
+    parts = [folder.read("rewards", number) for number in folder.parts("rewards")]
+    verifier = agreed((part.metadata for part in parts), "verifier", None)
     if verifier is None:
         return
     stored, asked = verifier.get("function"), recipe.verifier.function
@@ -111,6 +117,13 @@ def refuse_another_verifier(folder: StepFolder, recipe: Recipe) -> None:
             f"{folder.path} was judged by {stored or 'math-verify'}, and --overwrite would put the "
             f"rewards of {asked or 'math-verify'} there; say --set verifier.function="
             f"{stored or 'null'}, or leave --overwrite out"
+        )
+    weights = {} if read_result(folder) else recipe.verifier.weights
+    if any(reward_weights(part.table.schema) != weights for part in parts):
+        raise UserError(
+            f"{folder.path} has other rewards or other weights than verifier.rewards, and "
+            "--overwrite would put these there; name the recipe that it was made with by --recipe, "
+            "or leave --overwrite out"
         )
 
 
@@ -130,7 +143,8 @@ def write_again(folder: StepFolder, recipe: Recipe, pool: CheckPool, progress: P
     folder = StepFolder(folder.path, first.get("step", folder.step), first.get("total_steps"))
     result = read_result(folder)
     tokenizer = _tokenizer(rollouts, recipe)
-    score_rewards(folder, recipe.verifier, pool, tokenizer, progress=progress, overwrite=True)
+    settings = recipe.verifier if result is None else recipe.verifier.correctness
+    score_rewards(folder, settings, pool, tokenizer, progress=progress, overwrite=True)
     if result is None:
         return
     truncated = np.array(rollouts["finish_reason"].to_pylist()) == "length"

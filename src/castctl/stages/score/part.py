@@ -21,7 +21,7 @@ from castctl.models.perturbation import perturbation_scores
 from castctl.models.sensitivity import gradient_scores
 from castctl.progress import Advance
 from castctl.ragged import spread
-from castctl.shards.columns import list_column, ragged_column
+from castctl.shards.columns import correctness, list_column, ragged_column
 from castctl.shards.schema import PEER, PROMPT_SIGNALS
 from castctl.stages.score.peers import draw_peers, peer_prompts
 from castctl.stages.score.scorers import Scorer, Scorers
@@ -194,7 +194,7 @@ class PartScorer:
         template = self._scorers.bilateral
         assert template is not None, "nobody renders the bilateral prompt"
         assert self._rewards is not None, "the opposite is read off the rewards"
-        rewards = self._rewards["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+        rewards = correctness(self._rewards)
         if not np.isin(rewards[~np.isnan(rewards)], (0.0, 1.0)).all():
             raise UserError(
                 "bilateral conditioning tells right from wrong, so rewards must be 0 or 1; use "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -9,12 +10,14 @@ import pyarrow as pa
 from castctl.errors import UserError
 from castctl.models.packing import rows_of
 from castctl.progress import Progress
-from castctl.recipe.recipe import VerifierSettings
-from castctl.shards.columns import has_tokens, ragged_column
+from castctl.recipe.verifier import VerifierSettings
+from castctl.shards.columns import completion_lengths, has_tokens, ragged_column
 from castctl.shards.part import Part
+from castctl.shards.schema import reward_field
 from castctl.shards.stage import WHOLE, Shard, StepFolder, mark_foreign
-from castctl.verify.judge import Judgement, Row, check_error_share, grader_name, judge
+from castctl.verify.judge import Judgement, Row, check_error_share, judge, made_by
 from castctl.verify.pool import CheckPool
+from castctl.verify.rewards import Rewarded, reward
 from castctl.verify.spans import last_begins, token_span
 from castctl.verify.visible import CLOSED, opens_thoughts
 
@@ -40,10 +43,7 @@ def score_rewards(
     soon as it surely does; the parts judged before stay. Each shard judges by its own parts.
     """
     parts = owned_parts(folder, shard)
-    provenance = {
-        "verifier": settings.model_dump(mode="json", exclude={"workers", "max_error_share"}),
-        "grader": grader_name(settings),
-    }
+    provenance = made_by(settings)
     judgements: list[Judgement] = []
     total = folder.rows("rollouts", parts)
     with progress.task("verify", total, "completions") as advance:
@@ -54,9 +54,10 @@ def score_rewards(
             def work(table: pa.Table = rollouts.table) -> pa.Table:
                 rows = rows_to_judge(table, tokenizer, settings)
                 judged = judge(pool, settings, rows, lambda: advance(1))
-                judgements.extend(judged)
+                rewarded = reward(pool, settings, rows, judged)
+                judgements.extend(each.judgement for each in rewarded)
                 check_error_share(judgements, settings, total)
-                return _rewards_table(table, judged, tokenizer)
+                return _rewards_table(table, rewarded, settings.weights, tokenizer)
 
             made = provenance | mark_foreign({"rollouts": rollouts})
             inputs = {"rollouts": rollouts.table}
@@ -88,11 +89,16 @@ def rows_to_judge(
     thought that the prompt opened stands in the text."""
     names = ("problem", "completion", "answer", "finish_reason")
     columns = (rollouts[name].to_pylist() for name in names)
+    lengths = completion_lengths(rollouts)
+    tokens = [None] * rollouts.num_rows if lengths is None else lengths.tolist()
     if tokenizer is None:
-        return [Row(*values) for values in zip(*columns, strict=True)]
+        named = zip(tokens, *columns, strict=True)
+        return [Row(*values)._replace(tokens=count) for count, *values in named]
     thinking = _thinking(rollouts, tokenizer)
     last_from = _last_from(rollouts, tokenizer, settings.box_within_last)
-    return [Row(*values) for values in zip(*columns, thinking, last_from, strict=True)]
+    boxed_from = _last_from(rollouts, tokenizer, settings.boxed_within_last)
+    beside = (thinking, last_from, boxed_from, tokens)
+    return [Row(*values) for values in zip(*columns, *beside, strict=True)]
 
 
 def _last_from(rollouts: pa.Table, tokenizer: Any, share: float | None) -> list[int | None]:
@@ -123,7 +129,13 @@ def _thinking(rollouts: pa.Table, tokenizer: Any) -> list[bool]:
     ]
 
 
-def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any | None) -> pa.Table:
+def _rewards_table(
+    rollouts: pa.Table,
+    rewarded: list[Rewarded],
+    weights: Mapping[str, float],
+    tokenizer: Any | None,
+) -> pa.Table:
+    judged = [each.judgement for each in rewarded]
     ids, offsets = ragged_column(rollouts, "completion_token_ids")
     spans = [
         None
@@ -141,7 +153,11 @@ def _rewards_table(rollouts: pa.Table, judged: list[Judgement], tokenizer: Any |
         "answer_end": pa.array([span and span[1] for span in spans], pa.int32()),
         "seconds": pa.array([verdict.seconds for verdict in judged], pa.float32()),
     }
-    return pa.table(columns)
+    table = pa.table(columns)
+    for name, weight in weights.items():
+        values = [each.parts.get(name) for each in rewarded]
+        table = table.append_column(reward_field(name, weight), pa.array(values, pa.float32()))
+    return table
 
 
 def owned_parts(folder: StepFolder, shard: Shard) -> list[int]:

@@ -221,8 +221,8 @@ class _Loop:
             return {}
         with timed(seconds, "measure"):
             measures = measure_step(folder)
-            rewards = folder.table("rewards")
-            measures["ratio_margin"] = ratio_margin(reward_groups(rewards), stats.ratio_R)
+            groups = reward_groups(folder.table("rewards")).correctness
+            measures["ratio_margin"] = ratio_margin(groups, stats.ratio_R)
             measures["rounds"] = rounds
             speed = self._sampled_tokens / seconds["seconds_rollout"]
             measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from castctl.methods.groups import CORRECT
 from castctl.runs.run import METRICS_REMEDY, Run
 from castctl.shards.part import read_table, write_table
+from castctl.shards.schema import REWARD
 from castctl.stages.train.provenance import provenance_of
 
 log = logging.getLogger(__name__)
@@ -17,6 +21,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 KIND = "metrics"
+
+_OF_SEVERAL = re.compile(rf"{REWARD}(.+)_mean")
 
 OF_SCORING = "seconds_pass_"
 """Begins the names of times that are parts of the score stage's."""
@@ -57,6 +63,18 @@ class Metrics:
         names = list(dict.fromkeys(name for each in self.rows for name in each))
         columns = {name: [each.get(name) for each in self.rows] for name in names}
         write_table(self.path, KIND, pa.table(columns), {})
+
+
+def correctness_mean(row: Row) -> Any:
+    """A step's mean reward for correctness, whatever else was rewarded; None where it has none."""
+    among_several = row.get(f"{REWARD}{CORRECT}_mean")
+    return row.get("reward_mean") if among_several is None else among_several
+
+
+def several_rewards(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns with the mean of each of several rewards, and the rewards' names."""
+    found = (_OF_SEVERAL.fullmatch(column) for row in rows for column in row)
+    return {match[0]: match[1] for match in found if match}
 
 
 def tell_of_missing(metrics: Metrics, run: Run, start: int) -> None:

@@ -6,7 +6,7 @@ import logging
 
 from castctl.recipe.recipe import Recipe
 from castctl.stages.measures import Measures
-from castctl.stages.train.metrics import Row
+from castctl.stages.train.metrics import Row, correctness_mean
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +15,9 @@ ZERO_GAP = 1e-7
 
 
 def warn_of_zero_rewards(recipe: Recipe, before: list[Row], step: int, measures: Measures) -> None:
-    """Warn, now and then, of several steps in a row without a reward; `before` are the rows of
-    the steps before."""
-    rewards = [*(row["reward_mean"] for row in before), measures["reward_mean"]]
+    """Warn, now and then, of several steps in a row without a reward for correctness; `before` are
+    the rows of the steps before."""
+    rewards = [correctness_mean(row) for row in (*before, measures)]
     streak = next((n for n, reward in enumerate(reversed(rewards)) if reward), len(rewards))
     if streak and streak % recipe.train.warn_after_zero_rewards == 0:
         log.warning(
