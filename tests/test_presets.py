@@ -144,8 +144,12 @@ CAST_SHAPING: dict[str, Any] = {
     "decay_steps": 0, "dead_band": None, "flip": "both", "flip_size": "kappa", "tau_rms": 2.0,
     "tau_floor": 0.5, "tau_nats": None, "kappa_correct": 0.5, "kappa_wrong": 0.5, "clamp": 1.2,
 }  # fmt: skip
+MEAN_STD: dict[str, Any] = {
+    "kind": "mean_std", "std": "population", "eps": 1e-6,
+    "multi_objective_aggregation": "sum_then_normalize",
+}  # fmt: skip
 NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
-    ("grpo", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("grpo", "baseline", MEAN_STD),
     ("reinforce++", "baseline", {
         "kind": "batch_std", "of": "centred", "std": "population", "eps": 1e-6,
     }),
@@ -161,9 +165,9 @@ NUMBERS: list[tuple[str, str, dict[str, Any]]] = [
     ("dapo", "zero_variance", {"kind": "resample", "max_rounds": 10}),
     ("rl-zvp", "zero_variance", {"kind": "entropy", "alpha": 0.1}),
     ("cast", "shaping", CAST_SHAPING),
-    ("cast-public", "baseline", {"kind": "mean_std", "std": "sample", "eps": 1e-4}),
+    ("cast-public", "baseline", {**MEAN_STD, "std": "sample", "eps": 1e-4}),
     ("cast-public", "shaping", {**CAST_SHAPING, "tau_nats": 0.0, "flip_size": "other_side"}),
-    ("cast-port", "baseline", {"kind": "mean_std", "std": "population", "eps": 1e-6}),
+    ("cast-port", "baseline", MEAN_STD),
     ("cast-port", "shaping", {
         **CAST_SHAPING, "lam": 0.5, "dead_band": (0.95, 1.05), "flip": "none",
     }),

@@ -107,7 +107,7 @@ def _check_step(
                 whole &= part is not None
                 yield part
         _check_together(parts, prompts, found)
-    for stage in IN_COMMON if whole else ():
+    for stage in IN_COMMON if whole and only is None else ():  # what a step's parts share
         try:
             step.refuse_mixed(stage)
         except UserError as error:
