@@ -271,6 +271,10 @@ def test_the_command_writes_all_or_nothing(run: Run, castctl: Cli, tmp_path: Pat
     told = refused("t", "--as", "inspect", "--step", "7")
     assert "no evaluation at step 7; steps there: 0, 1, 2" in told
     assert "--merged" in refused("t", "--as", "verl", "--merged")
+    formats = "model, trl, verl, lighteval, inspect"
+    assert refused("t", "--as", "nope").endswith(
+        f"castctl: there is no format nope; write one of {formats}\n"
+    )
     run.step(1).part_path("advantages", 1).rename(tmp_path / "aside")
     lacks = refused("t", "--as", "trl")
     (tmp_path / "aside").rename(run.step(1).part_path("advantages", 1))

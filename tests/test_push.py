@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save
 
+import castctl
 from castctl import embedded
 from castctl.cli.push import push as push_command
 from castctl.errors import UserError
@@ -63,6 +64,23 @@ def push(run: Run, name: str, **options: Any) -> None:
 
 
 # What arrives
+
+
+def test_python_pushes_what_the_command_does(run: Run, hub: Hub) -> None:
+    pushed = castctl.push(run.path, "me/typed", checkpoint=2, private=True, quiet=True)
+    push(run, "me/commanded", checkpoint="2")
+    typed, commanded = hub.model("me/typed"), hub.model("me/commanded")
+    assert typed.private and typed.commits == commanded.commits == [pushed.what] == ["step 2 of R"]
+    assert typed.files.keys() == commanded.files.keys()
+    assert typed.files["model.safetensors"] == commanded.files["model.safetensors"]
+    assert pushed.url == f"{hub.url}/me/typed" and "/me/typed/commit/" in pushed.commit
+    assert castctl.push(run, "lab/typed", rollouts=True, quiet=True).what == "rollouts of R"
+    assert hub.dataset("lab/typed").files["README.md"]
+    with pytest.raises(UserError, match="rollouts are no model; leave checkpoint, merged out"):
+        castctl.push(run, "lab/typed", rollouts=True, checkpoint="best", merged=True)
+    with pytest.raises(UserError, match="files that castctl did not push"):
+        hub.model("me/typed").files["README.md"] = b"mine"
+        castctl.push(run, "me/typed", quiet=True)
 
 
 def test_a_model_arrives_and_loads(run: Run, hub: Hub, tmp_path: Path) -> None:
@@ -287,7 +305,7 @@ def test_a_dry_run_writes_a_folder_alone(run: Run, castctl: Cli, tmp_path: Path)
         (("me/a b",), "no name of a repository"),
         (("me/x", "--checkpoint", "0"), "no model to push"),
         (("me/x", "--checkpoint", "7"), "no checkpoint at the start of step 7"),
-        (("me/x", "--rollouts", "--merged"), "--rollouts pushes no model"),
+        (("me/x", "--rollouts", "--merged"), "rollouts are no model; leave merged out"),
         (("me/x", "--checkpoint", "first"), "write last, best"),
     ],
 )

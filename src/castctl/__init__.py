@@ -1,22 +1,23 @@
 """castctl: run, take apart and compare RLVR methods for language models.
 
-What the command line does, as functions. Importing this module imports no other but the errors';
-each function imports what it needs.
+What the command line does, as functions. Importing this module imports little; each function
+imports what it needs.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castctl.errors import UserError
+from castctl.launcher import before_torch
 from castctl.versions import VERSION
 
 if TYPE_CHECKING:
     from castctl.diagnosis.diagnosis import Diagnosis
+    from castctl.hub.upload import Pushed
     from castctl.progress import Progress
     from castctl.recipe.recipe import Recipe
     from castctl.recipe.verifier import VerifierSettings
@@ -24,18 +25,13 @@ if TYPE_CHECKING:
     from castctl.shards.stage import StepFolder
     from castctl.stages.policies import PolicySource
     from castctl.verify.judge import Judgement
-    from castctl.writers import Format
 
 __version__ = VERSION
 
 __all__ = [
     "UserError", "create_run", "diagnose", "evaluate", "export", "grade", "load_recipe", "open_run",
-    "rollout", "score", "shape", "train", "update",
+    "push", "rollout", "score", "shape", "train", "update",
 ]  # fmt: skip
-
-THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
-"""Measured on two cores: waiting threads that spin made two threads three times slower than one,
-and huge pages make fresh tensors seven times cheaper. Both are read when torch loads."""
 
 
 def load_recipe(
@@ -145,15 +141,9 @@ def rollout(
 
 
 def score(
-    run: Run | str | Path,
-    step: int = 0,
-    *,
-    signals: Iterable[str] | None = None,
-    model: str | Path | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-    **overrides: Any,
-) -> StepFolder:
+    run: Run | str | Path, step: int = 0, *, signals: Iterable[str] | None = None,
+    model: str | Path | None = None, overwrite: bool = False, quiet: bool = False, **overrides: Any,
+) -> StepFolder:  # fmt: skip
     """Verify a step's answers into `rewards/` and score its tokens into `signals/`; its folder.
 
     `signals` are the method's own unless named; `model` names other weights than the step's.
@@ -205,13 +195,33 @@ def update(
 
 def export(
     run: Run | str | Path, folder: str | Path, step: int | None = None, *,
-    format: Format = "model", merged: bool = False,
+    format: str = "model", merged: bool = False,
 ) -> int | None:  # fmt: skip
     """Write a model, or results in another `format`, as `castctl export --as`; the step named."""
     before_torch()
     from castctl.writers.export import export_run
 
     return export_run(_run(run), Path(folder), format, step, merged=merged)
+
+
+def push(
+    run: Run | str | Path, repository: str, *, checkpoint: int | str | None = None,
+    rollouts: bool = False, merged: bool = False, base_model: str | None = None,
+    private: bool = False, overwrite: bool = False, quiet: bool = False,
+) -> Pushed:  # fmt: skip
+    """Push a run's model, its adapter or its `rollouts` to the hub, with a card, as `castctl push`:
+    the repository's `.url`, and the `.commit`'s.
+
+    `checkpoint` is `best`, the default, `last` or a step. Raises `UserError` where the hub refuses.
+    """
+    before_torch()
+    from castctl.hub.push import push_run
+
+    named = None if checkpoint is None else str(checkpoint)
+    return push_run(
+        _run(run), repository, checkpoint=named, rollouts=rollouts, merged=merged,
+        base_model=base_model, private=private, overwrite=overwrite, quiet=quiet,
+    )  # fmt: skip
 
 
 def evaluate(
@@ -337,14 +347,3 @@ def _progress(quiet: bool) -> Progress:
     from castctl.report.console import progress
 
     return Silent() if quiet else progress()
-
-
-def before_torch() -> None:
-    """Set what torch reads when it loads, where the user has not; ranks on one machine divide its
-    cores, of which torchrun would give each but one."""
-    from castctl.launcher import rank_of
-
-    os.environ |= THREADS | os.environ
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // rank_of(os.environ).local))

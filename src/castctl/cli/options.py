@@ -42,7 +42,10 @@ LoraOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="Problems: a Parquet, JSONL or CSV file, a benchmark or a hub id."),
+    typer.Option(
+        "--data",
+        help="Problems: a Parquet, JSONL or CSV file, a benchmark, a hub id or env:NAME.",
+    ),
 ]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use only the first problems.")
@@ -88,7 +91,7 @@ TrustVerifierOption = Annotated[
     bool,
     typer.Option(
         "--trust-verifier",
-        help="Run the verifier that the run or the recipe names. It alone never does.",
+        help="Run the verifier or environment that a run or a recipe names. It alone never does.",
     ),
 ]
 GpusOption = Annotated[

@@ -1,15 +1,12 @@
 """`castctl push`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from castctl.cli import options as opt
 from castctl.errors import UserError
-
-if TYPE_CHECKING:
-    from castctl.runs.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -60,67 +57,26 @@ def push(
     The token is that of `hf auth login`, or in HF_TOKEN. Each push is a commit.
     """
     from castctl.cli.context import Asked
-    from castctl.report.console import live_console, say, tell
+    from castctl.hub.push import fill, push_run, refuse_beside_rollouts
+    from castctl.report.console import say, tell
     from castctl.runs.run import open_run
+    from castctl.stages.export import new_folder
 
-    _refuse(rollouts, checkpoint, merged, base_model, dry_run, folder)
+    if folder is not None and not dry_run:
+        raise UserError("--folder is where --dry-run writes; add --dry-run, or leave it out")
     target = Asked(trust_remote_code=trust_remote_code).changed(open_run(run))
-
-    from castctl.hub.upload import find_repository, require_name, upload
-    from castctl.stages.export import new_folder, passing_folder
-
-    require_name(repository)
-    if base_model is not None:
-        require_name(base_model)
     if dry_run:
+        refuse_beside_rollouts(checkpoint, merged, rollouts, base_model)
         kind = "rollouts" if rollouts else "model"
         place = folder or target.path.with_name(f"{target.path.name}-{kind}")
         with new_folder(place) as draft:
-            what = _fill(target, repository, draft, checkpoint, rollouts, merged, base_model)
+            what = fill(target, repository, draft, checkpoint, merged, rollouts, base_model)
         say(f"{what}, as it would be pushed to {repository}:")
         tell(str(place))
         return
-    to = find_repository(
-        repository, "dataset" if rollouts else "model", private=private, overwrite=overwrite
-    )
-
-    with passing_folder(target.path) as draft:
-        what = _fill(target, repository, draft, checkpoint, rollouts, merged, base_model)
-        still = quiet or live_console() is None
-        pushed = upload(to, draft, what, private=private, quiet=still)
-    say(f"{what}: {pushed.commit}")
+    pushed = push_run(
+        target, repository, checkpoint=checkpoint, merged=merged, rollouts=rollouts,
+        base_model=base_model, private=private, overwrite=overwrite, quiet=quiet,
+    )  # fmt: skip
+    say(f"{pushed.what}: {pushed.commit}")
     tell(pushed.url)
-
-
-def _fill(
-    run: "Run", repository: str, folder: Path, checkpoint: str | None, rollouts: bool, merged: bool,
-    base: str | None,
-) -> str:  # fmt: skip
-    """Fill the folder; what is in it, in words."""
-    from castctl.hub.folder import fill_model, fill_rollouts
-    from castctl.stages.train.outcome import checkpoint_step
-
-    if rollouts:
-        fill_rollouts(run, repository, folder)
-        return f"rollouts of {run.name}"
-    step = checkpoint_step(run, checkpoint or "best")
-    if step == 0:
-        raise UserError(
-            f"{run.path} was best before training, so it has no model to push; name one with "
-            f"--checkpoint ({', '.join(map(str, run.checkpoints())) or 'it has none yet'})"
-        )
-    fill_model(run, step, repository, folder, merged=merged, base=base)
-    return f"step {step} of {run.name}"
-
-
-def _refuse(
-    rollouts: bool, checkpoint: str | None, merged: bool, base: str | None, dry_run: bool,
-    folder: Path | None,
-) -> None:  # fmt: skip
-    """Options that say nothing of what is asked for."""
-    given = {"--checkpoint": checkpoint, "--merged": merged, "--base-model": base}
-    beside = [name for name, value in given.items() if value]
-    if rollouts and beside:
-        raise UserError(f"--rollouts pushes no model; leave {', '.join(beside)} out")
-    if folder is not None and not dry_run:
-        raise UserError("--folder is where --dry-run writes; add --dry-run, or leave it out")

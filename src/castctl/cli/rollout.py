@@ -27,6 +27,7 @@ def rollout(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
     trust_remote_code: opt.TrustRemoteCodeOption = False,
+    trust_verifier: opt.TrustVerifierOption = False,
     shard: opt.ShardOption = None,
     overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
@@ -43,7 +44,8 @@ def rollout(
 
     share = context.shard_of(shard)
     asked = context.Asked(
-        recipe, set_, seed, method, tiny, trust_remote_code=trust_remote_code,
+        recipe, set_, seed, method, tiny,
+        trust_remote_code=trust_remote_code, trust_verifier=trust_verifier,
         model={"path": model, "device": device, "dtype": dtype},
         engine={"kind": engine},
         data={"path": data, "limit": limit},

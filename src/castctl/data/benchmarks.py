@@ -11,6 +11,7 @@ from castctl.data.sources import choose_split
 from castctl.errors import UserError
 from castctl.recipe.address import at_revision
 from castctl.recipe.data import Asked, DataSettings, Rows
+from castctl.recipe.environment import is_environment
 from castctl.recipe.task import is_task_file, read_task
 
 Files = Mapping[str, Path]
@@ -84,6 +85,8 @@ def resolve(data: DataSettings) -> DataSettings:
     """
     benchmark = BENCHMARKS.get(data.path)
     if benchmark is None:
+        if is_environment(data.path):
+            return data
         if "/" not in data.path and "." not in data.path and not Path(data.path).exists():
             raise UserError(
                 f"no benchmark or file is called {data.path}; benchmarks are "
@@ -124,6 +127,7 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
     """
     if is_task_file(task):
         return _file_source(task, data)
+    _refuse_environment(task)
     benchmark = BENCHMARKS.get(at_revision(task)[0], Benchmark())
     rendering = {name: getattr(data, name) for name in RENDERING}
     if benchmark.prompt_template and data.prompt_template == DEFAULT_PROMPT:
@@ -137,11 +141,20 @@ def task_source(task: str, data: DataSettings, file: str | None = None) -> DataS
     )
 
 
+def _refuse_environment(task: str) -> None:
+    if is_environment(task):
+        raise UserError(
+            f"{task} is data, and no evaluation task; a run on it (--data {task}) is evaluated on "
+            "those of its problems that are held out (eval.task=held-out)"
+        )
+
+
 def _file_source(task: str, data: DataSettings) -> DataSettings:
     """What a task's file says of its problems; they are asked as `data` says."""
     file = read_task(task)
     said = file.settings.data
     own = said.model_dump(include=set(Rows.model_fields))
+    _refuse_environment(said.path)
     path = file.path.parent / said.path
     if split_name(path)[1] in SUFFIXES or path.exists():
         own["path"] = str(path)

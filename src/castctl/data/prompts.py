@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from castctl.data.benchmarks import BENCHMARKS, context_column, resolve
-from castctl.data.columns import find_columns, read_example
-from castctl.data.conversation import Earlier
+from castctl.data.columns import Example, find_columns, read_example
+from castctl.data.conversation import Earlier, Message
+from castctl.data.files import Row
 from castctl.data.lengths import row_too_long
 from castctl.data.sources import read_source
 from castctl.errors import UserError
@@ -48,7 +49,7 @@ class Prompts:
     notes: list[str]
     """What else happened to the rows, a line each, counted."""
     revision: str | None
-    """Commit of a hub data set; None for a file."""
+    """Commit of a hub data set, version of an environment; None for a file."""
 
 
 def prompt_id(problem: str, answer: str | None, earlier: Earlier = ()) -> str:
@@ -85,7 +86,7 @@ def load_prompts(data: DataSettings) -> Prompts:
             lost.append((number, TOO_LONG))
             continue
         try:
-            example = read_example(row, columns, counts)
+            example = _whole(row) if source.whole else read_example(row, columns, counts)
         except (UserError, RecursionError) as error:
             why = "nested too deep" if isinstance(error, RecursionError) else str(error)
             raise UserError(f"{source.name}, row {number} counted from 0: {why}") from None
@@ -129,6 +130,12 @@ def load_prompts(data: DataSettings) -> Prompts:
         notes=[*source.notes, *(f"{what}: {count}" for what, count in counts.items() if count)],
         revision=source.revision,
     )
+
+
+def _whole(row: Row) -> Example:
+    """A row that is a prompt as it stands."""
+    earlier = tuple(Message(role, content) for role, content in row["earlier"])
+    return Example(row["problem"], row["answer"], row["solution"], earlier)
 
 
 def drop(prompts: Prompts, which: Sequence[bool], reason: str) -> Prompts:

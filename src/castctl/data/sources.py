@@ -1,4 +1,4 @@
-"""Where rows come from: a file, or a data set on the hub."""
+"""Where rows come from: a file, a data set on the hub, or an environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from castctl.data.files import SUFFIXES, Rows, read_file, split_name, table_rows
 from castctl.data.remote import remote_files, remote_rows
 from castctl.errors import UserError, one_line
+from castctl.recipe.environment import is_environment
 from castctl.recipe.recipe import DataSettings
+from castctl.recipe.trust import require_trusted_data
+from castctl.verify.environment import environment_version, load_tasks
 
 HUB_TIMEOUT = 10.0
 """Seconds the hub has for its first answer."""
@@ -22,26 +25,38 @@ class Source:
     """Rows and where they came from."""
 
     name: str
-    """The file's name or the hub id."""
+    """The file's name, the hub id or the environment's."""
     rows: Rows
     revision: str | None = None
-    """Commit of a hub data set; None for a file."""
+    """Commit of a hub data set, version of an environment; None for a file."""
     notes: tuple[str, ...] = ()
     """What was read otherwise than asked."""
+    whole: bool = False
+    """Whether each row is a prompt as it stands: `problem`, `answer`, `solution`, `earlier`."""
 
 
 def read_source(settings: DataSettings) -> Source:
-    """Open the file or hub data set that `settings.path` names (a benchmark's name: see `resolve`).
+    """Open the file, hub data set or environment that `settings.path` names (a benchmark's name:
+    see `resolve`).
 
     Of a data set with a limit no more is fetched than is read, where the hub holds it as Parquet
     and the cache does not have it already.
 
     Raises UserError when there is nothing to read there, or not as asked.
     """
+    if is_environment(settings.path):
+        return _environment(settings)
     path = Path(settings.path).expanduser()
     if split_name(path)[1] in SUFFIXES or path.exists():
         return Source(path.name, read_file(path))
     return _read_hub(settings)
+
+
+def _environment(settings: DataSettings) -> Source:
+    require_trusted_data(settings)
+    tasks = load_tasks(settings.path)
+    rows = Rows(("problem", "answer", "solution", "earlier"), lambda columns: tasks.rows())
+    return Source(settings.path, rows, environment_version(settings.path), whole=True)
 
 
 def choose_split(name: str, wanted: str, available: Collection[str]) -> str:

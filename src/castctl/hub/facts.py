@@ -69,7 +69,7 @@ def facts_of(run: Run, base: str | None) -> Facts:
     curves = [each for each in curve_pictures(metrics, own) if each.name in CURVES]
     if not names_data(recipe):
         del tree["data"]["path"]
-    flags = "".join(f" {FLAGS[key]}" for key in runs_code(recipe))
+    flags = "".join(f" {flag}" for flag in dict.fromkeys(FLAGS[key] for key in runs_code(recipe)))
     libraries = manifest.get("libraries")
     versions = {"castctl": manifest.get("castctl"), "Python": manifest.get("python"),
                 **(libraries if isinstance(libraries, dict) else {})}  # fmt: skip

@@ -32,6 +32,8 @@ class Pushed:
     url: str
     commit: str
     """Its URL."""
+    what: str
+    """What was pushed, in words."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def upload(
             commit_message=message,
             delete_patterns=[glob.escape(name) for name in sorted(gone)] or None,
         )
-    return Pushed(str(url), str(done.commit_url))
+    return Pushed(str(url), str(done.commit_url), message)
 
 
 def _replaced(name: str, kind: Kind) -> bool:

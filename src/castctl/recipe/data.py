@@ -8,6 +8,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from castctl.recipe.address import separated
+from castctl.recipe.environment import is_environment, parse_environment
+from castctl.recipe.trust import CodeSection
 from castctl.settings import Count, Section
 
 TEACHER_TEMPLATE = """\
@@ -41,8 +43,8 @@ class Rows(Section):
     """Where problems are, and in which columns."""
 
     path: str = "embedded"
-    """A Parquet, JSONL or CSV file, a benchmark's name, a hub id (owner/name@REVISION too), or
-    `embedded`."""
+    """A Parquet, JSONL or CSV file, a benchmark's name, a hub id (owner/name@REVISION too), an
+    environment of `verifiers` (env:NAME), or `embedded`."""
     config: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
@@ -73,7 +75,7 @@ class Source(Rows):
     """Use only its first rows."""
 
 
-class DataSettings(Asked, Rows):
+class DataSettings(Asked, Rows, CodeSection):
     mix: tuple[Source, ...] = ()
     """Several sources in the place of `path`, such as `[{path: a.jsonl, weight: 3}, {path:
     owner/name, weight: 1}]`."""
@@ -104,4 +106,23 @@ class DataSettings(Asked, Rows):
         for name in (*Rows.model_fields, "limit"):
             if name not in own and getattr(self, name) is not None:
                 raise ValueError(f"write {name} into the sources of mix that it is meant for")
+        return self
+
+    @model_validator(mode="after")
+    def _an_environment_stands_alone(self) -> Self:
+        if any(is_environment(source.path) for source in self.mix):
+            raise ValueError(
+                "an environment has rewards of its own, which the other sources of mix have not; "
+                "name it alone, as path"
+            )
+        if not is_environment(self.path):
+            return self
+        if parse_environment(self.path).reward:
+            raise ValueError(f"{self.path}: data has no reward; leave out what follows #")
+        for name, field in Rows.model_fields.items():
+            if name != "path" and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} is of files and data sets; an environment takes arguments, such as "
+                    "env:NAME?split=test"
+                )
         return self

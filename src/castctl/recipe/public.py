@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from castctl.recipe.address import at_revision
+from castctl.recipe.environment import PREFIX, is_environment, parse_environment
 from castctl.recipe.recipe import Recipe
 
 PLACES = (
@@ -31,7 +32,9 @@ def hub_id(name: str) -> str | None:
 
 
 def public_name(path: str) -> str:
-    """A hub id as it is, of a file or a folder its own name alone."""
+    """A hub id as it is; of an environment, a file or a folder its own name alone."""
+    if is_environment(path):
+        return PREFIX + parse_environment(path).id  # an argument may be a place
     name, revision = at_revision(path)
     if revision is not None and hub_id(name):
         return f"{hub_id(name)}@{revision}"

@@ -13,6 +13,7 @@ from castctl.errors import UserError
 from castctl.methods import merged
 from castctl.methods.presets import ALIASES
 from castctl.recipe.address import without_address
+from castctl.recipe.environment import brought, without_brought
 from castctl.recipe.files import Part, Tree, default_recipe_path, is_written, read_source
 from castctl.recipe.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from castctl.recipe.problems import fitted
@@ -20,7 +21,7 @@ from castctl.recipe.recipe import Recipe
 from castctl.recipe.recommended import without_named
 from castctl.recipe.split import names_data
 from castctl.recipe.task import refuse_beside
-from castctl.recipe.trust import runs_code, trusting
+from castctl.recipe.trust import runs_code, trusting, with_environment
 from castctl.settings import settings_in
 
 ABSENT = object()
@@ -61,13 +62,15 @@ def read_recipe(
     layers = _layers(name, tiny)
     given = {key: value for key, value in sections.items() if value not in (None, {})}
     typed = with_overrides(given, overrides)
-    tree = _over(_room_for(layers[-1][1], typed), given)
+    below = layers[-1][1]
+    tree = _over(_room_for(below, typed), merged(brought(below, typed), given))
     layers.append(("option", tree))
     tree = with_overrides(tree, overrides)
     layers.append(("--set", tree))
     recipe = validated(tree, "settings")
     refuse_beside(recipe.eval.task, typed, ["eval"])
     asked = {key for key in runs_code(recipe) if _value_at(typed, key) is not ABSENT}
+    asked = with_environment(asked, recipe)
     return trusting(recipe, asked | set(trusted)), _origins(recipe, layers)
 
 
@@ -86,7 +89,8 @@ def _layers(name: str | Path | None, tiny: bool) -> list[tuple[str, Tree]]:
         parts = [*read_source(default_recipe_path()).parts, *map(_on_tiny, parts)]
     layers: list[tuple[str, Tree]] = [("recipe", {})]
     for part in parts:
-        tree = _over(layers[-1][1], part.settings)
+        below = layers[-1][1]
+        tree = _over(below, merged(brought(below, part.settings), part.settings))
         # Each by itself, so that its mistake is told from an option's.
         recipe = validated(tree, str(part.of))
         if not is_written(part.of.file):
@@ -111,8 +115,9 @@ def _over(base: Tree, own: Tree) -> Tree:
 
 
 def _room_for(base: Tree, own: Tree) -> Tree:
-    """`base` without what `own` brings anew: a family's sampling, the revision of another path."""
-    return without_address(without_named(base, own), own)
+    """`base` without what `own` brings anew: a family's sampling, the revision of another path, the
+    rewards of another environment."""
+    return without_address(without_brought(without_named(base, own), own), own)
 
 
 def _method_name(tree: Tree) -> object:

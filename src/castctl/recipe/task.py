@@ -18,9 +18,11 @@ import yaml
 from castctl.errors import UserError, one_line
 from castctl.files import read_text
 from castctl.recipe.data import Asked, Rows
+from castctl.recipe.environment import is_environment
 from castctl.recipe.evaluation import EvalSettings, Measure
 from castctl.recipe.plain_yaml import read_yaml
 from castctl.recipe.problems import fitted
+from castctl.recipe.split import HELD_OUT
 from castctl.recipe.verifier import Grading, VerifierSettings
 from castctl.settings import Section
 
@@ -121,6 +123,17 @@ def about(recipe: Recipe, task: str) -> Recipe:
 
     Raises `UserError` as `read_task` does, and where the two do not fit.
     """
+    own = _of_task(recipe, task)
+    if task != HELD_OUT and is_environment(own.verifier.function or ""):
+        raise UserError(
+            f"{own.verifier.function} grades its own problems, and none of {task}; set "
+            f"eval.task={HELD_OUT}, or write a task file, whose verifier.function may be null, "
+            "castctl's own grader, and whose data.prompt_template asks for a box"
+        )
+    return own
+
+
+def _of_task(recipe: Recipe, task: str) -> Recipe:
     if not is_task_file(task):
         settings = recipe.eval.model_copy(update={"task": task})
         return recipe.model_copy(update={"eval": settings})
@@ -149,7 +162,8 @@ def graded(
     if function := said.get("function"):
         trusted = recipe.eval.trusted
         place, colon, name = function.rpartition(":")
-        said["function"] = f"{file.parent / place}:{name}" if colon else function
+        if colon and not is_environment(function):
+            said["function"] = f"{file.parent / place}:{name}"
     return _over(recipe.verifier, said, str(file)).with_trust(trusted)
 
 

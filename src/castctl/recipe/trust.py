@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Self
 from pydantic import PrivateAttr
 
 from castctl.errors import UserError
+from castctl.recipe.environment import is_environment, parse_environment
 from castctl.settings import Section
 
 if TYPE_CHECKING:
+    from castctl.recipe.data import DataSettings
     from castctl.recipe.recipe import Recipe
     from castctl.recipe.verifier import VerifierSettings
 
 REMOTE_CODE = "model.trust_remote_code"
+DATA = "data.path"
+"""Code where it names an environment."""
 FUNCTION = "verifier.function"
 REWARDS = "verifier.rewards"
 """The settings that run code; each one's section is a `CodeSection`."""
 
-VERIFIER_CODE = (FUNCTION, REWARDS)
-"""Those of the verifier, trusted together."""
+VERIFIER_CODE = (DATA, FUNCTION, REWARDS)
+"""Those of the verifier and of an environment, which has one, trusted together."""
 
 TASK_FUNCTION = "eval.task.verifier.function"
 """The verifier that a task's file names: nobody types it, so --trust-verifier alone trusts it."""
@@ -60,6 +64,8 @@ def runs_code(recipe: Recipe) -> dict[str, str]:
     if recipe.model.trust_remote_code:
         models = dict.fromkeys([recipe.model.path, recipe.method.teacher.path or recipe.model.path])
         found[REMOTE_CODE] = f"Python code that comes with {' and '.join(models)}"
+    if is_environment(recipe.data.path):
+        found[DATA] = _place(recipe.data.path)
     if recipe.verifier.function:
         found[FUNCTION] = _place(recipe.verifier.function)
     if functions := recipe.verifier.functions:
@@ -71,6 +77,12 @@ def trusted_code(recipe: Recipe) -> set[str]:
     """Those of the settings that are trusted."""
     trusted = {key for key in runs_code(recipe) if _section(recipe, key).trusted}
     return trusted | ({TASK_FUNCTION} if recipe.eval.trusted else set())
+
+
+def with_environment(asked: set[str], recipe: Recipe) -> set[str]:
+    """Settings that a person asked for, and the verifier that comes with the data among them."""
+    alike = recipe.verifier.function == recipe.data.path
+    return asked | {FUNCTION} if DATA in asked and alike else asked
 
 
 def trusting(recipe: Recipe, keys: Collection[str]) -> Recipe:
@@ -102,6 +114,15 @@ def require_trust(settings: VerifierSettings) -> None:
         )
 
 
+def require_trusted_data(data: DataSettings) -> None:
+    """Raise `UserError` where the problems come from code that a file alone asks for."""
+    if is_environment(data.path) and not data.trusted:
+        raise UserError(
+            f"the recipe takes its problems from code, {_place(data.path)} ({DATA}); read it, then "
+            f"add {FLAGS[DATA]}, or name other data with --data"
+        )
+
+
 def whole_path(path: str) -> str:
     """A path from the root on, as the user would name it."""
     return os.path.abspath(os.path.expanduser(path))
@@ -113,6 +134,8 @@ def _section(recipe: Recipe, key: str) -> CodeSection:
 
 
 def _place(function: str) -> str:
-    """Where a verifier's code is: its file by the whole path, or an entry point."""
+    """Where code is: its file by the whole path, an entry point, or an environment."""
+    if is_environment(function):
+        return f"the environment {parse_environment(function).id}"
     path, colon, name = function.rpartition(":")
     return f"{whole_path(path)}:{name}" if colon else f"the entry point {name}"

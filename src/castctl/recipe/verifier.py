@@ -34,8 +34,8 @@ class Grading(CodeSection):
     """What a completion is worth."""
 
     function: str | None = None
-    """Your own verifier: `file.py:function`, or the name of a `castctl.verifiers` entry point; in a
-    file, only beside --trust-verifier."""
+    """Your own verifier: `file.py:function`, the name of a `castctl.verifiers` entry point, or an
+    environment, `env:NAME`; in a file, only beside --trust-verifier."""
     correct_from: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Reward from which a completion is `correct` in verdicts, pass@k and maj@k; the reward
     itself stays graded (ours)."""

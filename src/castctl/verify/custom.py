@@ -1,4 +1,4 @@
-"""A verifier of the user's own, from a Python file or an installed package."""
+"""A verifier of the user's own, from a Python file, an installed package or an environment."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from castctl.errors import UserError, one_line
+from castctl.recipe.environment import is_environment, parse_environment
 from castctl.recipe.trust import FUNCTION, whole_path
+from castctl.verify.environment import environment_version, load_tasks
 
 Verifier = Callable[[str, str, str | None], bool | float]
 
@@ -39,13 +41,16 @@ class CustomVerifier:
 
     def __post_init__(self) -> None:
         path, colon, name = self.spec.rpartition(":")
-        if colon:  # a worker may start in another folder
+        if colon and not is_environment(self.spec):  # a worker may start in another folder
             self.spec = f"{whole_path(path)}:{name}"
         load_verifier(self.spec, self.setting)
 
     @property
     def version(self) -> str:
-        """The name and, of a file, eight hex digits of its content; of a package, its version."""
+        """The name and, of a file, eight hex digits of its content; of a package, its version; of
+        an environment, both."""
+        if is_environment(self.spec):
+            return environment_version(self.spec)
         path, colon, name = self.spec.rpartition(":")
         if colon:
             digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
@@ -65,12 +70,14 @@ class CustomVerifier:
 
 @cache
 def load_verifier(spec: str, setting: str = FUNCTION) -> Verifier:
-    """The function that `path/to/file.py:function` or an entry point's name stands for, as the
-    `setting` has it.
+    """The function that `path/to/file.py:function`, an entry point's name or an environment's
+    stands for, as the `setting` has it.
 
     Raises:
         UserError: it cannot be found or loaded, or does not take the three arguments.
     """
+    if is_environment(spec):
+        return _from_environment(spec)
     function = _from_file(spec, setting) if ":" in spec else _from_entry_point(spec, setting)
     if not callable(function):
         raise UserError(f"{setting}: {spec} is not a function")
@@ -81,6 +88,11 @@ def load_verifier(spec: str, setting: str = FUNCTION) -> Verifier:
             f"{setting}: {spec} must take (problem, completion, answer): {error}"
         ) from None
     return function
+
+
+def _from_environment(spec: str) -> Verifier:
+    tasks = load_tasks(spec)
+    return partial(tasks.reward, which=parse_environment(spec).reward)
 
 
 def _from_file(spec: str, setting: str) -> object:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from castctl.errors import UserError
+
 if TYPE_CHECKING:
     from castctl.runs.run import Run
 
@@ -21,6 +23,15 @@ FORMATS: dict[Format, str] = {
     "lighteval": "evaluations as lighteval's details and results",
     "inspect": "evaluations as logs of Inspect, which inspect view opens",
 }
+
+
+def known_format(name: str) -> Format:
+    """A format by its name; `UserError` where there is none."""
+    for known in FORMATS:
+        if known == name:
+            return known
+    raise UserError(f"there is no format {name}; write one of {', '.join(FORMATS)}")
+
 
 Write = Callable[["Run", int | None, Path], None]
 

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from castctl.runs.run import Run
 from castctl.stages.export import export_policy, new_folder
-from castctl.writers import Format, writer
+from castctl.writers import known_format, writer
 
 
 def export_run(
-    run: Run, folder: Path, format: Format, step: int | None, *, merged: bool = False
+    run: Run, folder: Path, format: str, step: int | None, *, merged: bool = False
 ) -> int | None:
     """Write a checkpoint's model, the last one's unless a step is named, or in another format the
     rollouts or evaluations of a step, or of all; the step, None for all of them.
 
-    The folder is there once it is whole. Raises `UserError` where something is there already, and
-    where there is nothing to export.
+    The folder is there once it is whole. Raises `UserError` where there is no such format, where
+    something is there already, and where there is nothing to export.
     """
-    if format == "model":
+    named = known_format(format)
+    if named == "model":
         return export_policy(run, step, folder, merged=merged)
     with new_folder(folder) as draft:
-        writer(format)(run, step, draft)
+        writer(named)(run, step, draft)
     return step
