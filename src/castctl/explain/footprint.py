@@ -7,7 +7,6 @@ checked against what autograd saves; other architectures vary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from castctl.explain.model_shape import ModelShape
 
@@ -61,11 +60,8 @@ def pass_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> 
 
 
 def cache_bytes(shape: ModelShape, arithmetic: Arithmetic, tokens: int) -> int:
-    """Keys and values of all layers: rotations leave keys in float32; values keep the width of the
-    arithmetic, but before transformers 5.24 they took the keys'."""
-    before = tuple(map(int, version("transformers").split(".")[:2])) < (5, 24)
-    values = FLOAT32 if before else arithmetic.width
-    return tokens * shape.layers * shape.keys * (FLOAT32 + values)
+    """Keys and values of all layers, as castctl's loop holds them."""
+    return tokens * shape.layers * shape.keys * 2 * arithmetic.width
 
 
 def _layer_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> int:
