@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-BLOCK = 256
+BLOCK = 1024
 """Tokens that a layer makes room for at once. It copies its cache once in so many tokens, and holds
 room for less than so many that never come; never for more than the longest row."""
 SHARE = 8
