@@ -70,8 +70,9 @@ def _layer_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -
     inputs = 2 if width == FLOAT32 else 5  # a cast to bfloat16 is made for each matrix anew
     wide = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys
     narrow = inputs * shape.hidden + 5 * shape.queries + 4 * shape.inner
-    # Each completion's keys and values stand behind a copy of its prompt's.
-    row = (batch.prompt + batch.completion) * 2 * shape.queries
+    # Each completion's keys and values stand behind a copy of its prompt's, on a GPU for each head.
+    copied = shape.queries if arithmetic.on_gpu else shape.keys
+    row = (batch.prompt + batch.completion) * 2 * copied
     if not arithmetic.on_gpu:  # where the causal mask behind a prompt is dense
         row += batch.completion * (batch.prompt + batch.completion)
     return batch.tokens * (wide * FLOAT32 + narrow * width) + batch.rows * row * width
