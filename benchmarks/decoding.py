@@ -1,10 +1,14 @@
-"""Tokens a second of castctl's decode loop against transformers' `generate`, on equal prompts."""
+"""Tokens a second of castctl's decode loop against transformers' `generate`, on equal prompts.
+
+`--lengths` compares it with itself over transformers' own cache instead, which is copied for every
+token: CPU seconds, and what both need beyond the model at the longest.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import measure
@@ -12,10 +16,12 @@ import numpy as np
 import random_qwen3
 import torch
 from numpy.typing import NDArray
+from transformers import DynamicCache
 
 from castctl.data.prompts import load_prompts
 from castctl.data.templates import PromptTemplate
-from castctl.engines import Request
+from castctl.engines import Request, transformers_engine
+from castctl.engines.cache import cache_in_blocks
 from castctl.engines.sampling import row_key
 from castctl.engines.transformers_engine import TransformersEngine
 from castctl.models import attention
@@ -29,6 +35,12 @@ Prompts = list[NDArray[np.int32]]
 
 PAD, STOP = 0, 1
 """Of the random model, which has no tokenizer."""
+SMALL_VOCABULARY = 4096
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CACHES: dict[str, Callable[[Any, int], DynamicCache]] = {
+    "blocks": cache_in_blocks,
+    "joined": lambda config, limit: DynamicCache(config=config),
+}
 
 
 def main() -> None:
@@ -37,9 +49,15 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=8, help="completions of a prompt")
     parser.add_argument("--tokens", type=int, nargs=2, default=[160, 64], help="longest completion")
     parser.add_argument("--vocabulary", type=int, default=random_qwen3.VOCABULARY)
+    parser.add_argument("--lengths", type=int, nargs="+", help="new tokens of every row")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="under --lengths")
     options = measure.parse(parser)
     if options.quick:
         options.rows, options.n, options.tokens, options.vocabulary = [8, 4], 2, [24, 8], 4096
+        options.lengths = options.lengths and [24, 80]
+    if options.lengths:
+        caches(options.lengths, options.dtype, options.rows[1], options.n, options.repeats)
+        return
 
     makers = (embedded_model, lambda prompts: random_model(prompts, options.vocabulary))
     cases = []
@@ -63,6 +81,55 @@ def main() -> None:
             }
         )
     measure.report("decoding", options.repeats, n=options.n, cases=cases)
+
+
+def caches(lengths: Sequence[int], dtype: str, rows: int, n: int, repeats: int) -> None:
+    """Report the loop over a cache in blocks beside the same over transformers'."""
+    extra = {
+        name: measure.peak_extra_gb(caching, name, dtype, rows, n, max(lengths)) for name in CACHES
+    }
+    cases = []
+    for length in lengths:
+        works = {name: cpu(caching(name, dtype, rows, n, length)) for name in CACHES}
+        spent = measure.interleaved(works, repeats)
+        cases.append(
+            {
+                "new_tokens": length,
+                "blocks_cpu_seconds": measure.median(spent["blocks"]),
+                "joined_cpu_seconds": measure.median(spent["joined"]),
+                **measure.ratio(spent["joined"], spent["blocks"]),
+            }
+        )
+    measure.report(
+        "decoding", repeats, dtype=dtype, rows=rows, cases=cases,
+        extra_gb_of_the_longest=extra,
+    )  # fmt: skip
+
+
+def caching(cache: str, dtype: str, rows: int, n: int, length: int) -> Callable[[], object]:
+    """The loop, over one of the caches, until every row of a small random model is so long."""
+    model, prompts = random_model(max(1, rows // n), SMALL_VOCABULARY)
+    engine = TransformersEngine(LanguageModel(model.model, None, DTYPES[dtype]))
+    engine.stop_ids = []
+    sampling = SamplingSettings(n=n, max_tokens=length, max_rows=rows)
+    asked = requests(prompts, n)
+
+    def run() -> object:
+        transformers_engine.cache_in_blocks = CACHES[cache]  # type: ignore[attr-defined]
+        return list(engine.generate({0: asked}, sampling, lambda count: None))
+
+    return run
+
+
+def cpu(work: Callable[[], object]) -> Callable[[], float]:
+    """CPU seconds of all threads."""
+
+    def run() -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    return run
 
 
 def embedded_model(count: int) -> tuple[LanguageModel, Prompts]:
@@ -89,19 +156,23 @@ def own_loop(
 ) -> Callable[[], float]:
     """Seconds a generated token of castctl's engine."""
     engine = TransformersEngine(model)
-    requests = [
+    asked = requests(prompts, n)
+    sampling = SamplingSettings(n=n, max_tokens=max_tokens, max_rows=len(asked))
+
+    def run() -> float:
+        began = time.perf_counter()
+        ((_, completions),) = engine.generate({0: asked}, sampling, lambda count: None)
+        return (time.perf_counter() - began) / sum(len(c.token_ids) for c in completions)
+
+    return run
+
+
+def requests(prompts: Prompts, n: int) -> list[Request]:
+    return [
         Request(prompt, row_key(0, 0, str(number), sample))
         for number, prompt in enumerate(prompts)
         for sample in range(n)
     ]
-    sampling = SamplingSettings(n=n, max_tokens=max_tokens, max_rows=len(requests))
-
-    def run() -> float:
-        began = time.perf_counter()
-        ((_, completions),) = engine.generate({0: requests}, sampling, lambda count: None)
-        return (time.perf_counter() - began) / sum(len(c.token_ids) for c in completions)
-
-    return run
 
 
 def generate(

@@ -21,6 +21,8 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "adapters": ("update_tokens_per_second", "policy_tokens_per_second", "snapshot_seconds",
                  *(f"{what}.{name}" for what in ("teacher", "head") for name in RATIO),
                  "estimated_held_gb", "estimated_peak_gb"),
+    "attention": tuple(f"cases.{case}.segments_over_repeated.{name}"
+                       for case in range(4) for name in RATIO),
     "cast_over_grpo": (*RATIO, "cast_seconds", "grpo_seconds", "ratio_with_rollout",
                        "seconds.cast.teacher_pass", "seconds.cast.update", "seconds.grpo.shape",
                        "trained_tokens.cast", "trained_tokens.grpo"),
@@ -94,6 +96,19 @@ def test_verification_reads_the_answers_of_a_file(commands: Commands, tmp_path: 
     line = run(commands, "verification", "--problems", str(file), "--workers", "1")
     assert line["problems"] == "roots.jsonl"
     assert line["checks_per_second"]["distinct_1_workers"] > 0
+
+
+@pytest.mark.slow
+def test_decoding_holds_two_caches_against_each_other() -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "decoding.py"), "--quick", "--lengths", "1"],
+        capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    line = json.loads(done.stdout)
+    assert [case["new_tokens"] for case in line["cases"]] == [24, 80]
+    for case in line["cases"]:
+        assert case["ratio"] > 0 and case["blocks_cpu_seconds"] > 0
+    assert min(line["extra_gb_of_the_longest"].values()) > 0
 
 
 def test_the_readme_names_every_benchmark() -> None:

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
+from transformers import DynamicCache
 
-from castctl.engines import Completion, Request
+from castctl.engines import Completion, Request, transformers_engine
+from castctl.engines import cache as caches
 from castctl.engines.sampling import BLOCK, RowUniforms, draw, next_token_scores, row_key
 from castctl.engines.stops import stop_token_ids
 from castctl.engines.transformers_engine import TransformersEngine
@@ -437,3 +439,77 @@ def test_bfloat16_decoding_stays_near_float32_scores(name: str) -> None:
         expected = plain_scores(plain(model), rows, [c.token_ids for c in completions], 1.3)
     found = np.concatenate([completion.logprobs for completion in completions])
     assert np.abs(found - expected.logprobs.numpy()).mean() < 0.1
+
+
+# The cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_cache_in_blocks_changes_no_bit(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the cache of transformers, which joins all it has with each token."""
+    held = shared_model(name)
+    model = LanguageModel(held.model, held.tokenizer, dtype)
+    asked = requests(prompts() * 2)
+    monkeypatch.setattr(caches, "BLOCK", 3)
+    blocks = generate(model, asked, sampling())
+    monkeypatch.setattr(
+        transformers_engine, "cache_in_blocks", lambda config, limit: DynamicCache(config=config)
+    )
+    joined = generate(model, asked, sampling())
+    assert tokens(blocks) == tokens(joined)
+    for one, other in zip(blocks, joined, strict=True):
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
+def layers_of(name: str, limit: int) -> list[Any]:
+    return caches.cache_in_blocks(shared_model(name).model.config, limit).layers
+
+
+def states(tokens: int, seed: int, rows: int = 2) -> torch.Tensor:
+    return torch.randn(rows, 2, tokens, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_layer_is_copied_once_a_block(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And holds room for no more than a block, or than the longest row."""
+    monkeypatch.setattr(caches, "BLOCK", 10)
+    monkeypatch.setattr(caches, "SHARE", 2)
+    limit, block = 64, 10
+    layer: Any = (
+        caches.BlockLayer(limit) if window is None else caches.SlidingBlockLayer(limit, window)
+    )
+    keys, values = states(40, 0), states(40, 1)
+    layer.update(keys, values)
+    layer.batch_select_indices(torch.tensor([1, 0, 1]))
+    keys, values = keys[[1, 0, 1]], values[[1, 0, 1]]
+    places = []
+    for token in range(limit - 40):
+        new = states(1, 2 + token, rows=3), states(1, 99 + token, rows=3)
+        keys, values = torch.cat([keys, new[0]], 2), torch.cat([values, new[1]], 2)
+        seen = keys.shape[2] if window is None else window
+        found = layer.update(*new)
+        assert torch.equal(found[0], keys[:, :, -seen:])
+        assert torch.equal(found[1], values[:, :, -seen:])
+        assert layer.get_seq_length() == keys.shape[2]
+        places.append(found[0].untyped_storage().data_ptr())
+        room = found[0].untyped_storage().nbytes() // found[0][:, :, :1].nbytes
+        assert room <= min(limit, seen + block)
+    assert len(set(places)) <= 1 + (limit - 40) // block
+
+
+def test_what_a_cache_in_blocks_cannot_do_is_refused() -> None:
+    layer = layers_of("qwen3-tied", 9)[0]
+    layer.update(states(4, 0), states(4, 1))
+    layer.crop(-1)
+    with pytest.raises(RuntimeError, match="can only grow, and drop rows"):
+        layer.update(states(1, 2), states(1, 3))
+
+
+def test_every_layer_of_these_models_is_in_blocks() -> None:
+    kinds = {type(layer) for name in ARCHITECTURES for layer in layers_of(name, 9)}
+    assert kinds == {caches.BlockLayer, caches.SlidingBlockLayer}

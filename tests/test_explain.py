@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import BaseModel
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from castctl import embedded
+from castctl.engines.cache import cache_in_blocks
 from castctl.engines.transformers_engine import cache_argument
 from castctl.explain.estimate import estimate_memory
 from castctl.explain.explanation import work_of
@@ -433,9 +434,9 @@ def test_activations_are_what_autograd_saves(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cache_is_as_large_as_the_models_own(dtype: torch.dtype) -> None:
+def test_the_cache_is_as_large_as_that_of_the_loop(dtype: torch.dtype) -> None:
     net = random_qwen3(100, 64, 2)
-    cache = DynamicCache(config=net.config)
+    cache = cache_in_blocks(net.config, limit=7)
     model = LanguageModel(net, None, dtype)
     with torch.no_grad(), model.autocast():
         ids = torch.ones(3, 7, dtype=torch.long)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from castctl.engines import Batches, Completion, Measures, Request
+from castctl.engines.cache import cache_in_blocks
 from castctl.engines.sampling import Penalties, RowUniforms, draw, next_token_scores
 from castctl.engines.stops import StopSearch, stop_token_ids
 from castctl.errors import UserError
@@ -90,7 +91,7 @@ class TransformersEngine:
         stopped = np.zeros(len(requests), np.bool_)
         search = StopSearch(self.model.tokenizer, sampling.stop, len(requests))
         penalise = self._penalties(requests, sampling)
-        logits, cache, mask = self._prefill(requests)
+        logits, cache, mask = self._prefill(requests, sampling.max_tokens)
         rows = np.arange(len(requests))  # rows[i]: the request that cache row i decodes
         for position in range(sampling.max_tokens):
             if penalise:
@@ -128,7 +129,9 @@ class TransformersEngine:
             for r in range(len(requests))
         ]
 
-    def _prefill(self, requests: Sequence[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
+    def _prefill(
+        self, requests: Sequence[Request], max_tokens: int
+    ) -> tuple[Tensor, DynamicCache, Tensor]:
         """Run each distinct prompt once; the last logits, the cache and mask, a row a request."""
         distinct = {request.prompt.tobytes(): request.prompt for request in requests}
         number = {key: index for index, key in enumerate(distinct)}
@@ -140,7 +143,7 @@ class TransformersEngine:
             mask[index, width - len(prompt) :] = 1
         device = self.model.device
         mask_BL = torch.from_numpy(mask).to(device)
-        cache = DynamicCache(config=self.model.model.config)
+        cache = cache_in_blocks(self.model.model.config, width + max_tokens)
         output = self.model.model(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=mask_BL,

@@ -177,8 +177,8 @@ def _decoding(recipe: Recipe, shape: ModelShape, arithmetic: Arithmetic) -> dict
     tokens = rows * (longest_prompt + longest)
     prefill = PackedSize(prompts * longest_prompt, prompts, longest_prompt, 0)
     cache = cache_bytes(shape, arithmetic, tokens)
-    # A layer's cache grows into a new copy, and is repeated for every head that shares it.
-    attention = cache // shape.layers + 2 * tokens * shape.queries * FLOAT32
+    # A layer's cache grows into a new copy; older transformers repeat it for heads that share it.
+    attention = cache // shape.layers + 2 * tokens * shape.queries * arithmetic.width
     return {
         "reading prompts": {
             f"one layer of {prompts:,} prompts": pass_bytes(shape, arithmetic, prefill)

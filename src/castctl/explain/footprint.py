@@ -7,7 +7,6 @@ checked against what autograd saves; other architectures vary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from castctl.explain.model_shape import ModelShape
 
@@ -61,11 +60,8 @@ def pass_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> 
 
 
 def cache_bytes(shape: ModelShape, arithmetic: Arithmetic, tokens: int) -> int:
-    """Keys and values of all layers: rotations leave keys in float32; values keep the width of the
-    arithmetic, but before transformers 5.24 they took the keys'."""
-    before = tuple(map(int, version("transformers").split(".")[:2])) < (5, 24)
-    values = FLOAT32 if before else arithmetic.width
-    return tokens * shape.layers * shape.keys * (FLOAT32 + values)
+    """Keys and values of all layers, as castctl's loop holds them."""
+    return tokens * shape.layers * shape.keys * 2 * arithmetic.width
 
 
 def _layer_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -> int:
@@ -74,8 +70,9 @@ def _layer_bytes(shape: ModelShape, arithmetic: Arithmetic, batch: PackedSize) -
     inputs = 2 if width == FLOAT32 else 5  # a cast to bfloat16 is made for each matrix anew
     wide = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys
     narrow = inputs * shape.hidden + 5 * shape.queries + 4 * shape.inner
-    # Each completion's keys and values stand behind a copy of its prompt's.
-    row = (batch.prompt + batch.completion) * 2 * shape.queries
+    # Each completion's keys and values stand behind a copy of its prompt's, on a GPU for each head.
+    copied = shape.queries if arithmetic.on_gpu else shape.keys
+    row = (batch.prompt + batch.completion) * 2 * copied
     if not arithmetic.on_gpu:  # where the causal mask behind a prompt is dense
         row += batch.completion * (batch.prompt + batch.completion)
     return batch.tokens * (wide * FLOAT32 + narrow * width) + batch.rows * row * width

@@ -42,6 +42,10 @@ class PackedMask:
     window: int | None
     sees: Sees
 
+    def is_local(self, keys: int) -> bool:
+        """Whether the last of so many tokens does not see all of them."""
+        return self.window is not None and keys > self.window
+
 
 @contextlib.contextmanager
 def packing(segments: tuple[Segment, ...]) -> Iterator[None]:
@@ -109,25 +113,37 @@ def packed_attention(
         )
     # Under autocast, norms and rotations leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    key, value = _repeated(query, key, value)
-    lengths = [segment.length for segment in attention_mask.segments]
-    # One split has one cheap backward; a slice a segment would fill the whole row with zeros each.
-    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+    grouped = softcap is None and query.device.type == "cpu"
+    if not grouped:  # on a GPU, SDPA's kernels under a mask know no groups
+        key, value = _repeated(query, key, value)
+    segments = attention_mask.segments
+    queries = query.split([segment.length for segment in segments], dim=2)
     outputs = []
-    for q, k, v, segment in zip(queries, keys, values, attention_mask.segments, strict=True):
-        if segment.prefix:
-            k = torch.cat([*_pieces(keys, segment.prefix), k], dim=2)
-            v = torch.cat([*_pieces(values, segment.prefix), v], dim=2)
+    for q, ks, vs in zip(queries, seen(key, segments), seen(value, segments), strict=True):
+        k, v = (x[0] if len(x) == 1 else torch.cat(x, dim=2) for x in (ks, vs))
         sizes = q.shape[2], k.shape[2]
-        local = attention_mask.window is not None and sizes[1] > attention_mask.window
+        local = attention_mask.is_local(sizes[1])
         sees = attention_mask.sees if local else CAUSAL
         if softcap is not None:
             mask = _seen(sees, *sizes, q.device)
             outputs.append(_capped(q, k, v, mask, scaling, softcap))
         else:
             mask = _seen(sees, *sizes, q.device) if local else causal_lower_right(*sizes)
-            outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+            outputs.append(
+                scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped
+                )
+            )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def seen(states: Tensor, segments: Sequence[Segment]) -> Iterator[list[Tensor]]:
+    """For each segment the keys or values that its tokens may see, prefix first, in pieces
+    (1, heads, count, head size) of a row's (1, heads, L, head size)."""
+    # One split has one cheap backward; a slice a segment would fill the whole row with zeros each.
+    own = states.split([segment.length for segment in segments], dim=2)
+    for segment, last in zip(segments, own, strict=True):
+        yield [*_pieces(own, segment.prefix), last]
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -207,7 +207,13 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     wanted = settings.dtype
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"
-    return LanguageModel(model, tokenizer, getattr(torch, wanted))
+    language_model = LanguageModel(model, tokenizer, getattr(torch, wanted))
+    if settings.attention == "fused" and device.type == "cuda":
+        from castctl.models import fused
+
+        model.set_attn_implementation(fused.NAME)
+        fused.check_fused(language_model)
+    return language_model
 
 
 def load_frozen(folder: Path, settings: ModelSettings) -> LanguageModel:

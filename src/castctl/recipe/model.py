@@ -53,6 +53,9 @@ class ModelSettings(CodeSection):
     weights: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of linear layers that do not train, for passes in bfloat16, whose numbers stay the same to
     the last bit; `auto` is bfloat16 for such passes on a GPU. All other weights are float32."""
+    attention: Literal["segments", "fused"] = "segments"
+    """Of packed rows on a GPU: a call of PyTorch's SDPA for each segment, or one kernel for all,
+    which is checked against them when the model is loaded (ours). The CPU has the segments."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; in a file, only beside --trust-remote-code."""
 
