@@ -22,7 +22,7 @@ from castctl.progress import Silent
 from castctl.runs.run import Run
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
-from castctl.stages.policies import budget_of, make_scorers
+from castctl.stages.policies import budget_of, make_scorers, policy_at
 from castctl.stages.score.signals import score_signals
 from castctl.stages.shape import group_numbers, reward_groups, shape_step
 from castctl.stages.train.batch import read_batch
@@ -44,7 +44,9 @@ def main() -> None:
         steps.shrink(options)
         options.mixed = 0.5
 
-    recipes = {method: steps.recipe_of(options, method) for method in ("cast", "grpo")}
+    recipes = {
+        method: steps.recipe_of(options, method, "optimizer.lr=1e-9") for method in ("cast", "grpo")
+    }
     clock = measure.Clock()
     clock.wrap(castctl.stages.one_step, "rollout_step", "rollout")
     with steps.temporary_run(recipes["cast"]) as cast, steps.temporary_run(recipes["grpo"]) as grpo:
@@ -83,13 +85,13 @@ def main() -> None:
 class Stepper:
     """Scores, shapes and updates a step anew each time it is called.
 
-    The policy moves on with each call; the teacher stays, so that there is a gap to shape by.
+    The policy hardly moves, so that it stays who sampled the step, whatever is scored of it.
     """
 
     def __init__(self, run: Run, policy: Policy, clock: measure.Clock) -> None:
         state = new_state(run, policy, 0)
         self.run, self.clock, self.policy = run, clock, policy
-        self.optimizer = state.optimizer
+        self.optimizer, self.name = state.optimizer, policy_at(run, 0).fingerprint
         self.teacher: TeacherCopy | None = state.teacher if state.teacher.is_copy else None
         self.rounds: dict[str, list[float]] = defaultdict(list)
         self.trained_tokens = 0
@@ -104,15 +106,15 @@ class Stepper:
         began = time.perf_counter()
         with self.clock.watch("score_tables"):
             score_signals(
-                folder, recipe.method.needs | {"entropies"},
-                make_scorers(recipe, "policy", self.policy, self.teacher),
+                folder, recipe.signals,
+                make_scorers(recipe, self.name, self.policy, self.teacher),
                 temperature=recipe.sampling.temperature, budget=budget_of(recipe),
                 progress=Silent(),
             )  # fmt: skip
         with self.clock.watch("shape"):
             shape_step(folder, recipe.method, progress=Silent())
         with self.clock.watch("update"):
-            batch = read_batch(folder, recipe.method)
+            batch = read_batch(folder, recipe.method, self.name)
             stats = update(self.policy, self.policy.model, self.optimizer, batch, recipe, 0)
         spent = time.perf_counter() - began
         self.trained_tokens = stats.tokens

@@ -28,11 +28,12 @@ def main() -> None:
     for name in ("zero_grad", "clip", "step"):
         clock.wrap(Optimizer, name, "optimizer")
     with steps.temporary_run(recipe) as run:
-        state = new_state(run, steps.make_step(run).load(recipe.model), 0)
+        source = steps.make_step(run)
+        state = new_state(run, source.load(recipe.model), 0)
 
         def once() -> UpdateStats:
             with clock.watch("read"):
-                batch = read_batch(run.step(0), recipe.method)
+                batch = read_batch(run.step(0), recipe.method, source.fingerprint)
             with clock.watch("passes"):
                 return update(state.policy, state.policy.model, state.optimizer, batch, recipe, 0)
 

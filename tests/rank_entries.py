@@ -24,8 +24,9 @@ def moments(run: Path, ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, f
     """Adam's first moments after the update of a run's step 0, and the update's numbers."""
     sharding = os.environ.get("TEST_SHARDING", "none")
     opened = open_run(str(run)).changed([f"train.sharding={sharding}"])
-    state = new_state(opened, load_trained(policy_at(opened, 0), opened.recipe, ranks), 0)
-    batch = read_batch(opened.step(0), opened.recipe.method)
+    source = policy_at(opened, 0)
+    state = new_state(opened, load_trained(source, opened.recipe, ranks), 0)
+    batch = read_batch(opened.step(0), opened.recipe.method, source.fingerprint)
     policy, teacher = state.policy, state.teacher.model
     stats = update(policy, teacher, state.optimizer, batch, opened.recipe, 0, ranks)
     found = state.policy.whole(state.optimizer.state())

@@ -46,8 +46,9 @@ def test_every_shaping_goes_with_every_baseline(
     slots = {**base, "shaping": {"kind": shaping}, "teacher": {"kind": "snapshot"}}
     if shaping == "cast":
         slots["shaping"] |= {"flip": "none", "clamp": None}
-    expected = {SIGNALS[kind] for kind in (baseline, shaping) if kind in SIGNALS}
-    assert method(**slots).needs == {"policy_logprobs", *expected}
+    kinds = [kind for kind in (baseline, shaping) if kind in SIGNALS]
+    policy = {"policy_logprobs"} if {"cast", "rlsd", "rlrt", "rcc"} & {*kinds} else set()
+    assert method(**slots).needs == policy | {SIGNALS[kind] for kind in kinds}
     plain, shaped = advantages_of(batch, **base), advantages_of(batch, **slots)
     assert (shaped.base_R == plain.base_R).all()
     assert (shaped.kept_R == plain.kept_R).all()

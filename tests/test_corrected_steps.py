@@ -244,7 +244,9 @@ def make_older(run: Run, cap: float | None) -> None:
 
 
 def test_an_older_run_goes_on_as_if_it_were_of_today(tmp_path: Path) -> None:
-    recipe = small_recipe("grpo", "train.steps=2", "train.checkpoint_every=2")
+    recipe = small_recipe(
+        "grpo", "train.steps=2", "train.checkpoint_every=2", "train.score_policy=always"
+    )
     older = interrupted(tmp_path / "older", recipe)
     assert older.step(0).parts("advantages") and not older.checkpoints()
     make_older(older, 2.0)

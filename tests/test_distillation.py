@@ -58,8 +58,8 @@ def test_what_is_computed_over_the_vocabulary(
 ) -> None:
     """0 is KL(teacher || student), 1 KL(student || teacher)."""
     assert reads(**settings).divergence_spec == spec
-    asked = "teacher_logprobs" if spec is None else "teacher_prompt_token_ids"
-    assert reads(**settings).needs == {asked}
+    sampled = {"policy_logprobs", "teacher_logprobs"}
+    assert reads(**settings).needs == (sampled if spec is None else {"teacher_prompt_token_ids"})
 
 
 @pytest.mark.parametrize(

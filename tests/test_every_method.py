@@ -93,7 +93,8 @@ def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_pa
         gate = np.repeat(base > 0, np.diff(offsets))
         np.testing.assert_allclose(distill, np.where(gate, np.float32(0.001), 0))
     batch = read_batch(folder, method)  # what trains can read it
-    assert np.isfinite(batch.old_logprobs).all()
+    read = batch.old_logprobs  # another method's scoring may have left them there
+    assert np.isfinite(read).all() if read is not None else not run.recipe.scores_policy
     _assert_parts_do_not_matter(run, tmp_path)
 
 

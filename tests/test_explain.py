@@ -234,9 +234,13 @@ def test_passes_follow_the_teacher_and_the_anchor() -> None:
     def passes(method: str, *overrides: str) -> tuple[str, ...]:
         return work_of(load_recipe(None, overrides, method={"name": method})).scoring_passes
 
-    assert passes("grpo") == ("policy",)
+    always = "train.score_policy=always"
+    assert passes("grpo") == () and passes("grpo", always) == ("policy",)
+    assert passes("grpo", "train.epochs=2") == passes("grpo", "train.minibatches=2") == ("policy",)
+    assert passes("grpo", "train.reference_kl_tokens=50") == ("policy",)
     assert passes("cast", "method.teacher.kind=current") == ("policy",)
-    assert passes("grpo", "method.anchor.kind=k3") == ("policy", "reference")
+    assert passes("grpo", "method.anchor.kind=k3") == ("reference",)
+    assert passes("grpo", "method.anchor.kind=k3", always) == ("policy", "reference")
 
 
 def test_an_epoch_has_no_more_optimizer_steps_than_prompts() -> None:

@@ -232,25 +232,31 @@ def test_the_teachers_numbers() -> None:
 
 
 NEEDS = {
-    "high-entropy": {"entropies"},
-    "rl-zvp": {"entropies"},
-    "cast": {"teacher_logprobs"},
-    "cast-public": {"teacher_logprobs"},
-    "cast-port": {"teacher_logprobs"},
+    "high-entropy": {"policy_logprobs", "entropies"},
+    "clip-cov": {"policy_logprobs"},
+    "rl-zvp": {"policy_logprobs", "entropies"},
+    "cast": {"policy_logprobs", "teacher_logprobs"},
+    "cast-public": {"policy_logprobs", "teacher_logprobs"},
+    "cast-port": {"policy_logprobs", "teacher_logprobs"},
     "opsd": {"teacher_prompt_token_ids"},
     "opd": {"teacher_prompt_token_ids"},
     "sdft": {"teacher_prompt_token_ids"},
     "grpo+opsd": {"teacher_prompt_token_ids"},
-    "rlsd": {"teacher_logprobs"},
-    "rlrt": {"teacher_logprobs"},
+    "rlsd": {"policy_logprobs", "teacher_logprobs"},
+    "rlrt": {"policy_logprobs", "teacher_logprobs"},
     "sdpo": {"teacher_prompt_token_ids"},
     "sdpg-urkl": {"teacher_prompt_token_ids", "ref_logprobs"},
     "sdpg-ufkl": {"teacher_prompt_token_ids", "ref_logprobs"},
     "oar-p": {"importance_perturb"},
     "oar-g": {"importance_grad"},
-    "bicc": {"bilateral_logprobs", "bilateral_prompt_token_ids"},
-    "rcc": {"ref_logprobs"},
-    "bicc+rcc": {"bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"},
+    "bicc": {"policy_logprobs", "bilateral_logprobs", "bilateral_prompt_token_ids"},
+    "rcc": {"policy_logprobs", "ref_logprobs"},
+    "bicc+rcc": {
+        "policy_logprobs",
+        "bilateral_logprobs",
+        "bilateral_prompt_token_ids",
+        "ref_logprobs",
+    },
 }
 TOLD_BY_DATA = {"opsd", "sdft", "grpo+opsd", "rlsd", "sdpg-urkl", "sdpg-ufkl"}
 TOLD_BY_PEERS = {"rlrt", "sdpo"}
@@ -260,7 +266,7 @@ TOLD_BY_PEERS = {"rlrt", "sdpo"}
 def test_what_a_method_asks_for(name: str) -> None:
     """CAST's teacher never sees the answer; pure distillation alone compares no rewards."""
     made = method(name=name)
-    assert made.needs == {"policy_logprobs", *NEEDS.get(name, set())}
+    assert made.needs == NEEDS.get(name, set())
     assert made.listens == (
         name in TOLD_BY_DATA | TOLD_BY_PEERS | {"opd", "cast", "cast-public", "cast-port"}
     )

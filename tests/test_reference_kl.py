@@ -82,7 +82,8 @@ def test_a_method_that_reads_the_reference_tells_it_of_every_token(tmp_path: Pat
     run, _ = train_small(tmp_path / "run", recipe)
     terms = terms_by_key(run, run.step(1))
     everything = np.mean([term for values in terms.values() for term in values])
-    assert run.metrics().to_pylist()[1]["kl_reference"] == pytest.approx(everything, rel=1e-4)
+    row = run.metrics().to_pylist()[1]
+    assert row["trained_kl_reference"] == pytest.approx(everything, rel=1e-4)
 
 
 def test_it_is_off_by_default_and_its_memory_is_counted() -> None:

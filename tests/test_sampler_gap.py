@@ -42,7 +42,8 @@ EVERY = slice(None)
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with the rollouts of a step."""
-    recipe = small_recipe("grpo", "model.device=cpu", "train.prompts_per_step=1")
+    recipe = small_recipe("grpo", "model.device=cpu", "train.prompts_per_step=1",
+                          "train.score_policy=always")  # fmt: skip
     run = create_run(recipe, str(tmp_path_factory.mktemp("gap") / "run"), "test")
     rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
     return run

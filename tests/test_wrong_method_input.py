@@ -371,13 +371,13 @@ def spoil(step: Path, stage: str, name: str, value: Callable[[dict], object], ro
 
 
 NEEDS = {
-    "rlsd": "teacher_logprobs",
+    "rlsd": "policy_logprobs and teacher_logprobs",
     "opsd": "teacher_prompt_token_ids",
     "sdpg-urkl": "ref_logprobs",
     "oar-p": "importance_perturb",
     "oar-g": "importance_grad",
-    "bicc": "bilateral_logprobs",
-    "rcc": "ref_logprobs",
+    "bicc": "bilateral_logprobs and policy_logprobs",
+    "rcc": "policy_logprobs and ref_logprobs",
 }
 
 
@@ -573,7 +573,7 @@ def test_a_context_that_the_model_has_not(step: Path) -> None:
 def test_an_influence_without_end(step: Path, method: str, number: float) -> None:
     run = as_method(step, method)
     name = NEEDS[method]
-    spoil(step, "signals", name, lambda row: [number] * len(row["policy_logprobs"]), FIRST)
+    spoil(step, "signals", name, lambda row: [number] * 48, FIRST)
     line = refusal(lambda: shaped(run))
     assert f"signals/part-00000.parquet: {name} are not all finite" in line
 
@@ -581,7 +581,7 @@ def test_an_influence_without_end(step: Path, method: str, number: float) -> Non
 def test_an_influence_of_another_length(step: Path) -> None:
     spoil(step, "signals", "importance_grad", lambda row: [0.5], ALL)
     line = refusal(lambda: shaped(as_method(step, "oar-g")))
-    assert "importance_grad has not one value a completion token" in line
+    assert "signals/part-00000.parquet: row 0 has values of 1 tokens" in line
 
 
 def test_a_reference_that_is_known_of_some(step: Path) -> None:

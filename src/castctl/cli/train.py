@@ -216,12 +216,14 @@ def _train_from(path: str, asked: "Asked", model: str | None, overwrite: bool) -
 def step_line(row: dict[str, Any], steps: int) -> str:
     """One step as a line of a log."""
     from castctl.report.marks import percent
+    from castctl.stages.train.metrics import value_of
 
     line = (
         f"step {row['step'] + 1:>4}/{steps}  reward {row['reward_mean']:.3f}  "
         f"mixed {percent(row['groups_mixed']):>6}  length {row['length_mean']:5.1f}  "
-        f"entropy {row['entropy_mean']:.3f}  "
     )
+    if (entropy := value_of(row, "entropy_mean")) is not None:
+        line += f"entropy {entropy:.3f}  "
     if row.get("gap_rms") is not None:
         line += f"gap {row['gap_rms']:.4f}  "
     if row.get("flipped_share") is not None:

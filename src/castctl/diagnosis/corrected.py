@@ -36,6 +36,7 @@ def add_corrected(
     """Add what the correction makes of a step to the sums of its prompts; `bins` are each token's
     bin (N) by the sampler's log-prob, and how many there are."""
     assert data.signals is not None and data.sampler_N is not None, "both were read"
+    assert data.signals.policy_N is not None, "policy log-probs were asked for"
     found = correction.corrected(data.signals.policy_N, data.sampler_N, data.offsets)
     if found is None:
         return

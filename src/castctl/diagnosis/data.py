@@ -146,10 +146,8 @@ def _signals(
 ) -> StepSignals | None:
     if table is None:
         return None
-    read = read_signals(Part(folder.stage_path("signals"), table, made["signals"]), skip_tokens)
-    if (read.tokens.offsets != offsets).any():
-        raise ValueError("policy_logprobs has not one value a completion token")
-    return read
+    part = Part(folder.stage_path("signals"), table, made["signals"])
+    return read_signals(part, skip_tokens, offsets=offsets)
 
 
 def _shaped(table: pa.Table | None, offsets: NDArray[np.int64]) -> ShapedTokens | None:

@@ -111,7 +111,7 @@ def measure(steps: Iterator[StepData], context: Context) -> Numbers:
 
 def _logprobs(data: StepData) -> dict[str, Floats]:
     """What sampler and scorer say of each token (N, nats)."""
-    assert data.signals is not None, "policy log-probs were asked for"
+    assert data.signals is not None and data.signals.policy_N is not None, "they were asked for"
     if data.sampler_N is None:
         raise UserError(
             f"the rollouts of step {data.step} have no sampler_logprobs, so nothing can be set "

@@ -31,6 +31,5 @@ def lost_answers(recipe: Recipe) -> str | None:
 
 def _written(need: Need, recipe: Recipe) -> bool:
     """Whether each step of the loop writes what a diagnostic reads."""
-    method = recipe.method
-    told = need.teacher in (None, TOLD[method.teacher.privileged])
-    return told and need.signals <= method.needs | {"entropies"}
+    told = need.teacher in (None, TOLD[recipe.method.teacher.privileged])
+    return told and need.signals <= recipe.signals

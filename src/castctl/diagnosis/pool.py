@@ -97,6 +97,7 @@ def _piece(data: StepData) -> dict[str, NDArray]:
     known_N = np.repeat(known_R, data.lengths_R)
     entropies = data.entropies_N
     policy_N, gap_N = data.signals.policy_N, data.signals.tokens.gap_N
+    assert policy_N is not None, "a gap is from the policy's log-probs"
     gap_N = difference(policy_N, policy_N + gap_N)  # a sign that rounding made is no cell's
     piece = {
         "prompt_ids": np.array(data.prompt_ids, object)[known_R],

@@ -93,7 +93,7 @@ def explain_recipe(
 
 def work_of(recipe: Recipe) -> Work:
     """How much of what a recipe does, where the data has all the prompts that a step asks for."""
-    settings, sampling, method = recipe.train, recipe.sampling, recipe.method
+    settings, sampling = recipe.train, recipe.sampling
     prompts = prompts_per_step(recipe)
     completions = prompts * sampling.n
     tokens = completions * sampling.max_tokens
@@ -105,7 +105,7 @@ def work_of(recipe: Recipe) -> Work:
         samples=sampling.n,
         completions=completions,
         tokens=tokens,
-        scoring_passes=method.scoring_passes,
+        scoring_passes=recipe.scoring_passes,
         training_passes=settings.epochs,
         optimizer_steps=updates,
         total_completions=settings.steps * completions,

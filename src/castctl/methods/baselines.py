@@ -106,7 +106,7 @@ class RccBaseline(Section):
     """Which deviation s is; published codes differ (ours)."""
     eps: float = Field(1e-6, ge=0)
     """Added to s (ours)."""
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "ref_logprobs"})
     normalizes_first: ClassVar[bool] = False
     whole_step: ClassVar[bool] = False
 

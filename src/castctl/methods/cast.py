@@ -29,7 +29,7 @@ class CastShaping(TokenShaping):
 
     kind: Literal["cast"] = "cast"
     """`cast`: the gap of an answer-free teacher shapes and flips tokens (paper)."""
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logprobs"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "teacher_logprobs"})
     binary_rewards: ClassVar[bool] = True
 
     positive_range: tuple[Positive, Positive] = (0.8, 1.05)

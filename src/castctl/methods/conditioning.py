@@ -29,7 +29,7 @@ class Bilateral(Section):
     kind: Literal["bilateral"] = "bilateral"
     """`bilateral`: the ratio after the group's opposite completions (paper)."""
     needs: ClassVar[frozenset[str]] = frozenset(
-        {"bilateral_logprobs", "bilateral_prompt_token_ids"}
+        {"policy_logprobs", "bilateral_logprobs", "bilateral_prompt_token_ids"}
     )
     binary_rewards: ClassVar[bool] = True
     old_logprobs: ClassVar[str] = "bilateral_logprobs"

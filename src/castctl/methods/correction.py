@@ -57,6 +57,7 @@ class NoCorrection(Section):
     kind: Literal["none"] = "none"
     """`none`: every token weighs 1, whatever the sampler's log-prob (ours)."""
     level: ClassVar[str] = "token"
+    of_completions: ClassVar[bool] = False
 
     def corrected(
         self, policy_N: ArrayLike, sampler_N: ArrayLike, offsets: Ints
@@ -71,6 +72,11 @@ class _Correction(Section):
     """One ratio exp(l_old - l_sampler) for each `token`; for each completion the product of its
     tokens' (`sequence`), or their geometric mean (`geometric`). The product is the one without
     bias, and leaves long completions little weight or none (ours)."""
+
+    @property
+    def of_completions(self) -> bool:
+        """Whether a token's weight depends on its whole completion."""
+        return self.level != "token"
 
     @property
     def bounds(self) -> tuple[float, float]:

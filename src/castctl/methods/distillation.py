@@ -91,9 +91,9 @@ class Distillation(Section):
     @property
     def needs(self) -> frozenset[str]:
         """Signals that training reads: the teacher itself is asked again but for `sampled`."""
-        return frozenset(
-            {"teacher_logprobs" if self.tokens == "sampled" else "teacher_prompt_token_ids"}
-        )
+        if self.tokens == "sampled":
+            return frozenset({"policy_logprobs", "teacher_logprobs"})
+        return frozenset({"teacher_prompt_token_ids"})
 
     @property
     def divergence_spec(self) -> Divergence | None:

@@ -220,7 +220,7 @@ class MethodSettings(Section):
         """Who reads every completion in the score stage, once each."""
         own = self.teacher.kind != "current" or self.teacher.own_prompt
         passes = {
-            "policy": True,
+            "policy": "policy_logprobs" in self.needs,
             "teacher": "teacher_logprobs" in self.needs and own,
             "reference": "ref_logprobs" in self.needs,
             "bilateral": "bilateral_logprobs" in self.needs,
@@ -262,12 +262,12 @@ class MethodSettings(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Signals that shaping or training with this method reads."""
+        """Signals that shaping reads, or training beside its own pass of the policy."""
         slots = (
             self.baseline, self.zero_variance, self.shaping, self.token_mask, self.conditioning,
             self.objective,
         )  # fmt: skip
-        return frozenset({"policy_logprobs"}).union(*(slot.needs for slot in slots))
+        return frozenset[str]().union(*(slot.needs for slot in slots))
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

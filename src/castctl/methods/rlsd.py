@@ -21,7 +21,7 @@ class RlsdShaping(TokenShaping):
 
     kind: Literal["rlsd"] = "rlsd"
     """`rlsd`: the privileged teacher's gap scales the advantage (paper)."""
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logprobs"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "teacher_logprobs"})
 
     eps_w: float = Field(0.2, ge=0, le=1)
     """The weight w is clipped to [1 - eps_w, 1 + eps_w] (paper)."""

@@ -44,7 +44,7 @@ class HighEntropyTokens(Section):
     mean_over: Literal["kept", "all"] = "kept"
     """Which tokens the loss is averaged over: those that count (`kept`, which weigh more for it),
     or `all` (TRL's) (paper)."""
-    needs: ClassVar[frozenset[str]] = frozenset({"entropies"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "entropies"})
     whole_step: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
@@ -79,7 +79,7 @@ class ClipCov(Section):
     """Covariance above which a token may be left out (paper: its code)."""
     high: float = 5.0
     """And below which (paper: its code)."""
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs"})
     whole_step: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 

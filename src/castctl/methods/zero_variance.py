@@ -82,7 +82,7 @@ class EntropyBase(_ZeroVariance):
     """`entropy`: the verifier's sign times alpha and a factor of the token's entropy, RL-ZVP
     (paper)."""
     binary_rewards: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"entropies"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "entropies"})
     alpha: float = Field(0.1, ge=0)
     """Advantage for each nat (ours; the paper tunes it for each model)."""
 

@@ -37,7 +37,6 @@ ROWS = 300
 """Tokens of the check's longest row at least: beyond two blocks."""
 TOLERANCES = {torch.float32: 1e-5}
 """How far kernels may be off, as a part of the largest number; half precision may 1e-2."""
-
 Kernel = Callable[[Tensor, Tensor, Tensor, PackedMask, float | None, float | None], Tensor]
 """Queries (1, heads, L, head size), keys and values (1, key-value heads, L, head size), the mask,
 scaling and soft cap -> attention output (1, L, heads, head size)."""

@@ -116,7 +116,7 @@ class Recipe(Section):
     def _sections_fit(self) -> Self:
         if self.sampling.temperature == 0 and self.sampling.n > 1:
             raise ValueError("temperature 0 gives equal completions; raise sampling.temperature")
-        updates = self.train.epochs * self.train.minibatches
+        updates = self.updates
         policy_loss = self.method.surrogate
         if policy_loss.trains and not policy_loss.has_ratio and updates > 1:
             raise ValueError(
@@ -163,6 +163,33 @@ class Recipe(Section):
             *self.optimizer.reads_total,
             *([f"method.distillation.decay_steps={decay}"] if decay else []),
         ]
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps on the completions of one step, where it has as many groups."""
+        return self.train.epochs * self.train.minibatches
+
+    @property
+    def scores_policy(self) -> bool:
+        """Whether the policy reads the completions before the update, and not in it alone."""
+        return (
+            self.train.score_policy == "always"
+            or "policy_logprobs" in self.method.needs
+            or self.updates > 1
+            or self.samples_reference
+        )
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The signals that scoring writes for training and its metrics."""
+        read = {"policy_logprobs", "entropies"} if self.scores_policy else set()
+        return self.method.needs | read
+
+    @property
+    def scoring_passes(self) -> tuple[str, ...]:
+        """Who reads every completion in the score stage, once each."""
+        others = (name for name in self.method.scoring_passes if name != "policy")
+        return (*(["policy"] if self.scores_policy else []), *others)
 
     @property
     def samples_reference(self) -> bool:

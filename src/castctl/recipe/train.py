@@ -34,6 +34,11 @@ class TrainSettings(Section):
     """What each of several ranks holds of weights, gradients and moments: `none`, all of them;
     `full`, a share (FSDP2), and beside it one whole model to sample and score with. One process
     has all of it either way."""
+    score_policy: Literal["auto", "always"] = "auto"
+    """Whether the policy reads every completion before the update: `always`, or (`auto`) only
+    where the method, several updates of a step or `reference_kl_tokens` read what it says. Without,
+    the update's own pass gives the old log-probs, and the metrics tell of the tokens that train
+    (`trained_...`) (ours)."""
     reference_kl_tokens: Amount = 0
     """Completion tokens of each step that the initial policy reads too, to tell in the metrics how
     far the policy has moved (`kl_reference`); nothing trains on it. 0 is none (ours)."""

@@ -21,7 +21,7 @@ from castctl.report.marks import finite, line, number, percent, points, sparklin
 from castctl.report.tables import interval
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate
-from castctl.stages.train.metrics import Row
+from castctl.stages.train.metrics import Row, value_of
 from castctl.stages.train.schedule import evaluates_after
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ STAGES = ("rollout", "verify", "score", "shape", "train")
 
 
 def measure(row: Row, name: str) -> float | None:
-    """A measure of a step; None where the row has no finite number."""
-    return finite(row.get(name))
+    """A measure of a step, as `value_of` has it; None where that is no finite number."""
+    return finite(value_of(row, name))
 
 
 def _measured(rows: Sequence[Row], name: str) -> list[float]:

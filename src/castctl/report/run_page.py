@@ -16,6 +16,7 @@ from castctl.report.marks import finite, line, number, size, sparkline
 from castctl.report.page import code_line, headline, plain_table, title, value_text, when
 from castctl.report.tables import eval_table, measure_text
 from castctl.stages.evaluate.results import Result, kind_of
+from castctl.stages.train.metrics import value_of
 
 CURVES = {
     "reward": "reward_mean", "mixed": "groups_mixed", "length": "length_mean",
@@ -79,7 +80,7 @@ def _curves(steps: list[StepRow]) -> list[RenderableType]:
         return []
     grid = Table.grid(padding=(0, 2))
     for label, name in CURVES.items():
-        values = [finite(step.measures.get(name)) for step in steps]
+        values = [finite(value_of(step.measures, name)) for step in steps]
         known = [value for value in values if value is not None]
         if known:
             ends = " to ".join(measure_text(name, known[at], 3) for at in (0, -1))
@@ -104,7 +105,7 @@ def _steps(steps: list[StepRow]) -> list[RenderableType]:
                 table.add_row("…")
             continue
         m = step.measures
-        numbers = [measure_text(name, finite(m.get(name)), 3) for name in CURVES.values()]
+        numbers = [measure_text(name, finite(value_of(m, name)), 3) for name in CURVES.values()]
         table.add_row(
             str(step.step), _parts(step.parts), f"{step.rows:,}", size(step.bytes), *numbers,
             number(finite(m.get("seconds")), 2),

@@ -18,7 +18,7 @@ from castctl.methods.groups import KINDS
 from castctl.methods.method import Shaping
 from castctl.methods.overlong import KeepOverlong, Overlong
 from castctl.methods.shaping import NoShaping, Shaped
-from castctl.ragged import spread
+from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import (
     completion_lengths,
     nullable_floats,
@@ -29,7 +29,7 @@ from castctl.shards.part import read_metadata
 from castctl.shards.schema import PEER, REWARD, reward_weights
 from castctl.shards.stage import StepFolder, check_aligned, joined
 from castctl.stages.shape import reward_groups
-from castctl.stages.signals import signals_of
+from castctl.stages.signals import policy_read, signals_of
 
 Measures = dict[str, float | list[float] | None]
 
@@ -85,9 +85,14 @@ def measure_signals(
     reference) in nats a token, by k3 over all tokens. Where a teacher is told peers, the share of
     completions that have one, and of those whose prompt with it was too long, which leaves them
     without a teacher. Of a gap whose first tokens are left out, their share of its size."""
-    if signals["policy_logprobs"].null_count:  # made elsewhere and not scored whole
-        return {}
-    read = signals_of(signals, skip_tokens)
+    offsets = None
+    if not policy_read(signals):
+        whole = signals["policy_logprobs"].null_count < len(signals)
+        lengths = None if rollouts is None or whole else completion_lengths(rollouts)
+        if lengths is None:  # made elsewhere and not scored whole
+            return {}
+        offsets = offsets_of(lengths)
+    read = signals_of(signals, skip_tokens, offsets=offsets)
     offsets, gap = read.tokens.offsets, read.tokens.gap_N
     measures: Measures = {}
     entropies = nullable_floats(signals, "entropies", offsets)
@@ -120,7 +125,7 @@ def measure_signals(
         measures["bilateral_prompt_max"] = int(prompts.value_lengths().to_numpy().max())
     if rollouts is not None:
         sampler = nullable_floats(rollouts, "sampler_logprobs", offsets)
-        if sampler is not None:
+        if sampler is not None and read.policy_N is not None:
             measures |= measure_sampler(
                 read.policy_N, sampler, offsets, correction or NoCorrection()
             )
@@ -188,10 +193,10 @@ def measure_advantages(
     weights = nullable_floats(advantages, "weights", offsets)
     shaped = Shaped(flat, weights, flipped)
     measures |= made.shaping.measures(base_R, shaped, offsets, groups)
-    if signals is not None and not signals["policy_logprobs"].null_count:
+    if signals is not None and (policy_read(signals) or not made.baseline.needs):
         if made.longest is not None:
             groups = made.overlong.penalised(groups, np.diff(offsets), made.longest)
-        measures |= made.baseline.measures(groups, signals_of(signals).tokens)
+        measures |= made.baseline.measures(groups, signals_of(signals, offsets=offsets).tokens)
     return measures
 
 

@@ -102,14 +102,16 @@ def score_stage(
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> None:
-    """Write `rewards/` and `signals/` of a step: the `wanted` signals, or what the method needs."""
+    """Write `rewards/` and `signals/` of a step: the `wanted` signals beside the policy's
+    log-probs, or what the recipe trains with."""
     recipe = run.recipe
     require_trust(recipe.verifier)
-    signals = set(recipe.method.needs | {"entropies"} if wanted is None else wanted)
+    signals = set(recipe.signals if wanted is None else {"policy_logprobs", *wanted})
     check_signal_names(signals)
     temperature = sampled_temperature(run, step, shard=shard)
     folder = run.step(step)
-    _warn_of_another_sampler(run, folder, source)
+    if not _sampled_by(run, folder, source) and wanted is None:
+        signals |= {"policy_logprobs", "entropies"}
     policy = source.load(recipe.model)
     teacher = teacher_at(run, step, source, policy) if "teacher_logprobs" in signals else None
     reference = reference_of(run, policy) if "ref_logprobs" in signals else None
@@ -125,7 +127,8 @@ def score_stage(
     )  # fmt: skip
 
 
-def _warn_of_another_sampler(run: Run, folder: StepFolder, source: PolicySource) -> None:
+def _sampled_by(run: Run, folder: StepFolder, source: PolicySource) -> bool:
+    """Whether the rollouts are known to be of the policy that scores them; warn of another's."""
     parts = folder.parts("rollouts")
     metadata = [read_metadata(folder.part_path("rollouts", part), "rollouts") for part in parts]
     sampler = agreed(metadata, "model", source.fingerprint)
@@ -136,6 +139,7 @@ def _warn_of_another_sampler(run: Run, folder: StepFolder, source: PolicySource)
             "not sample it", folder.path, called(sampler, names),
             called(source.fingerprint, names),
         )  # fmt: skip
+    return all((made or {}).get("model") == source.fingerprint for made in metadata)
 
 
 def teacher_at(run: Run, step: int, source: PolicySource, policy: Policy) -> TeacherCopy:

@@ -20,7 +20,7 @@ from castctl.methods.groups import Groups, Weighed, group_rewards
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import offsets_of
-from castctl.shards.columns import list_column, reward_values
+from castctl.shards.columns import completion_lengths, list_column, reward_values
 from castctl.shards.part import Metadata, Part, content_hash
 from castctl.shards.schema import REWARD, reward_weights
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, joined, mark_foreign
@@ -196,7 +196,9 @@ def _joined(inputs: list[dict[str, Part]]) -> dict[str, Part]:
 
 def _shape(inputs: dict[str, Part], method: MethodSettings, at: _At) -> pa.Table:
     rewards, signals = inputs["rewards"].table, inputs["signals"]
-    read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers)
+    lengths_R = completion_lengths(inputs["rollouts"].table) if "rollouts" in inputs else None
+    cut = None if lengths_R is None else offsets_of(lengths_R)
+    read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers, cut)
     groups = reward_groups(rewards)
     ending = _ending(inputs, method, at.longest)
     tokens, offsets = read.tokens, read.tokens.offsets
@@ -277,7 +279,7 @@ def _loss_weights(
     inputs: dict[str, Part], read: StepSignals, method: MethodSettings, masks_N: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
     """Importance correction (N) between sampler and scorer, times the masks; None where neither
-    has anything to say."""
+    has anything to say. Where the policy was not scored, the update corrects."""
     offsets = read.tokens.offsets
     corrected = None
     if method.correction.kind != "none" and "rollouts" in inputs:
@@ -292,7 +294,7 @@ def _loss_weights(
                 "%s has no sampler_logprobs: method.correction has nothing to read, and every "
                 "token weighs 1", inputs["rollouts"].path.parent,
             )  # fmt: skip
-        else:
+        elif read.policy_N is not None:
             corrected = method.correction.corrected(read.policy_N, sampler_N, offsets)
     if corrected is None:
         return masks_N if (masks_N != 1).any() else None

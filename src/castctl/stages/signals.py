@@ -35,55 +35,80 @@ READ = (
 
 @dataclass(frozen=True)
 class StepSignals:
-    """The policy's log-probs (N, nats), and what is told of the tokens relative to them.
+    """The policy's log-probs (N, nats), None where it has not read the completions, and what is
+    told of the tokens.
 
     `skipped_N` is the gap at the first tokens that are left out of `tokens`, 0 elsewhere; None
     without a teacher.
     """
 
-    policy_N: Floats
+    policy_N: Floats | None
     tokens: TokenSignals
     skipped_N: Floats | None
 
 
-def read_signals(signals: Part, skip_tokens: int = 0, taught: bool = False) -> StepSignals:
+def read_signals(
+    signals: Part,
+    skip_tokens: int = 0,
+    taught: bool = False,
+    offsets: NDArray[np.int64] | None = None,
+) -> StepSignals:
     """Every signal of a part that is there; the gap of the first `skip_tokens` is not read. See
-    `signals_of` for `taught`, which the metadata may say too.
+    `signals_of` for `taught`, which the metadata may say too, and for `offsets`.
 
-    Raises `UserError` for lists of other lengths than the policy's log-probs, and for numbers that
-    are not finite.
+    Raises `UserError` for lists of other lengths than the completions, for numbers that are not
+    finite, and where neither the policy's log-probs nor `offsets` are there.
     """
     _require_finite(signals)
+    if offsets is None and not policy_read(signals.table):
+        raise UserError(f"{signals.path}: policy_logprobs are null; score them")
     try:
         taught = taught or "teacher_logprobs" in _recorded(signals)
-        return signals_of(signals.table, skip_tokens, taught)
+        return signals_of(signals.table, skip_tokens, taught, offsets)
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
 
 
-def signals_of(table: pa.Table, skip_tokens: int = 0, taught: bool = False) -> StepSignals:
-    """Every signal of a table whose policy log-probs have no null, finite or not. `taught` says
-    that a teacher scored what it could, so that without a log-prob every gap is NaN.
+def policy_read(signals: pa.Table) -> bool:
+    """Whether the policy has read every completion of these signals."""
+    return bool(signals["policy_logprobs"].null_count == 0)
 
-    Raises `ValueError` for lists of other lengths than those.
+
+def signals_of(
+    table: pa.Table,
+    skip_tokens: int = 0,
+    taught: bool = False,
+    offsets: NDArray[np.int64] | None = None,
+) -> StepSignals:
+    """Every signal of a table, finite or not. `taught` says that a teacher scored what it could, so
+    that without a log-prob every gap is NaN. `offsets` (R + 1) cut the tokens into completions,
+    where the policy has read none of them.
+
+    Raises `ValueError` for lists of other lengths than the completions.
     """
-    policy, offsets = ragged_column(table, "policy_logprobs")
-    policy = policy.astype(np.float64)
+    policy = None
+    if policy_read(table):
+        flat, cut = ragged_column(table, "policy_logprobs")
+        if offsets is not None and not np.array_equal(cut, offsets):
+            raise ValueError("policy_logprobs has not one value a completion token")
+        policy, offsets = flat.astype(np.float64), cut
+    assert offsets is not None, "nothing says how long the completions are"
+    tokens_N = int(offsets[-1])
     teacher = nullable_floats(table, "teacher_logprobs", offsets)
     if teacher is None and taught:
-        teacher = np.full(len(policy), np.nan)
+        teacher = np.full(tokens_N, np.nan)
     reference = nullable_floats(table, "ref_logprobs", offsets)
     gap, skipped = None, None
-    if teacher is not None:
+    if teacher is not None and policy is not None:
         gap = teacher - policy
-        index = np.arange(len(policy)) - spread(offsets[:-1], offsets)
+        index = np.arange(tokens_N) - spread(offsets[:-1], offsets)
         heard = index >= skip_tokens
         skipped = np.where(heard | np.isnan(gap), 0.0, gap)
         gap = np.where(heard, gap, np.nan)
     tokens = TokenSignals(
         offsets,
         gap_N=gap,
-        drift_N=None if reference is None else policy - reference,
+        drift_N=None if reference is None or policy is None else policy - reference,
         perturb_N=nullable_floats(table, "importance_perturb", offsets),
         grad_N=nullable_floats(table, "importance_grad", offsets),
         entropies_N=nullable_floats(table, "entropies", offsets),
@@ -99,13 +124,17 @@ def require_signals(signals: Part, method: MethodSettings, peers: bool = True) -
     """
     step = signals.path.parent.parent
     command = f"castctl score --run {step} --method {method.name}"
-    for name in sorted(method.needs - set(PROMPT_SIGNALS)):
-        column = signals.table[name]
-        silent = name == "teacher_logprobs" and _may_be_silent(signals, method, name, peers)
-        if len(column) and column.null_count == len(column) and not silent:
-            raise UserError(
-                f"{method.name} needs {name}, which {signals.path} does not have; run `{command}`"
-            )
+    needed = sorted(method.needs - set(PROMPT_SIGNALS))
+    columns = {name: signals.table[name] for name in needed}
+    absent = [name for name, column in columns.items() if 0 < len(column) == column.null_count]
+    if _may_be_silent(signals, method, "teacher_logprobs", peers):
+        absent = [name for name in absent if name != "teacher_logprobs"]
+    if absent:
+        raise UserError(
+            f"{method.name} needs {' and '.join(absent)}, which {signals.path} does not have; "
+            f"run `{command}`"
+        )
+    for name, column in columns.items():
         # A completion without an answer has no influence on one, and without a gap keeps its base.
         partial = name in ("teacher_logprobs", "importance_perturb", "importance_grad")
         if column.null_count and not partial:
@@ -165,7 +194,7 @@ def _recorded(signals: Part) -> dict[str, Any]:
 def _require_finite(signals: Part) -> None:
     """Raise `UserError` where a number is none; NaN says of an influence that it was not scored."""
     policy = signals.table["policy_logprobs"]
-    if policy.null_count:
+    if 0 < policy.null_count < len(policy):
         raise UserError(
             f"{signals.path}: policy_logprobs has {policy.null_count} null rows; score them"
         )

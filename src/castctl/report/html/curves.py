@@ -28,7 +28,7 @@ from castctl.report.document import Picture, Sheet
 from castctl.report.marks import counted, finite, percent
 from castctl.report.tables import is_share, measure_text
 from castctl.stages.evaluate.results import Result
-from castctl.stages.train.metrics import several_rewards
+from castctl.stages.train.metrics import TRAINED, several_rewards
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,8 @@ def curve_pictures(rows: Rows, evaluations: Sequence[Result] = ()) -> list[Pictu
         draw = partial(_draw_stack, rows, shares, "share of groups, %")
         pictures.append(Picture("curve-groups", "Kinds of groups", words, draw))
     pictures += [_line(rows, name) for name, (*_, lines) in LINES.items()
-                 if name != "reward" and any(_varies(rows, key) for key in lines)]  # fmt: skip
+                 if name != "reward" and any(_varies(rows, key) for key in _there(rows, lines))
+                 ]  # fmt: skip
     stages = {f"seconds_{s}": (s, color) for s, color in STAGES.items()
               if _known(rows, f"seconds_{s}")}  # fmt: skip
     if stages:
@@ -99,9 +100,19 @@ def curve_pictures(rows: Rows, evaluations: Sequence[Result] = ()) -> list[Pictu
 def _line(rows: Rows, name: str, more: Mapping[str, tuple[str, str]] | None = None) -> Picture:
     """A plot of `LINES` with those of its measures, and of `more`, that are known."""
     title, unit, lines = LINES[name]
-    there = {key: line for key, line in {**lines, **(more or {})}.items() if _known(rows, key)}
+    there = _there(rows, {**lines, **(more or {})})
     words = " ".join(_course(f"{title}, {label}", rows, key) for key, (label, _) in there.items())
     return Picture(f"curve-{name}", title, words, partial(_draw_lines, rows, there, unit))
+
+
+def _there(rows: Rows, lines: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """The measures that are known, of all tokens and of those that trained alone."""
+    both = {
+        key: (words, color)
+        for name, (label, color) in lines.items()
+        for key, words in ((name, label), (TRAINED + name, f"{label} of what trained"))
+    }
+    return {key: line for key, line in both.items() if _known(rows, key)}
 
 
 def measures_sheet(rows: Rows) -> Sheet:
@@ -112,7 +123,7 @@ def measures_sheet(rows: Rows) -> Sheet:
               "clip_share", "kl_old_new", "kl_reference", "sampler_kl", "correction_masked_share",
               "correction_capped_share", "correction_effective_share", "eval_mean",
               "seconds"]  # fmt: skip
-    there = [name for name in wanted if _known(rows, name)]
+    there = [key for name in wanted for key in (name, TRAINED + name) if _known(rows, key)]
     return Sheet(
         title="Measures of every step",
         headings=["step", *(name.replace("_", " ") for name in there)],

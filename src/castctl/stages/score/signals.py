@@ -47,13 +47,13 @@ def score_signals(
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Add the `wanted` signals to `signals/`, part by part; `rewards/` must be there for some.
-    The seconds of each pass that was made.
+    """Add the `wanted` signals to `signals/`, part by part, which may be none; `rewards/` must be
+    there for some. The seconds of each pass that was made.
 
     Signals that are there, made alike, are kept; made otherwise they are refused unless
     `overwrite` is set. Raises `UserError` where the parts contradict one another.
     """
-    asked = {"policy_logprobs", *wanted}
+    asked = set(wanted)
     asked |= {TOGETHER[name] for name in asked if name in TOGETHER}
     if TOLD in asked and scorers.told.told_by_peers:
         asked.add(PEER)
@@ -100,7 +100,7 @@ def _score_part(
     judged = None if rewards is None else content_hash(rewards.table)
     made = {name: scorers.provenance(name, temperature, judged) for name in sorted(asked)}
     missing = _missing(there, made, overwrite)
-    if not missing:
+    if there is not None and not missing:
         return {}
     scorer = PartScorer(
         rollouts.table, None if rewards is None else rewards.table, scorers, folder.step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from castctl.methods import MethodSettings
 from castctl.models.packing import Ids, flattened, rows_of
 from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import nullable_floats, ragged_column
-from castctl.shards.part import Part
+from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import StepFolder, check_aligned, describe_difference
-from castctl.stages.sampled import refuse_altered
+from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.shape import group_numbers, refuse_other_temperature, shaping_settings
 from castctl.stages.signals import taught_rows
 
@@ -32,7 +32,8 @@ class TrainBatch:
 
     `prompts` are those of the ratio, `teacher_prompts` those a teacher reads. What is None is not
     there in some part, or not needed. `on_policy` is whether `old_logprobs` are known to be of the
-    weights that an update begins with.
+    weights that an update begins with; they are None where the update is the first to read the
+    completions, and `sampler_logprobs` then those under the sampler that `sampled_by` tells of.
     """
 
     prompts: list[Ids]
@@ -43,11 +44,13 @@ class TrainBatch:
     offsets: NDArray[np.int64]
     advantages: Stream
     loss_weights: Stream
-    old_logprobs: Stream
+    old_logprobs: Stream | None
     ref_logprobs: Stream | None = None
     teacher_logprobs: Stream | None = None
     distill_weights: Stream | None = None
     on_policy: bool = False
+    sampler_logprobs: Stream | None = None
+    sampled_by: Metadata = field(default_factory=dict)
 
     @property
     def token_ids(self) -> dict[str, list[Ids]]:
@@ -65,8 +68,8 @@ def digest_of(batch: TrainBatch) -> str:
     for rows in batch.token_ids.values():
         flat, offsets = flattened(rows)
         digest.update(flat.tobytes() + offsets.tobytes())
-    for field in fields(TrainBatch):
-        if isinstance(values := getattr(batch, field.name), np.ndarray):
+    for each in fields(TrainBatch):
+        if isinstance(values := getattr(batch, each.name), np.ndarray):
             digest.update(values.tobytes())
     return digest.hexdigest()
 
@@ -86,7 +89,13 @@ def read_batch(folder: StepFolder, method: MethodSettings, policy: str | None = 
         )
     folder.refuse_mixed("rollouts")
     folder.refuse_mixed("advantages")
-    batch = _joined([_read_part(folder, number, method, policy) for number in numbers])
+    parts = [_read_part(folder, number, method, policy) for number in numbers]
+    if len({part.old_logprobs is None for part in parts if part.prompts}) > 1:
+        raise UserError(
+            f"{folder.path} has policy_logprobs in some of its parts and not in others; run "
+            f"`castctl score --run {folder.path} --method {method.name} --overwrite`, then shape"
+        )
+    batch = _joined(parts)
     needed = method.objective.needs & {"ref_logprobs", "teacher_logprobs"}
     if method.distillation.kind != "none":
         needed |= {"distill_weights"}
@@ -114,17 +123,19 @@ def _joined(parts: list[TrainBatch]) -> TrainBatch:
         "group_of_row": np.concatenate(groups),
         "offsets": offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
     }
-    for field in fields(TrainBatch):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name in joined:
+    for each in fields(TrainBatch):
+        values = [getattr(part, each.name) for part in parts]
+        if each.name in joined:
             continue
         if isinstance(values[0], bool):
-            joined[field.name] = all(values)
+            joined[each.name] = all(values)
         elif isinstance(values[0], list):
-            joined[field.name] = [row for value in values for row in value]
+            joined[each.name] = [row for value in values for row in value]
+        elif isinstance(values[0], dict):
+            joined[each.name] = values[0]  # a step's parts have it in common
         else:
             lacking = any(value is None for value in values)
-            joined[field.name] = None if lacking else np.concatenate(values)
+            joined[each.name] = None if lacking else np.concatenate(values)
     return TrainBatch(**joined)
 
 
@@ -151,8 +162,15 @@ def _read_part(
     conditioning = method.conditioning
     old = stream(signals, conditioning.old_logprobs)
     made = (signals.metadata or {}).get("signals", {}).get(conditioning.old_logprobs)
+    sampled_by = rollouts.metadata or {}
+    unread = old is None and "policy_logprobs" not in method.needs
+    if unread:  # then whoever sampled them must be whoever trains
+        made = {"model": sampled_by.get("model")}
+    on_policy = isinstance(made, dict) and policy is not None and made.get("model") == policy
     kept_N = np.repeat(kept, np.diff(offsets))
-    if old is None or values is None or not np.isfinite(old[kept_N] + values[kept_N]).all():
+    known_N = np.zeros(len(ids), np.float32) if old is None else old
+    lacking = old is None and not unread
+    if values is None or lacking or not np.isfinite(known_N[kept_N] + values[kept_N]).all():
         raise UserError(
             f"{folder.path}: {conditioning.old_logprobs} and advantages of kept rows must all be "
             f"finite; run `castctl score --run {folder.path} --method {method.name}`"
@@ -162,7 +180,7 @@ def _read_part(
     if distilled is not None:
         _refuse_untaught(signals, method, distilled, offsets)
         read = np.full(len(ids), np.nan) if teacher is None else teacher
-        teacher = np.where(distilled == 0, old, read).astype(np.float32)  # what nothing reads
+        teacher = np.where(distilled == 0, known_N, read).astype(np.float32)  # what nothing reads
     return TrainBatch(
         prompts=_prompts(signals, conditioning.prompts, bare),
         teacher_prompts=_prompts(signals, "teacher_prompt_token_ids", bare),
@@ -176,8 +194,15 @@ def _read_part(
         ref_logprobs=stream(signals, "ref_logprobs"),
         teacher_logprobs=teacher,
         distill_weights=distilled,
-        on_policy=isinstance(made, dict) and policy is not None and made.get("model") == policy,
+        on_policy=on_policy,
+        sampler_logprobs=_sampler_logprobs(rollouts, offsets) if unread else None,
+        sampled_by=sampled_by,
     )
+
+
+def _sampler_logprobs(rollouts: Part, offsets: NDArray[np.int64]) -> Stream | None:
+    found = sampler_logprobs(rollouts, offsets)
+    return None if found is None else found.astype(np.float32)
 
 
 def _refuse_untaught(

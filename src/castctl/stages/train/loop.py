@@ -227,6 +227,8 @@ class _Loop:
             speed = self._sampled_tokens / seconds["seconds_rollout"]
             measures["sampled_tokens_per_second"] = speed if self._sampled_tokens else None
             measures |= {**synced, **moved}
+            if stats.reading is not None:
+                measures |= stats.reading.measures(batch, self.recipe.method.correction)
         told = self._warned_of_gap or warned_of_zero_gap(self.recipe, step, measures)
         self._warned_of_gap = told  # once is enough
         warn_of_zero_rewards(self.recipe, self.metrics.rows, step, measures)
@@ -273,7 +275,7 @@ class _Loop:
     ) -> int:
         """Roll out these prompts, then score all of the step; the next part's number."""
         folder = self.run.step(step)
-        settings, sampling, method = self.recipe.train, self.recipe.sampling, self.recipe.method
+        settings, sampling = self.recipe.train, self.recipe.sampling
         with timed(seconds, "rollout"):
             rolled = rollout_step(
                 folder, prompts, self.engine, self.template, self.tokenizer, sampling,
@@ -290,7 +292,7 @@ class _Loop:
             )  # fmt: skip
         with timed(seconds, "score"):
             passes = score_signals(
-                folder, method.needs | {"entropies"},
+                folder, self.recipe.signals,
                 make_scorers(
                     self.recipe, self.name, self.state.policy, self.state.teacher, self.reference
                 ),

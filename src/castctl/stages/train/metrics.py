@@ -27,6 +27,17 @@ _OF_SEVERAL = re.compile(rf"{REWARD}(.+)_mean")
 OF_SCORING = "seconds_pass_"
 """Begins the names of times that are parts of the score stage's."""
 
+TRAINED = "trained_"
+"""Begins the names of what the update measured of the tokens that trained, where no scoring pass of
+the policy measured it of all."""
+
+
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """A measure of a step, of the tokens that trained where it is known of those alone; None where
+    it is not known."""
+    value = row.get(name)
+    return row.get(TRAINED + name) if value is None else value
+
 
 def named_steps(steps: list[int]) -> str:
     """Ascending steps in words, at most three stretches of them: `steps 0 to 4, 7`."""

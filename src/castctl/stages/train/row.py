@@ -12,7 +12,7 @@ import torch
 
 from castctl.stages.measures import Measures
 from castctl.stages.train.metrics import OF_SCORING, Row
-from castctl.stages.train.update import UpdateStats
+from castctl.stages.train.stats import UpdateStats
 
 
 @contextlib.contextmanager

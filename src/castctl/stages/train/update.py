@@ -3,121 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from castctl.errors import UserError
+from castctl.methods.correction import Correction
 from castctl.methods.objective import Objective, TokenStreams, token_losses
-from castctl.methods.surrogate import PolicyLoss, token_scales
+from castctl.methods.surrogate import token_scales
 from castctl.models.head import TeacherSide, fused_loss, score_tokens
 from castctl.models.language_model import LanguageModel
 from castctl.models.packing import by_prompt, microbatches, pack
 from castctl.models.policy import Policy
-from castctl.ragged import means, offsets_of, row_of_value, take_rows
+from castctl.ragged import offsets_of, row_of_value, take_rows
 from castctl.ranks import ALONE, Ranks
 from castctl.recipe.recipe import Recipe
+from castctl.stages.score.sampler import refuse_apart
 from castctl.stages.train.batch import TrainBatch
 from castctl.stages.train.optimizer import Optimizer
-
-
-@dataclass
-class UpdateStats:
-    """Sums over the tokens that had a forward pass, and one entry an optimizer step.
-
-    `ratio_R` is each completion's mean ratio in its last forward pass, 1 without one. Divergences
-    are summed over the tokens that are distilled, and apart over the first ones that are left out.
-    """
-
-    ratio_R: NDArray[np.float64]
-    losses: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    lr: float = 0.0
-    tokens: int = 0
-    ratio: float = 0.0
-    clipped: float = 0.0
-    kl: float = 0.0
-    distilled_tokens: int | None = None
-    divergence: float = 0.0
-    skipped_divergence: float = 0.0
-
-    def fresh(self) -> UpdateStats:
-        """Nothing counted yet, of the same completions, none of which has had a forward pass."""
-        nothing = None if self.distilled_tokens is None else 0
-        return UpdateStats(np.full_like(self.ratio_R, np.nan), distilled_tokens=nothing)
-
-    def include(self, own: UpdateStats, ranks: Ranks) -> float:
-        """Count what all `ranks` counted in an optimizer step, each its `own`; the step's loss."""
-        there_R = ~np.isnan(own.ratio_R)
-        counts = [own.tokens, own.ratio, own.clipped, own.kl]
-        distilled = [own.distilled_tokens or 0, own.divergence, own.skipped_divergence]
-        numbers = np.array([sum(own.losses), *counts, *distilled], np.float64)
-        ratio_R = np.where(there_R, own.ratio_R, 0.0)
-        numbers, ratio_R, times_R = ranks.sums([numbers, ratio_R, there_R.astype(np.float64)])
-        self.tokens += int(numbers[1])
-        self.ratio += float(numbers[2])
-        self.clipped += float(numbers[3])
-        self.kl += float(numbers[4])
-        if self.distilled_tokens is not None:
-            self.distilled_tokens += int(numbers[5])
-            self.divergence += float(numbers[6])
-            self.skipped_divergence += float(numbers[7])
-        self.ratio_R = np.where(times_R > 0, ratio_R, self.ratio_R)
-        return float(numbers[0])
-
-    def add(
-        self,
-        surrogate: PolicyLoss,
-        streams: TokenStreams,
-        logprobs: torch.Tensor,
-        rows: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-    ) -> None:
-        """Count a micro-batch of `rows`: its ratios, how many tokens a bound on them holds, and the
-        k3 estimate of KL(old || new) in nats."""
-        log_ratio = (logprobs - streams.old_logprobs).double()
-        ratio = log_ratio.exp()
-        self.clipped += float(surrogate.held(streams, logprobs).sum())
-        self.tokens += len(logprobs)
-        self.ratio += float(ratio.sum())
-        self.kl += float((log_ratio.expm1() - log_ratio).sum())  # exp - 1 would leave rounding
-        owner = np.repeat(np.arange(len(rows)), lengths)
-        self.ratio_R[rows] = means(ratio.cpu().numpy(), owner, len(rows))
-
-    def add_distilled(
-        self, streams: TokenStreams, divergences: torch.Tensor, wanted: torch.Tensor
-    ) -> None:
-        """Count the tokens (N) `wanted` of a micro-batch: those of rows that are distilled."""
-        assert streams.distill_weights is not None, "distilled rows have weights"
-        heard = streams.distill_weights != 0
-        self.distilled_tokens = (self.distilled_tokens or 0) + int(heard.sum())
-        self.divergence += float(divergences[heard].double().sum())
-        self.skipped_divergence += float(divergences[wanted & ~heard].double().sum())
-
-    def row(self) -> dict[str, float]:
-        """The numbers of a metrics row."""
-        tokens = max(self.tokens, 1)
-        distilled = {}
-        if self.distilled_tokens is not None:
-            total = self.divergence + self.skipped_divergence
-            distilled = {
-                "distilled_tokens": self.distilled_tokens,
-                "divergence_mean": self.divergence / max(self.distilled_tokens, 1),
-                "divergence_skipped_share": self.skipped_divergence / total if total else 0.0,
-            }
-        return {
-            "loss": float(np.mean(self.losses)),
-            "grad_norm": float(np.mean(self.grad_norms)),
-            "lr": self.lr,
-            "optimizer_steps": len(self.losses),
-            "trained_tokens": self.tokens,
-            "ratio_mean": self.ratio / tokens if self.tokens else 1.0,
-            "clip_share": self.clipped / tokens,
-            "kl_old_new": self.kl / tokens,
-            **distilled,
-        }
+from castctl.stages.train.stats import Reading, UpdateStats
 
 
 def update(
@@ -136,15 +42,21 @@ def update(
     groups, in an order drawn from (seed, step, epoch). The loss of an optimizer step is
     normalised over its kept completions before anything is skipped or split, so the
     gradient does not depend on the micro-batches, nor on who of the `ranks` has which: gradients
-    and statistics are summed, so that all decide alike. Raises `UserError` when a token is unknown,
-    and when the loss or the gradient is not finite, before the weights are touched.
+    and statistics are summed, so that all decide alike. Without old log-probs in the batch they are
+    those of the update's own passes. Raises `UserError` where a ratio could then be another than 1,
+    when a token is unknown, when such log-probs are not the sampler's, and when the loss or the
+    gradient is not finite, before the weights are touched.
     """
+    if batch.old_logprobs is None:
+        _require_ratios_of_one(batch, recipe, step)
     for kind, ids in batch.token_ids.items():
         policy.model.refuse_unknown_tokens(kind, ids)
     policy.model.refuse_long_rows(batch.prompts, batch.completions)
     stats = UpdateStats(np.ones(len(batch.prompts)))
     if recipe.method.distillation.kind != "none":
         stats.distilled_tokens = 0
+    if batch.old_logprobs is None:
+        stats.reading = Reading.of(int(batch.offsets[-1]))
     with policy.learner.recomputing():
         for number, rows in enumerate(_minibatches(batch, recipe, step)):
             optimizer.zero_grad()
@@ -154,6 +66,11 @@ def update(
                 _accumulate(policy, teacher, batch, micro, recipe, own, moved)
                 for micro in _own(list(_microbatches(batch, rows, recipe)), batch, policy, ranks)
             ]
+            if own.reading is not None and batch.sampler_logprobs is not None:
+                refuse_apart(
+                    own.reading.logprobs_N, batch.sampler_logprobs, batch.offsets, batch.sampled_by,
+                    policy.model.dtype, f"step {step + 1}",
+                )  # fmt: skip
             total = stats.include(own, ranks)
             if not policy.in_shares:
                 ranks.sum_gradients(optimizer.gradients)
@@ -170,6 +87,20 @@ def update(
             stats.losses.append(total)
             stats.grad_norms.append(norm)
     return stats
+
+
+def _require_ratios_of_one(batch: TrainBatch, recipe: Recipe, step: int) -> None:
+    why = None
+    if not batch.on_policy:
+        why = "its rollouts are not known to be of the weights that train"
+    elif recipe.updates > 1:
+        why = f"train.epochs x train.minibatches gives {recipe.updates} updates"
+    if why:
+        raise UserError(
+            f"step-{step:05d} has no policy_logprobs, which ratios divide by, and {why}; run "
+            "`castctl score --signals policy_logprobs,entropies` on it, then `castctl shape "
+            "--overwrite`"
+        )
 
 
 def _minibatches(batch: TrainBatch, recipe: Recipe, step: int) -> Iterator[NDArray[np.int64]]:
@@ -261,13 +192,22 @@ def _accumulate(
     packed = pack([batch.prompts[r] for r in rows], [batch.completions[r] for r in rows])
     surrogate, device = objective.surrogate, policy.learner.device
     streams = _streams(batch, micro, objective, device)
+    first, lengths = stats.reading is not None, np.diff(batch.offsets)[rows]
+    read = torch.zeros_like(streams.old_logprobs)
+    correction, sampler_N = recipe.method.correction, None
+    if first and batch.sampler_logprobs is not None:
+        sampler_N, _ = take_rows(batch.sampler_logprobs, batch.offsets, rows)
 
     def loss(
         part: slice, logprobs: torch.Tensor, entropies: torch.Tensor, divergences: torch.Tensor
     ) -> torch.Tensor:
-        return token_losses(objective, streams[part], logprobs, entropies, divergences)
+        here = streams[part]
+        if first:
+            here, read[part] = replace(here, old_logprobs=logprobs.detach()), entropies.detach()
+            if sampler_N is not None and not correction.of_completions:
+                here = _corrected(here, logprobs, sampler_N[part], correction)
+        return token_losses(objective, here, logprobs, entropies, divergences)
 
-    lengths = np.diff(batch.offsets)[rows]
     wanted = torch.from_numpy(np.repeat(micro.distilled_R, lengths)).to(device)
     versus = _teacher_side(teacher, batch, micro, wanted, recipe)
 
@@ -276,21 +216,45 @@ def _accumulate(
         head = learner.head(recipe.sampling.temperature, recipe.train.head_chunk_tokens)
         hidden, fresh = learner.hidden_states(packed), None
         targets = torch.from_numpy(packed.targets_N).to(device)
-        if surrogate.of_completions and moved:
+        weighed = sampler_N if correction.of_completions else None
+        if weighed is not None or (surrogate.of_completions and moved):
             fresh, _ = score_tokens(head, hidden.detach(), targets, with_entropies=False)
-        streams = surrogate.prepared(streams, lengths, fresh)
-        bonus = surrogate.entropy_bonus > 0
-        return fused_loss(head, hidden, targets, loss, with_entropies=bonus, teacher=versus)
+            if weighed is not None:
+                streams = _corrected(streams, fresh, weighed, correction, offsets_of(lengths))
+        streams = surrogate.prepared(streams, lengths, fresh if moved else None)
+        entropies = surrogate.entropy_bonus > 0 or first
+        return fused_loss(head, hidden, targets, loss, with_entropies=entropies, teacher=versus)
 
     total, logprobs, divergences = policy.differentiate(whole_loss)
     if not micro.counts:
         return 0.0
+    if stats.reading is not None:
+        streams = replace(streams, old_logprobs=logprobs)
+        index, _ = take_rows(np.arange(batch.offsets[-1]), batch.offsets, rows)
+        stats.reading.note(index, logprobs, read)
     stats.add(surrogate, streams, logprobs, rows, lengths)
     if micro.distilled_R.any():
         if streams.teacher_logprobs is not None:  # the sampled token's estimate
             divergences = streams.old_logprobs - streams.teacher_logprobs
         stats.add_distilled(streams, divergences, wanted)
     return float(total.detach())
+
+
+def _corrected(
+    streams: TokenStreams,
+    logprobs: torch.Tensor,
+    sampler_N: NDArray[np.float32],
+    correction: Correction,
+    offsets: NDArray[np.int64] | None = None,
+) -> TokenStreams:
+    """The streams corrected by log-probs (N) under policy and sampler; `offsets` cut them into
+    completions, where a weight is a completion's."""
+    cut = offsets_of([len(sampler_N)]) if offsets is None else offsets
+    made = correction.corrected(logprobs.detach().cpu().numpy(), sampler_N, cut)
+    if made is None:
+        return streams
+    weights = torch.from_numpy(made.weights_N).to(streams.loss_weights)
+    return replace(streams, loss_weights=streams.loss_weights * weights)
 
 
 def _teacher_side(
@@ -328,9 +292,10 @@ def _streams(
 
     old, advantages = on_device(batch.old_logprobs), on_device(batch.advantages)
     loss_weights = on_device(batch.loss_weights)
-    assert old is not None and advantages is not None and loss_weights is not None
+    assert advantages is not None and loss_weights is not None
     return TokenStreams(
-        old_logprobs=old,
+        # Who reads them before the update's own pass has given them gets no number.
+        old_logprobs=torch.full_like(advantages, torch.nan) if old is None else old,
         advantages=advantages,
         loss_weights=loss_weights,
         scale=torch.from_numpy(micro.scales).to(device),
