@@ -62,23 +62,17 @@ def score_tokens(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-prob of each target (N) and, if asked for, entropy of its distribution (N); no gradient.
 
-    Two (chunk x vocabulary) buffers serve every chunk: fresh ones cost as much as the
-    arithmetic, and entropies a third of it.
+    Entropies take a third of the arithmetic.
     """
-    count, wide = len(targets_N), _wide(hidden_NH.dtype)
+    count = len(targets_N)
     logprobs = torch.empty(count, device=hidden_NH.device)
     entropies = torch.empty_like(logprobs) if with_entropies else None
     with torch.no_grad():
-        weight = head.weight.to(hidden_NH.dtype)
-        shape = min(head.chunk_tokens, count), len(weight)
-        product = torch.empty(shape, device=hidden_NH.device, dtype=hidden_NH.dtype)
-        masses = torch.empty(shape, device=hidden_NH.device, dtype=wide)
+        room = _Room(head, head.weight.to(hidden_NH.dtype), count)
         for part in _chunks(count, head.chunk_tokens):
-            hidden = hidden_NH[part]
-            scaled = torch.mm(hidden, weight.T, out=product[: len(hidden)]).to(wide)
-            _scale(head, scaled)
+            scaled, _ = room.logits(hidden_NH[part])
             scaled.sub_(scaled.amax(-1, keepdim=True))
-            mass = torch.exp(scaled, out=masses[: len(hidden)])
+            mass = torch.exp(scaled, out=room.of("masses", scaled))
             total = mass.sum(-1)
             logprobs[part] = _at(scaled, targets_N[part]) - total.log()
             if entropies is not None:
@@ -149,15 +143,19 @@ class _FusedHead(torch.autograd.Function):
             torch.zeros_like(weight_VH, dtype=logprobs.dtype) if ctx.needs_input_grad[1] else None
         )
         grad_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        room = _Room(head, low, len(targets_N))
         for part in _chunks(len(targets_N), head.chunk_tokens):
             hidden, targets = hidden_NH[part], targets_N[part]
-            scaled, slope = _scaled_logits(head, low, hidden)
-            probs, normaliser = _softmax(scaled)
+            scaled, slope = room.logits(hidden)
+            probs, normaliser = _softmax(scaled, room.of("masses", scaled))
             logprobs[part] = _at(scaled, targets) - normaliser
             entropy = torch.zeros_like(normaliser)
             clipped, divergence_slope = distances[part], None
             if with_entropies:
-                entropy = _entropy(probs, scaled, normaliser)
+                # Two terms that are never below 0. A float32 matrix product would be off by 4e-4
+                # nats at 151,936 tokens; this is by 2e-7.
+                terms = torch.mul(probs, scaled, out=room.of("terms", scaled))
+                entropy = normaliser - terms.sum(-1)
             if versus is not None:
                 scaled.sub_(normaliser[:, None])
                 distances[part], clipped, divergence_slope = versus(part, scaled)
@@ -206,7 +204,8 @@ class _Versus:
 
     def __init__(self, teacher: TeacherSide) -> None:
         self.teacher = teacher
-        self.weight = teacher.head.weight.to(teacher.hidden_NH.dtype)
+        weight = teacher.head.weight.to(teacher.hidden_NH.dtype)
+        self.room = _Room(teacher.head, weight, len(teacher.hidden_NH))
         self.wanted = None if teacher.wanted_N is None else teacher.wanted_N.cpu()
 
     def __call__(self, part: slice, logprobs_nV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -216,7 +215,7 @@ class _Versus:
         if wanted is not None and not wanted.any():
             none_n = logprobs_nV.new_zeros(len(logprobs_nV))
             return none_n, none_n, None
-        logits, _ = _scaled_logits(self.teacher.head, self.weight, self.teacher.hidden_NH[part])
+        logits, _ = self.room.logits(self.teacher.hidden_NH[part])
         compared = divergences(self.teacher.divergence, logprobs_nV, logits.to(logprobs_nV))
         if wanted is not None:
             for numbers in compared:
@@ -224,11 +223,32 @@ class _Versus:
         return compared
 
 
-def _scaled_logits(head: OutputHead, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits over T (n, V), and their slope with respect to the raw logits."""
-    logits = hidden @ weight.T
-    logits = logits.to(_wide(logits.dtype))
-    return logits, _scale(head, logits)
+class _Room:
+    """Buffers (chunk x vocabulary) that serve every chunk: fresh ones cost as much as the
+    arithmetic on a CPU. `weight` (V, H) is the head's in the dtype of the hidden states."""
+
+    def __init__(self, head: OutputHead, weight: Tensor, tokens: int) -> None:
+        self.head, self.weight = head, weight
+        self._shape = min(head.chunk_tokens, tokens), len(weight)
+        self._buffers: dict[str, Tensor] = {}
+
+    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits over T (n, V) in float32 at least, until the next chunk's, and their slope with
+        respect to the raw logits."""
+        product = torch.mm(hidden, self.weight.T, out=self.of("product", hidden))
+        if product.dtype != _wide(product.dtype):
+            wide = self.of("logits", hidden, _wide(product.dtype))
+            product = wide.copy_(product)
+        return product, _scale(self.head, product)
+
+    def of(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The first rows of the buffer of that name, as many as `like` has, and in its dtype unless
+        another is given."""
+        buffer = self._buffers.get(name)
+        if buffer is None:
+            buffer = torch.empty(self._shape, device=like.device, dtype=dtype or like.dtype)
+            self._buffers[name] = buffer
+        return buffer[: len(like)]
 
 
 def _scale(head: OutputHead, logits: Tensor) -> Tensor:
@@ -244,23 +264,17 @@ def _scale(head: OutputHead, logits: Tensor) -> Tensor:
     return slope
 
 
-def _softmax(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, V) and log-normaliser (n) of logits, which are shifted in place so that
-    each row's highest is 0: one buffer and one exp, where softmax and logsumexp would take
-    three and two, and entropies that do not cancel."""
-    probs = scaled.sub_(scaled.amax(-1, keepdim=True)).exp()
+def _softmax(scaled: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, V), into the buffer `probs`, and log-normaliser (n) of logits, which are
+    shifted in place so that each row's highest is 0: one buffer and one exp, where softmax and
+    logsumexp would take three and two, and entropies that do not cancel."""
+    torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=probs)
     mass = probs.sum(-1, keepdim=True)
     return probs.div_(mass), mass.log()[:, 0]
 
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0]
-
-
-def _entropy(probs: Tensor, shifted: Tensor, normaliser: Tensor) -> Tensor:
-    """Entropies (n) by `_softmax`'s numbers: two terms that are never below 0."""
-    # A float32 matrix product would be off by 4e-4 nats at 151,936 tokens; this is by 2e-7.
-    return normaliser - torch.linalg.vecdot(probs, shifted)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
