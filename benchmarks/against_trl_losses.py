@@ -7,11 +7,9 @@ same sampler's log-probs. TRL runs in an environment of its own, made once in th
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import random_qwen3
 import torch
 from numpy.typing import NDArray
+from trl_environment import trl_python
 
 from castctl.methods.advantages import compute_advantages
 from castctl.methods.groups import group_rewards
@@ -37,7 +36,6 @@ from castctl.stages.train.batch import TrainBatch
 from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.update import update
 
-TRL = "1.16.0"
 BOUND = 1e-6
 """The largest difference: TRL's advantages and castctl's streams are float32."""
 
@@ -113,7 +111,7 @@ def main() -> None:
     parser = measure.options(__doc__, repeats=1)
     parser.add_argument("--python", type=Path, help="of an environment with TRL")
     options = measure.parse(parser)
-    python = options.python or made_environment()
+    python = options.python or trl_python()
     with tempfile.TemporaryDirectory() as folder:
         step = Step(Path(folder))
         step.write()
@@ -125,19 +123,6 @@ def main() -> None:
     worst = max(max(each["loss_off"], each["gradient_off"]) for each in numbers.values())
     if worst > BOUND:
         sys.exit(f"castctl and TRL differ by {worst:.1e}, more than {BOUND:g}")
-
-
-def made_environment() -> Path:
-    """The Python of an environment with TRL alone, made where it is not there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "castctl-benchmarks" / f"trl-{TRL}"
-    python, whole = folder / "bin" / "python", folder / "whole"
-    if not whole.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", f"trl=={TRL}"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        whole.touch()
-    return python
 
 
 class Step:
