@@ -1,8 +1,9 @@
-"""GRPO and CAST's presets, trained alike: accuracy, and how often sign(A) = sign(g).
+"""Every method, trained alike: accuracy, cost, and how often CAST has sign(A) = sign(g).
 
-The variants of comparison.yaml on the embedded default; with --model those of
+The variants of comparison.yaml on the embedded default; with --model some of those of
 comparison-base.yaml on a base model of yours, which is shown three sums and asked for a fourth.
-Runs that are complete are not run again. tables.md in the folder holds the tables.
+One seed of all comes before the next. Runs that are complete are not run again. The folder's
+tables.md and accuracy.png hold what it has.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from typing import Any
 
 import measure
 import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from scipy import stats
 
 import castctl
 
 HERE = Path(__file__).parent
-BASELINES = ("grpo", "dapo-loss", "signed")
-TAUGHT = ("no-flips", "cast", "port", "public", "public-own")
+TAUGHT = ("no-flips", "cast", "cast-port", "cast-public", "cast-public-own", "cast-lora")
+"""Whose signs are told."""
+AGAIN = "-4"
+"""How variants end that are compared with the `grpo` of that end, and not with `grpo`."""
+ON_A_BASE = ["grpo", "cast", "cast-public-own", "sdpg-urkl", "oar-g"]
 SHOWN = {(3, 1), (12, 5), (20, 14)}
 """The sums in the prompt of comparison-base.yaml; none of them is asked."""
 TOP = 20
@@ -35,7 +42,7 @@ def main() -> None:
     parser = measure.options(__doc__, repeats=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--model", help="a base model that continues patterns; embedded without")
-    parser.add_argument("--variants", nargs="+", default=[*BASELINES, *TAUGHT])
+    parser.add_argument("--variants", nargs="+", help="the first is what others are compared with")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings")
     options = measure.parse(parser)
@@ -54,26 +61,50 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         recipe = "comparison-base"
         train, test = write_sums(folder / "data")
         settings += [f"model.path={options.model}", f"data.path={train}", f"eval.task={test}"]
-    run_castctl(
-        "compare", *(f"{HERE / recipe}.yaml:{name}" for name in options.variants),
-        "--seeds", str(options.seeds), "--name", str(folder / "compared"),
-        *(word for each in settings for word in ("--set", each)),
-    )  # fmt: skip
-    compared = json.loads((folder / "compared" / "comparison.json").read_text())
-    entries = dict(zip(options.variants, compared["entries"], strict=True))
+    for seeds in range(1, options.seeds + 1):
+        families = [
+            compared(folder / "compared", recipe, family, seeds, settings)
+            for family in chosen(options)
+        ]
     signs = {
         name: [signs_of(Path(run["path"])) for run in entry["runs"]]
+        for entries in families
         for name, entry in entries.items()
         if name in TAUGHT
     }
-    tables = f"{accuracy_table(entries)}\n{signs_table(signs)}"
+    tables = "\n".join([*map(accuracy_table, families), signs_table(signs)])
     (folder / "tables.md").write_text(tables)
+    (draw_curves if options.model else draw_accuracy)(families[0], folder / "accuracy.png")
     sys.stderr.write(tables)
     measure.report(
         "comparison", options.repeats, recipe=recipe, seeds=options.seeds,
-        accuracy={name: entry["avg_after"]["mean"] for name, entry in entries.items()},
-        signs={name: means(seeds) for name, seeds in signs.items()},
+        accuracy={name: entry["avg_after"]["mean"]
+                  for entries in families for name, entry in entries.items()},
+        signs={name: means(each) for name, each in signs.items()},
     )  # fmt: skip
+
+
+def chosen(options: argparse.Namespace) -> list[list[str]]:
+    """Families of variants; the first of each is what its others are compared with."""
+    if options.variants:
+        return [options.variants]
+    if options.model:
+        return [ON_A_BASE]
+    names = list(yaml.safe_load((HERE / "comparison.yaml").read_text())["variants"])
+    return [[name for name in names if name.endswith(AGAIN) == again] for again in (False, True)]
+
+
+def compared(
+    folder: Path, recipe: str, family: list[str], seeds: int, settings: list[str]
+) -> dict[str, Any]:
+    """What `castctl compare` says of each variant, once all are trained."""
+    run_castctl(
+        "compare", *(f"{HERE / recipe}.yaml:{name}" for name in family),
+        "--seeds", str(seeds), "--name", str(folder), "--quiet",
+        *(word for each in settings for word in ("--set", each)),
+    )  # fmt: skip
+    told = json.loads((folder / "comparison.json").read_text())
+    return dict(zip(family, told["entries"], strict=True))
 
 
 def write_sums(folder: Path) -> tuple[Path, Path]:
@@ -128,19 +159,90 @@ def means(seeds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def accuracy_table(entries: dict[str, Any]) -> str:
-    first, *_ = entries
+    first, *others = entries
     lines = [
-        f"| variant | before | after | minus `{first}`, over problems | over seeds | by seed |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| variant | after | minus `{first}`, over problems | over seeds | Holm's p | by seed "
+        "| pass@k | s/step | tokens |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    p = dict(zip(others, holm([moved(entries, name) for name in others]), strict=True))
     for name, entry in entries.items():
-        seeds = ", ".join(f"{100 * run['avg_after']:.1f}" for run in entry["runs"])
         over = (entry["over_seeds"] or {}).get("difference")
-        lines.append(
-            f"| `{name}` | {percent(entry['avg_before'])} | {percent(entry['avg_after'])} "
-            f"| {percent(entry['difference'], '+')} | {percent(over, '+')} | {seeds} |"
+        cells = [
+            f"`{name}`",
+            percent(entry["avg_after"]),
+            percent(entry["difference"], "+"),
+            percent(over, "+"),
+            f"{p[name]:.3g}" if over else "",
+            ", ".join(f"{100 * run['avg_after']:.1f}" for run in entry["runs"]),
+            f"{100 * entry['pass_after']['mean']:.1f}",
+            f"{entry['seconds_per_step']['all']:.2g}",
+            f"{entry['generated_tokens'] / len(entry['runs']):,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    before = percent(entries[first]["avg_before"])
+    return "\n".join([f"before: {before}\n", *lines]) + "\n"
+
+
+def moved(entries: dict[str, Any], name: str) -> list[float]:
+    """A variant's accuracy after training, minus the first variant's, by seed."""
+    first = next(iter(entries.values()))
+    return [
+        own["avg_after"] - theirs["avg_after"]
+        for own, theirs in zip(entries[name]["runs"], first["runs"], strict=True)
+    ]
+
+
+def holm(differences: list[list[float]]) -> list[float]:
+    """p of Student's test that each mean over seeds is 0, adjusted for as many tests (Holm 1979);
+    NaN of one seed."""
+    p = np.array([stats.ttest_1samp(each, 0.0).pvalue if len(each) > 1 else np.nan
+                  for each in differences])  # fmt: skip
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    p[order] = np.minimum(adjusted, 1.0)
+    return [float(each) for each in p]
+
+
+def draw_accuracy(entries: dict[str, Any], path: Path) -> None:
+    """Accuracy after training with its interval over problems, a line a variant, a dot a seed."""
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(entries)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for place, entry in enumerate(entries.values()):
+        after = entry["avg_after"]
+        axes.plot([100 * after["low"], 100 * after["high"]], [place, place], color="C0")
+        seeds = [100 * run["avg_after"] for run in entry["runs"]]
+        axes.plot(seeds, [place] * len(seeds), ".", color="C1", markersize=4)
+    first = next(iter(entries.values()))
+    for when, style in (("avg_before", ":"), ("avg_after", "--")):
+        axes.axvline(100 * first[when]["mean"], color="0.5", linestyle=style, linewidth=0.8)
+    axes.set_yticks(range(len(entries)), list(entries))
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "accuracy in per cent (lines: 95 % over problems; dots: seeds; dotted: before; dashed: the "
+        "first row's mean)",
+        fontsize=8,
+    )
+    figure.savefig(path)
+
+
+def draw_curves(entries: dict[str, Any], path: Path) -> None:
+    """Accuracy by step with intervals over problems, side by side."""
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for place, (name, entry) in enumerate(entries.items()):
+        told = entry["evaluations"]
+        steps = np.array([int(step) for step in told]) + 0.06 * place
+        low, mean, high = (
+            100 * np.array([each[bound] for each in told.values()])
+            for bound in ("low", "mean", "high")
         )
-    return "\n".join(lines) + "\n"
+        axes.errorbar(steps, mean, yerr=(mean - low, high - mean), capsize=2, marker="o",
+                      markersize=4, label=name)  # fmt: skip
+    axes.set_xlabel("steps")
+    axes.set_ylabel("accuracy in per cent, 95 % over problems")
+    axes.legend()
+    figure.savefig(path)
 
 
 def percent(estimate: dict[str, Any] | None, sign: str = "") -> str:

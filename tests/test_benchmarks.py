@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from castctl.methods.presets import PRESETS
 from commands import Commands
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -116,6 +118,12 @@ def test_the_readme_names_every_benchmark() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name in PROMISED:
         assert f"benchmarks/{name}.py" in readme
+
+
+def test_the_comparison_has_every_preset() -> None:
+    """One that is added is compared too."""
+    variants = yaml.safe_load((FOLDER / "comparison.yaml").read_text())["variants"]
+    assert {variant["method"].get("name", "grpo") for variant in variants.values()} == {*PRESETS}
 
 
 def run(commands: Commands, name: str, *arguments: str) -> dict[str, Any]:
