@@ -245,6 +245,8 @@ def versions(numbers: dict[str, Any]) -> dict[str, str]:
 
 def warn(name: str, found: dict[str, Any]) -> None:
     """Say how castctl's step compares with the recorded one, both over the yardstick."""
+    if not RECORD.exists():
+        sys.exit("nothing is recorded yet to hold a step against: run it with --record")
     recorded = json.loads(RECORD.read_text())["cases"].get(name)
     if recorded is None:
         return
