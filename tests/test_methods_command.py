@@ -49,14 +49,14 @@ NEEDS = {
     "bicc+rcc": ["bilateral_logprobs", "bilateral_prompt_token_ids", "ref_logprobs"],
 }
 PASSES = {
-    "grpo": ["policy"],
+    "grpo": [],
     "rl-zvp": ["policy"],
     "cast": ["policy", "teacher"],
     "cast-public": ["policy", "teacher"],
     "rlsd": ["policy", "teacher"],
-    "opsd": ["policy"],  # the teacher is asked in training, for its whole distribution
-    "sdpg-urkl": ["policy", "reference"],
-    "oar-p": ["policy", "perturbation"],
+    "opsd": [],  # the teacher is asked in training, for its whole distribution
+    "sdpg-urkl": ["reference"],
+    "oar-p": ["perturbation"],
     "bicc+rcc": ["policy", "reference", "bilateral"],
 }
 
@@ -170,7 +170,7 @@ def test_the_page_of_a_method(castctl: Cli, monkeypatch: pytest.MonkeyPatch, col
     assert lines[0] == "sdpg-urkl  arXiv 2606.04036"
     facts = {name: text for line in lines for name, _, text in [line.partition("  ")] if text}
     assert facts["also called"].strip() == "sdpg"
-    assert facts["read in scoring by"].strip() == "policy, reference"
+    assert facts["read in scoring by"].strip() == "reference"
     at = lines.index("distillation")
     assert lines[at + 1] == "The loss that pulls towards the teacher's distributions."
     section = lines[at : lines.index("", at)]

@@ -130,7 +130,8 @@ def test_each_token_is_as_likely_to_be_drawn_first() -> None:
 
 
 def test_a_step_is_masked_and_says_by_which_seed(tmp_path: Path) -> None:
-    recipe = small_recipe("grpo", "sampling.max_tokens=64", "seed=3")
+    always = "train.score_policy=always"
+    recipe = small_recipe("grpo", "sampling.max_tokens=64", "seed=3", always)
     run = create_run(recipe, str(tmp_path / "run"), "test")
     rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent())
