@@ -14,7 +14,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from random_qwen3 import make_model
+from random_qwen3 import PUBLISHED, make_model
 
 from castctl.explain.estimate import estimate_memory
 from castctl.models import attention
@@ -31,11 +31,10 @@ from castctl.stages.train.optimizer import Optimizer
 from castctl.stages.train.update import update
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen3-4B": {"hidden": 2560, "inner": 9728, "layers": 36, "heads": 32, "kv_heads": 8,
-                 "head_dim": 128, "spread": 0.02},
+    "Qwen3-4B": PUBLISHED["Qwen3-4B"],
     "small": {},
     "quick": {"vocabulary": 4096, "hidden": 64, "layers": 2},
-}  # fmt: skip
+}
 WORK = {"Qwen3-4B": (8, 8, 1024), "small": (2, 8, 64), "quick": (2, 2, 8)}
 """Prompts, completions of each, and tokens of each."""
 PROMPT = 64

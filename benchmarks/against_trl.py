@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,14 @@ class Work:
     goal: float
     prompts: int = 4
     n: int = 8
-    hidden: int = 256
-    layers: int = 4
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Of the model, beside its vocabulary."""
+    method: str = "grpo"
+    device: str = "cpu"
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    settings: tuple[str, ...] = ()
+    """Of castctl's recipe alone."""
 
 
 EQUAL = (128,) * 32
@@ -59,7 +65,7 @@ CASES = {
     "prompts of 512 tokens": Work(32_768, 512, EQUAL, 4, 7),
     "V 152k, 128 tokens each": Work(151_936, 64, EQUAL, 8, 3.5),
 }
-QUICK = Work(4096, 16, (4, 6, 8, 10), 2, 1, prompts=2, n=2, hidden=32, layers=2)
+QUICK = Work(4096, 16, (4, 6, 8, 10), 2, 1, prompts=2, n=2, sizes={"hidden": 32, "layers": 2})
 
 
 def main() -> None:
@@ -198,9 +204,10 @@ def write(folder: Path, work: Work, steps: int) -> None:
     text.write_text("Add the numbers.\n")
     tokenizer = random_qwen3.make_tokenizer(text, work.vocabulary)
     model = random_qwen3.make_model(
-        work.vocabulary, work.hidden, layers=work.layers,
+        work.vocabulary, **work.sizes,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+    model.to(getattr(torch, work.dtype))
     for each in (model, tokenizer):
         each.save_pretrained(folder / "model")
     rng = random.Random(0)
@@ -212,7 +219,7 @@ def write(folder: Path, work: Work, steps: int) -> None:
     rng.shuffle(lengths)
     told = replace(work, lengths=tuple(lengths))
     (folder / "work.json").write_text(
-        json.dumps({**asdict(told), "steps": steps, "label": "castctl", "settings": []})
+        json.dumps({**asdict(told), "steps": steps, "label": "castctl"})
     )
 
 

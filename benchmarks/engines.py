@@ -30,12 +30,10 @@ from castctl.recipe.recipe import SamplingSettings
 from castctl.stages.policies import named_policy
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # The published spread, at which bfloat16 stays as close as it does to real weights.
-    "Qwen3-1.7B": {"hidden": 2048, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128,
-                   "spread": 0.02},
+    "Qwen3-1.7B": random_qwen3.PUBLISHED["Qwen3-1.7B"],
     "small": {},
     "quick": {"vocabulary": 4096, "hidden": 64, "layers": 2},
-}  # fmt: skip
+}
 WORK = {"Qwen3-1.7B": (64, 8, 1024), "small": (8, 8, 64), "quick": (2, 2, 8)}
 """Prompts, completions of each, and tokens of each."""
 

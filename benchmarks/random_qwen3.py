@@ -16,6 +16,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 VOCABULARY = 151_936
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen3-1.7B": {"hidden": 2048, "inner": 6144, "layers": 28, "heads": 16, "kv_heads": 8,
+                   "head_dim": 128, "spread": 0.02},
+    "Qwen3-4B": {"hidden": 2560, "inner": 9728, "layers": 36, "heads": 32, "kv_heads": 8,
+                 "head_dim": 128, "spread": 0.02},
+    "Qwen3-8B": {"hidden": 4096, "inner": 12288, "layers": 36, "heads": 32, "kv_heads": 8,
+                 "head_dim": 128, "spread": 0.02, "tied": False},
+}  # fmt: skip
+"""The sizes in the configurations of these models, for `make_model`, and their spread, at which
+bfloat16 stays as close as it does to real weights."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -63,6 +73,7 @@ def make_model(
     kv_heads: int = 2,
     head_dim: int = 64,
     spread: float = 0.1,
+    tied: bool = True,
     **config: Any,
 ) -> Qwen3ForCausalLM:
     """The model, the same weights of standard deviation `spread` every time; `config` goes to
@@ -76,7 +87,7 @@ def make_model(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=spread,
         max_position_embeddings=32768,
         **config,

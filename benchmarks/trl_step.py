@@ -27,7 +27,7 @@ class EndAt(LogitsProcessor):
         self.lengths, self.prompt, self.end = torch.tensor(lengths), prompt, end
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        last = input_ids.shape[1] - self.prompt + 1 >= self.lengths
+        last = input_ids.shape[1] - self.prompt + 1 >= self.lengths.to(scores.device)
         scores = scores.clone()
         ends = scores[:, self.end].clone()
         scores[last] = float("-inf")
@@ -46,7 +46,11 @@ class Turn(TrainerCallback):
         self.turns.wait()
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
-        self.turns.done(tokens=self.tokens)
+        most = None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            most = torch.cuda.max_memory_allocated()
+        self.turns.tell(**self.turns.taken(), tokens=self.tokens, most_bytes=most)
 
     def rewarded(
         self, completions: list[str], completion_ids: list[list[int]], **columns: Any
@@ -56,8 +60,10 @@ class Turn(TrainerCallback):
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     work = json.loads((folder / "work.json").read_text())
+    on_cpu = work["device"] == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     turn, rows = Turn(), work["prompts"] * work["n"]
     prompts = [json.loads(line)["problem"] for line in (folder / "problems.jsonl").open()]
@@ -69,8 +75,10 @@ def main(folder: Path) -> None:
         train_dataset=Dataset.from_list([{"prompt": each} for each in prompts]),
         callbacks=[turn],
         args=GRPOConfig(
-            output_dir=str(folder / "trainer"), report_to="none", use_cpu=True, bf16=False,
-            gradient_checkpointing=False, per_device_train_batch_size=rows // work["accumulate"],
+            output_dir=str(folder / "trainer"), report_to="none", use_cpu=on_cpu,
+            bf16=work["dtype"] == "bfloat16",  # of the passes: the weights are float32
+            gradient_checkpointing=work["gradient_checkpointing"],
+            per_device_train_batch_size=rows // work["accumulate"],
             gradient_accumulation_steps=work["accumulate"], num_generations=work["n"],
             max_completion_length=max(work["lengths"]), temperature=1.0, beta=0.0,
             learning_rate=1e-6, max_steps=work["steps"], save_strategy="no", logging_steps=1000,

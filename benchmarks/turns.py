@@ -1,4 +1,4 @@
-"""A step at a time, when asked: what both sides of against_trl.py are to the script.
+"""A step at a time, when asked: what the sides of against_trl.py and shapes.py are to the script.
 
 It needs nothing but the standard library and psutil, so that TRL's environment can load it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
 import zlib
 from typing import Any
 
@@ -18,7 +19,7 @@ class Turns:
     """Waits for a line on standard input before each step, and tells of the step in one line."""
 
     def __init__(self) -> None:
-        self._began = 0.0
+        self._began = self._since = 0.0
         self._out = sys.stdout
         sys.stdout = sys.stderr  # libraries print
 
@@ -27,12 +28,18 @@ class Turns:
         print("ready", file=self._out, flush=True)
         if not sys.stdin.readline():
             raise SystemExit
-        self._began = cpu_seconds()
+        self._began, self._since = cpu_seconds(), time.perf_counter()
 
-    def done(self, **facts: Any) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        spent = cpu_seconds() - self._began
-        print(json.dumps({"cpu_seconds": spent, "peak_gb": peak, **facts}), file=self._out)
+    def taken(self) -> dict[str, float]:
+        """What the step has taken up to now."""
+        return {
+            "cpu_seconds": cpu_seconds() - self._began,
+            "seconds": time.perf_counter() - self._since,
+            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+    def tell(self, **facts: Any) -> None:
+        print(json.dumps(facts), file=self._out)
 
 
 def cpu_seconds() -> float:
