@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from against_trl import Child, Work, write
 from flops import peak_of
 from trl_environment import trl_python
 
+from castctl.errors import UserError
 from castctl.explain.estimate import Memory, estimate_memory
 from castctl.recipe.recipe import Recipe
 
@@ -63,6 +65,7 @@ PHASES = {"reading prompts": "rollout", "sampling": "rollout", "scoring": "score
 
 def main() -> None:
     options = asked()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL's trainer would take all there are
     shapes = {name: SHAPES[name] for name in options.shapes}
     if options.small or options.quick:
         shapes = {"quick": QUICK} if options.quick else {"small": SMALL}
@@ -80,8 +83,11 @@ def main() -> None:
         print(f"no peak is known of {device}: name --peak-tflops for utilisation", file=sys.stderr)
     failed = False
     for name, shape in shapes.items():
-        with tempfile.TemporaryDirectory() as place:
-            line = measured(Path(place) / "work", shape, options, peak)
+        try:
+            with tempfile.TemporaryDirectory() as place:
+                line = measured(Path(place) / "work", shape, options, peak)
+        except UserError as mistake:
+            sys.exit(str(mistake))
         failed |= "failed" in line
         facts = {"device": device, "peak_tflops": peak and peak / 1e12, "shape": name}
         measure.report("shapes", options.repeats, **facts, **line)

@@ -52,6 +52,10 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "report": ("seconds", "extra_gb", "page_mb"),
     "rewritings": ("golds", "kinds.as it is.pairs", "kinds.percent.pairs"),
     "score_policy": (*RATIO, "seconds.always", "seconds.auto", "ratio_with_rollout"),
+    "shapes": ("step_seconds", "seconds.shape", "seconds.sync", "seconds.rest",
+               *(f"stages.{stage}.{what}" for stage in ("rollout", "update")
+                 for what in ("seconds", "tokens_per_second", "tflops")),
+               *(f"estimated_gb.{what}" for what in ("rollout", "score", "update", "peak"))),
     "shaping": tuple(f"tokens_per_second.{what}_{method}"
                      for what in ("mathematics", "stage") for method in ("cast", "grpo")),
     "shards": tuple(f"{stage}.{rate}_per_second.{what}" for stage in ("rollouts", "signals")
@@ -112,6 +116,27 @@ def test_decoding_holds_two_caches_against_each_other() -> None:
     for case in line["cases"]:
         assert case["ratio"] > 0 and case["blocks_cpu_seconds"] > 0
     assert min(line["extra_gb_of_the_longest"].values()) > 0
+
+
+@pytest.mark.slow
+def test_shapes_tell_the_utilisation_of_each_stage(commands: Commands) -> None:
+    adapter = ("--set", "model.lora.r=4", "--set", "model.dtype=bfloat16")
+    line = run(commands, "shapes", "--method", "cast", "--peak-tflops", "0.5", *adapter)
+    assert line["trained"] < line["parameters"]
+    for stage in ("rollout", "score", "update"):
+        told = line["stages"][stage]
+        expected = told["tflops"] / told["seconds"] / 0.5
+        assert told["utilization"] == pytest.approx(expected, rel=2e-3) and expected > 0
+
+
+@pytest.mark.slow
+def test_shapes_keep_their_numbers_where_the_other_side_ends(commands: Commands) -> None:
+    given = ("--quick", "--trl", "--python", "/bin/false")
+    done = commands.start_file(FOLDER / "shapes.py", *given, cwd=FOLDER).wait()
+    assert done.returncode == 1 and "trl_step.py" in done.stderr
+    line = json.loads(done.stdout)
+    assert "trl_step.py" in line["failed"] and "trl" not in line
+    assert line["stages"]["update"]["tflops"] > 0
 
 
 def test_the_readme_names_every_benchmark() -> None:
