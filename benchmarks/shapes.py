@@ -78,19 +78,15 @@ def main() -> None:
     if options.trl and adapts:
         sys.exit(f"--trl trains all weights, and {', '.join(adapts)} an adapter; name --shapes")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_of(device)
-    if peak is None:
-        print(f"no peak is known of {device}: name --peak-tflops for utilisation", file=sys.stderr)
     failed = False
     for name, shape in shapes.items():
         try:
             with tempfile.TemporaryDirectory() as place:
-                line = measured(Path(place) / "work", shape, options, peak)
+                line = measured(Path(place) / "work", shape, options, device)
         except UserError as mistake:
             sys.exit(str(mistake))
         failed |= "failed" in line
-        facts = {"device": device, "peak_tflops": peak and peak / 1e12, "shape": name}
-        measure.report("shapes", options.repeats, **facts, **line)
+        measure.report("shapes", options.repeats, device=device, shape=name, **line)
         sys.stdout.flush()
     sys.exit(int(failed))
 
@@ -113,34 +109,41 @@ def asked() -> argparse.Namespace:
 
 
 def measured(
-    folder: Path, shape: Shape, options: argparse.Namespace, peak: float | None
+    folder: Path, shape: Shape, options: argparse.Namespace, device: str
 ) -> dict[str, Any]:
-    """The numbers of a shape; where a side ended, what it said of it."""
+    """The numbers of a shape; of a side that ended before its time, the name."""
     work = work_of(shape, options)
     # A step more than is taken: the last one of a run writes a checkpoint.
     write(folder, work, options.repeats + 2)
     recipe = castctl_step.recipe_of(folder)
     memory = estimate_memory(recipe)
+    peak = options.peak_tflops and options.peak_tflops * 1e12
+    if peak is None and recipe.model.dtype == "bfloat16":  # what the list is of
+        peak = peak_of(device)
+    if peak is None:
+        what = f"{device} in {recipe.model.dtype}"
+        print(f"no peak is known of {what}: name --peak-tflops for utilisation", file=sys.stderr)
     line = {
         "method": work.method, "engine": options.engine, "parameters": memory.parameters,
         "trained": memory.trained, "prompts": work.prompts, "n": work.n,
         "tokens": work.lengths[0], "prompt_tokens": work.prompt_tokens, "dtype": recipe.model.dtype,
         "attention": recipe.model.attention, "settings": [*shape.settings, *options.set],
+        "peak_tflops": peak and peak / 1e12,
         "goals": {"update_utilization": UTILIZATION, "over_trl": OVER_TRL},
         "estimated_gb": estimated(memory),
     }  # fmt: skip
     # vLLM may end a completion early: nobody holds its random model to a length.
     tokens = sum(work.lengths) if options.engine == "transformers" else None
-    own = Path(sys.executable)
+    own, side = Path(sys.executable), "castctl"
     try:
         mine = taken(folder, "castctl_shape_step.py", own, options.repeats, tokens)
         line |= summary(mine, peak)
         if options.trl:
-            python = options.python or trl_python()
+            python, side = options.python or trl_python(), "trl"
             place = for_trl(folder, work, recipe)
             line["trl"] = beside(taken(place, "trl_step.py", python, options.repeats, tokens), mine)
     except SystemExit as ended:
-        line["failed"] = str(ended)
+        line["failed"] = side
         print(ended, file=sys.stderr)
     return line
 
