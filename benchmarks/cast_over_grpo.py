@@ -22,9 +22,10 @@ from castctl.progress import Silent
 from castctl.runs.run import Run
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.groups import group_numbers, reward_groups
 from castctl.stages.policies import budget_of, make_scorers, policy_at
 from castctl.stages.score.signals import score_signals
-from castctl.stages.shape import group_numbers, reward_groups, shape_step
+from castctl.stages.shape import shape_step
 from castctl.stages.train.batch import read_batch
 from castctl.stages.train.state import new_state
 from castctl.stages.train.update import update

@@ -7,6 +7,7 @@ from typing import Literal
 
 from castctl.shards.part import Metadata, read_metadata
 from castctl.shards.stage import StepFolder
+from castctl.stages.signals import rows_left_out
 
 Told = Literal["privileged", "answer_free"]
 OTHER = "other"
@@ -54,7 +55,10 @@ class Need:
         fits = self.teacher is None or told is None or TOLD[told != "none"] == self.teacher
         if not fits or ("signals" in metadata and not self.signals <= metadata["signals"].keys()):
             return False
-        table = folder.read("signals", part).table
+        signals = folder.read("signals", part)
+        if any(rows_left_out(signals, name) for name in self.signals):
+            return False
+        table = signals.table
         # Where no completion has a peer, a teacher that was asked has said nothing.
         silent = {"teacher_logprobs"} if told == "peer" else set()
         return all(table[name].null_count < len(table) for name in self.signals - silent)
