@@ -51,7 +51,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
                      *RATIO, "packed_seconds", "padded_seconds")),
     "report": ("seconds", "extra_gb", "page_mb"),
     "rewritings": ("golds", "kinds.as it is.pairs", "kinds.percent.pairs"),
-    "score_policy": (*RATIO, "seconds.always", "seconds.auto", "ratio_with_rollout"),
+    "scoring": (*RATIO, "seconds.all", "seconds.auto", "ratio_with_rollout"),
     "shaping": tuple(f"tokens_per_second.{what}_{method}"
                      for what in ("mathematics", "stage") for method in ("cast", "grpo")),
     "shards": tuple(f"{stage}.{rate}_per_second.{what}" for stage in ("rollouts", "signals")

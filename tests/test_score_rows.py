@@ -23,7 +23,8 @@ from castctl.shards.part import write_part
 from castctl.stages.one_step import score_stage
 from castctl.stages.policies import policy_at
 from castctl.stages.shape import shape_step
-from runs import small_recipe, train_small
+from castctl.stages.signals import lacking_R
+from runs import part_hashes, small_recipe, train_small
 
 ALL = "train.score_rows=all"
 FEW = ("train.steps=2", "eval.k=1", "eval.limit=2", "seed=3")
@@ -50,12 +51,8 @@ def test_which_methods_read_some_completions_alone() -> None:
     assert selective == {"rlsd", "rlrt", "oar-p", "oar-g"}
     assert small_recipe("rlsd").selective == {"teacher_logprobs"}
     assert not small_recipe("rlsd", ALL).selective
-    for setting in (
-        "zero_variance.kind=signed",  # CAST's base is 0 nowhere, and the rule asks for no name
-        "baseline.kind=rcc", "baseline.kind=batch_std",
-    ):  # fmt: skip
-        recipe = small_recipe("rlsd", f"method.{setting}")
-        assert (not recipe.selective) == (setting != "zero_variance.kind=signed")
+    for setting in ("zero_variance.kind=signed", "baseline.kind=rcc", "baseline.kind=batch_std"):
+        assert not small_recipe("rlsd", f"method.{setting}").selective
 
 
 @pytest.mark.parametrize("name", SIGNALS)
@@ -124,23 +121,28 @@ def test_metrics_tell_of_what_was_read(both: dict[str, Run]) -> None:
 
 def test_a_diagnosis_reads_the_rest(both: dict[str, Run]) -> None:
     if both["auto"].recipe.method.name != "rlsd":
-        pytest.skip("no diagnosis reads influence")
+        pytest.skip("no diagnosis reads influence, or a teacher told peers")
     some, whole = (diagnose("opsd-gaps", run, steps=[0], quiet=True) for run in both.values())
-    rows = both["auto"].step(0).table("rollouts").num_rows
-    assert some.numbers["completions"] == whole.numbers["completions"] == rows
-    assert some.numbers["auc"] == pytest.approx(whole.numbers["auc"], abs=1e-3)
+    assert some.steps[0]["computed"] == ["signals"] and whole.steps[0]["computed"] == []
+    without_step = diagnose("opsd-gaps", both["auto"], quiet=True)  # the parts that need no more
+    assert [each["parts"] for each in without_step.steps] == [2] * len(without_step.steps)
+    assert some.numbers["all"]["completions"] == whole.numbers["all"]["completions"] == 16
+    means = (found.numbers["all"]["cells"]["positive_correct"]["mean"] for found in (some, whole))
+    assert next(means)["mean"] == pytest.approx(next(means)["mean"], abs=1e-5)
 
 
 def test_stages_score_what_the_loop_scores(both: dict[str, Run]) -> None:
     run = both["auto"]
-    before = run.step(0).table("signals")
+    before, parts = run.step(0).table("signals"), part_hashes(run.path)
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent())
-    assert run.step(0).table("signals").equals(before)
+    assert part_hashes(run.path) == parts
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent(), overwrite=True)
     name = SIGNALS[run.recipe.method.name]
     after = run.step(0).table("signals")
     assert after[name].is_null().equals(before[name].is_null())
     shape_step(run.step(0), run.recipe.method, progress=Silent())
+    if run.recipe.method.told_by_peers:
+        return  # none of those left out has a peer, so nothing is missing
     with pytest.raises(UserError, match=f"{name} is there without .* of the completions"):
         score_stage(run, 0, policy_at(run, 0), [name], progress=Silent())
 
@@ -148,6 +150,8 @@ def test_stages_score_what_the_loop_scores(both: dict[str, Run]) -> None:
 def test_another_method_is_not_shaped_by_half_of_the_signals(both: dict[str, Run]) -> None:
     run = both["auto"]
     name = run.recipe.method.name
+    if run.recipe.method.told_by_peers:
+        pytest.skip("none of those left out has a peer, so nothing is missing")
     reads_all = small_recipe(name, "method.zero_variance.kind=signed").method
     with pytest.raises(
         UserError, match=r"completions are missing that .* reads; run `castctl score"
@@ -160,12 +164,18 @@ def test_another_method_is_not_shaped_by_half_of_the_signals(both: dict[str, Run
 def test_verdicts_that_change_are_noticed(both: dict[str, Run], tmp_path: Path) -> None:
     """A group that was all right and no longer is has something to shape."""
     run = both["auto"]
+    if run.recipe.method.told_by_peers:
+        pytest.skip("no completion had a peer where every one was wrong")
     shutil.copytree(run.path, tmp_path / "run")
     folder = Run(tmp_path / "run", run.recipe).step(0)
-    number = folder.parts("rewards")[0]
+    number, row, kinds = next(
+        (number, kinds.index(kind), kinds)
+        for number in folder.parts("rewards")
+        for kinds in [folder.read("advantages", number).table["group_kind"].to_pylist()]
+        for kind in ("all_correct", "all_wrong")
+        if kind in kinds
+    )
     part = folder.read("rewards", number)
-    kinds = folder.read("advantages", number).table["group_kind"].to_pylist()
-    row = next(row for row, kind in enumerate(kinds) if kind in ("all_correct", "all_wrong"))
     right = kinds[row] == "all_wrong"
     columns = {"reward": float(right), "verdict": "correct" if right else "wrong"}
     table = part.table
@@ -199,3 +209,18 @@ def test_a_part_without_a_base_advantage_has_no_pass(both: dict[str, Run], tmp_p
     assert folder.table("signals")[name].null_count == folder.table("signals").num_rows
     shape_step(folder, run.recipe.method, progress=Silent())
     assert not np.concatenate(folder.table("advantages")["advantages"].to_pylist()).any()
+
+
+def test_what_has_no_peer_is_not_missed() -> None:
+    """Of rows without a log-prob, those that the teacher had a prompt for and that are read."""
+    asked, told = pa.list_(pa.int32()), pa.list_(pa.float32())
+    signals = pa.table({
+        "teacher_prompt_token_ids": pa.array([[1], [1], None, [1]], asked),
+        "teacher_logprobs": pa.array([[-0.5], None, None, None], told),
+    })  # fmt: skip
+    read_R = np.array([True, True, True, False])
+    found = {
+        peers: lacking_R(signals, "teacher_logprobs", read_R, peers) for peers in (True, False)
+    }
+    assert found[True].tolist() == [False, True, False, False]
+    assert found[False].tolist() == [False, True, True, False]

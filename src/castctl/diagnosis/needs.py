@@ -36,9 +36,22 @@ class Need:
 
     def parts_of(self, folder: StepFolder) -> list[int]:
         """The parts of a step that hold all of it: those of a run that is still being written are
-        read as far as they are whole."""
+        read as far as they are whole. None where completions were left out of a signal: those that
+        are there are no fair sample."""
+        if self.lacks_rows(folder):
+            return []
         there = [set(folder.parts(stage)) for stage in self.stages]
         return [part for part in sorted(set.intersection(*there)) if self._is_met(folder, part)]
+
+    def lacks_rows(self, folder: StepFolder) -> bool:
+        """Whether completions were left out of a signal that is read, since training reads none of
+        them."""
+        return bool(self.signals) and any(
+            rows_left_out(made, name)
+            for part in folder.parts("signals")
+            for made in [read_metadata(folder.part_path("signals", part), "signals")]
+            for name in self.signals
+        )
 
     def _is_met(self, folder: StepFolder, part: int) -> bool:
         if self.signals and not self._has_signals(folder, part):
@@ -55,10 +68,7 @@ class Need:
         fits = self.teacher is None or told is None or TOLD[told != "none"] == self.teacher
         if not fits or ("signals" in metadata and not self.signals <= metadata["signals"].keys()):
             return False
-        signals = folder.read("signals", part)
-        if any(rows_left_out(signals, name) for name in self.signals):
-            return False
-        table = signals.table
+        table = folder.read("signals", part).table
         # Where no completion has a peer, a teacher that was asked has said nothing.
         silent = {"teacher_logprobs"} if told == "peer" else set()
         return all(table[name].null_count < len(table) for name in self.signals - silent)

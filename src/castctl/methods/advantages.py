@@ -90,10 +90,10 @@ def compute_advantages(
 
 
 def selective_signals(method: MethodSettings) -> frozenset[str]:
-    """Signals that a method reads at completions with a base advantage alone, and only once it is
-    known: its shaping's, where no other slot reads them and the base advantages come from the
-    rewards of a group."""
-    if method.whole_step or method.baseline.needs:
+    """Signals that a method reads at completions with a base advantage alone: its shaping's, where
+    no other slot reads them, groups without variance have no base advantage, and that of the others
+    comes from the rewards of the group."""
+    if method.zero_variance.fills or method.whole_step or method.baseline.needs:
         return frozenset()
     others = method.model_copy(update={"shaping": NoShaping()})
     return method.shaping.needs - others.needs - POLICY

@@ -237,7 +237,7 @@ def _refuse_unfit(inputs: dict[str, Part], method: MethodSettings, at: _At) -> N
     signals = inputs["signals"]
     require_signals(signals, method, has_peers(inputs["rewards"].table))
     for name in sorted(method.needs):
-        if not rows_left_out(signals, name):
+        if not rows_left_out(signals.metadata, name):
             continue
         read_R = np.full(signals.table.num_rows, True)
         if name in selective_signals(method) and "rollouts" in inputs:

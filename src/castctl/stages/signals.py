@@ -16,7 +16,7 @@ from castctl.methods.signals import TokenSignals
 from castctl.methods.teacher import Teacher
 from castctl.ragged import spread
 from castctl.shards.columns import nullable_floats, ragged_column
-from castctl.shards.part import Part
+from castctl.shards.part import Metadata, Part
 from castctl.shards.schema import PROMPT_SIGNALS
 from castctl.shards.stage import describe_difference
 
@@ -67,7 +67,7 @@ def read_signals(
     if offsets is None and not policy_read(signals.table):
         raise UserError(f"{signals.path}: policy_logprobs are null; score them")
     try:
-        scored = set(recorded_signals(signals)) | ({"teacher_logprobs"} if taught else set())
+        scored = set(_recorded(signals)) | ({"teacher_logprobs"} if taught else set())
         return signals_of(signals.table, skip_tokens, scored, offsets)
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
@@ -136,7 +136,7 @@ def require_signals(signals: Part, method: MethodSettings, peers: bool = True) -
     absent = [
         name
         for name, column in columns.items()
-        if 0 < len(column) == column.null_count and not rows_left_out(signals, name)
+        if 0 < len(column) == column.null_count and not rows_left_out(signals.metadata, name)
     ]
     if _may_be_silent(signals, method, "teacher_logprobs", peers):
         absent = [name for name in absent if name != "teacher_logprobs"]
@@ -158,12 +158,12 @@ def require_signals(signals: Part, method: MethodSettings, peers: bool = True) -
 
 def _may_be_silent(signals: Part, method: MethodSettings, name: str, peers: bool) -> bool:
     """Whether a teacher that was asked may have nothing to say of any completion."""
-    return method.told_by_peers and (not peers or name in recorded_signals(signals))
+    return method.told_by_peers and (not peers or name in _recorded(signals))
 
 
 def _require_teacher(signals: Part, method: MethodSettings, command: str, peers: bool) -> None:
     """The teacher that scored must be the method's, asked what the method asks it."""
-    recorded = recorded_signals(signals)
+    recorded = _recorded(signals)
     scores = "teacher_logprobs" in method.needs
     name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
     absent = signals.table[name].null_count
@@ -197,9 +197,9 @@ def taught_rows(signals: Part, method: MethodSettings) -> NDArray[np.bool_] | No
     return signals.table[name].is_valid().to_numpy()
 
 
-def rows_left_out(signals: Part, name: str) -> int:
-    """How many rows of a signal were not scored, since nothing read them."""
-    made = recorded_signals(signals).get(name)
+def rows_left_out(metadata: Metadata | None, name: str) -> int:
+    """How many rows of a signal were not scored, since nothing reads them."""
+    made = (metadata or {}).get("signals", {}).get(name)
     return int(made.get(LEFT_OUT, 0)) if isinstance(made, dict) else 0
 
 
@@ -214,7 +214,7 @@ def lacking_R(
     return lacking
 
 
-def recorded_signals(signals: Part) -> dict[str, Any]:
+def _recorded(signals: Part) -> dict[str, Any]:
     """What the metadata says of each signal."""
     return dict((signals.metadata or {}).get("signals", {}))
 
