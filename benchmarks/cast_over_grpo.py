@@ -17,14 +17,15 @@ import steps
 
 import castctl.stages.one_step
 from castctl.models.policy import Policy
-from castctl.models.teacher import TeacherCopy
 from castctl.progress import Silent
 from castctl.runs.run import Run
 from castctl.shards.part import write_part
 from castctl.shards.stage import StepFolder
+from castctl.stages.groups import group_numbers, reward_groups
 from castctl.stages.policies import budget_of, make_scorers, policy_at
+from castctl.stages.score.selection import Selection
 from castctl.stages.score.signals import score_signals
-from castctl.stages.shape import group_numbers, reward_groups, shape_step
+from castctl.stages.shape import shape_step
 from castctl.stages.train.batch import read_batch
 from castctl.stages.train.state import new_state
 from castctl.stages.train.update import update
@@ -35,14 +36,10 @@ PARTS = ("policy_pass", "teacher_pass", "score_tables", "shape", "update")
 def main() -> None:
     parser = measure.options(__doc__, repeats=7)
     steps.add_options(parser)
-    parser.add_argument(
-        "--mixed", type=float, metavar="SHARE",
-        help="draw the rewards, with this share of mixed groups, where the model solves nothing",
-    )  # fmt: skip
+    steps.add_mixed(parser)
     options = measure.parse(parser)
     if options.quick:
         steps.shrink(options)
-        options.mixed = 0.5
 
     recipes = {
         method: steps.recipe_of(options, method, "optimizer.lr=1e-9") for method in ("cast", "grpo")
@@ -92,10 +89,10 @@ class Stepper:
         state = new_state(run, policy, 0)
         self.run, self.clock, self.policy = run, clock, policy
         self.optimizer, self.name = state.optimizer, policy_at(run, 0).fingerprint
-        self.teacher: TeacherCopy | None = state.teacher if state.teacher.is_copy else None
+        self.teacher = state.teacher
         self.rounds: dict[str, list[float]] = defaultdict(list)
         self.trained_tokens = 0
-        if self.teacher is not None:
+        if self.teacher.is_copy:
             clock.wrap(self.teacher.model, "score", "teacher_pass")
 
     def __call__(self) -> float:
@@ -109,7 +106,7 @@ class Stepper:
                 folder, recipe.signals,
                 make_scorers(recipe, self.name, self.policy, self.teacher),
                 temperature=recipe.sampling.temperature, budget=budget_of(recipe),
-                progress=Silent(),
+                selection=Selection.of(recipe), progress=Silent(),
             )  # fmt: skip
         with self.clock.watch("shape"):
             shape_step(folder, recipe.method, progress=Silent())

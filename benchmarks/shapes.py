@@ -231,7 +231,7 @@ def speed(
     flops = [each["flops"].get(stage, 0) for each in rounds]
     tokens = [each["stage_tokens"].get(stage, 0) for each in rounds]
     seconds = [each["stages"][name] for each in rounds]
-    if not all(flops):
+    if not any(flops):
         return None
     rates = [count / spent for count, spent in zip(flops, seconds, strict=True)]
     return {

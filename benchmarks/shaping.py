@@ -17,7 +17,8 @@ from castctl.methods.shaping import TokenSignals
 from castctl.progress import Silent
 from castctl.shards.columns import ragged_column
 from castctl.shards.stage import StepFolder
-from castctl.stages.shape import reward_groups, shape_step
+from castctl.stages.groups import reward_groups
+from castctl.stages.shape import shape_step
 
 METHODS = ("cast", "grpo")
 

@@ -28,10 +28,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
 
 
+def add_mixed(parser: argparse.ArgumentParser) -> None:
+    """The option of rewards that are drawn."""
+    parser.add_argument(
+        "--mixed", type=float, metavar="SHARE",
+        help="draw the rewards, with this share of mixed groups, where the model solves nothing",
+    )  # fmt: skip
+
+
 def shrink(options: argparse.Namespace) -> None:
     """The sizes of a quick run."""
     options.prompts, options.n, options.max_tokens = 2, 2, 16
     options.set += ["data.limit=64"]
+    if hasattr(options, "mixed"):
+        options.mixed = 0.5
 
 
 def recipe_of(options: argparse.Namespace, method: str = "cast", *overrides: str) -> Recipe:

@@ -32,9 +32,10 @@ from castctl.shards.metadata import parse_metadata
 from castctl.shards.part import content_hash, read_part, write_part
 from castctl.shards.schema import reward_field, reward_weights
 from castctl.shards.stage import Shard, StepFolder
+from castctl.stages.groups import reward_groups
 from castctl.stages.measures import measure_rewards
 from castctl.stages.score.rewards import score_rewards
-from castctl.stages.shape import reward_groups, shape_step
+from castctl.stages.shape import shape_step
 from castctl.stages.train.zero_signals import warn_of_zero_rewards
 from castctl.verify.judge import Row, judge, judging_pool, made_by
 from castctl.verify.pool import CheckPool

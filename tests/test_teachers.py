@@ -217,7 +217,9 @@ def test_plain_text_takes_no_options_of_the_chat_template() -> None:
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Rollouts at T = 0.7, not scored yet."""
-    recipe = small_recipe("rlsd", "sampling.temperature=0.7", "train.prompts_per_step=2")
+    recipe = small_recipe(
+        "rlsd", "sampling.temperature=0.7", "train.score_rows=all", "train.prompts_per_step=2"
+    )
     run = create_run(recipe, str(tmp_path_factory.mktemp("rolled") / "run"), "test")
     rollout_stage(run, 0, policy_at(run, 0), progress=Silent())
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent())

@@ -15,8 +15,9 @@ from castctl.ragged import row_of_value
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import StepFolder, check_aligned, joined
+from castctl.stages.groups import reward_groups
 from castctl.stages.measures import Slots, slots_of
-from castctl.stages.shape import refuse_other_temperature, reward_groups
+from castctl.stages.shape import refuse_other_temperature
 from castctl.stages.signals import StepSignals, read_signals
 
 Floats = NDArray[np.float64]

@@ -32,4 +32,4 @@ def lost_answers(recipe: Recipe) -> str | None:
 def _written(need: Need, recipe: Recipe) -> bool:
     """Whether each step of the loop writes what a diagnostic reads."""
     told = need.teacher in (None, TOLD[recipe.method.teacher.privileged])
-    return told and need.signals <= recipe.signals
+    return told and need.signals <= recipe.signals - recipe.selective

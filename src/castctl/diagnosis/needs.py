@@ -7,6 +7,7 @@ from typing import Literal
 
 from castctl.shards.part import Metadata, read_metadata
 from castctl.shards.stage import StepFolder
+from castctl.stages.signals import rows_left_out
 
 Told = Literal["privileged", "answer_free"]
 OTHER = "other"
@@ -35,9 +36,22 @@ class Need:
 
     def parts_of(self, folder: StepFolder) -> list[int]:
         """The parts of a step that hold all of it: those of a run that is still being written are
-        read as far as they are whole."""
+        read as far as they are whole. None where completions were left out of a signal: those that
+        are there are no fair sample."""
+        if self.lacks_rows(folder):
+            return []
         there = [set(folder.parts(stage)) for stage in self.stages]
         return [part for part in sorted(set.intersection(*there)) if self._is_met(folder, part)]
+
+    def lacks_rows(self, folder: StepFolder) -> bool:
+        """Whether completions were left out of a signal that is read, since training reads none of
+        them."""
+        return bool(self.signals) and any(
+            rows_left_out(made, name)
+            for part in folder.parts("signals")
+            for made in [read_metadata(folder.part_path("signals", part), "signals")]
+            for name in self.signals
+        )
 
     def _is_met(self, folder: StepFolder, part: int) -> bool:
         if self.signals and not self._has_signals(folder, part):

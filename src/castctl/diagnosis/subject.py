@@ -151,7 +151,10 @@ def _vanished(subject: Subject, folder: StepFolder) -> bool:
 def _ready(
     diagnostic: Diagnostic, subject: Subject, folders: list[StepFolder]
 ) -> dict[int, ChosenStep]:
-    """The steps that have what is needed, in some of their parts at least."""
+    """The steps that have what is needed, in some of their parts at least; none where completions
+    were left out of any of them, since those that need no more are no fair sample."""
+    if any(diagnostic.need.lacks_rows(folder) for folder in folders):
+        return {}
     seconds = _seconds(subject.run)
     skip = 0 if subject.run is None else subject.run.recipe.method.teacher.skip_tokens
     found = {folder.step: (folder, diagnostic.need.parts_of(folder)) for folder in folders}

@@ -70,7 +70,7 @@ def view_sample(folder: StepFolder, name: str, color: Coloring, texts: TokenText
     rows = {stage: _row(part, row) for stage, part in parts.items()}
     rollout, reward, shaped = (rows.get(s, {}) for s in ("rollouts", "rewards", "advantages"))
     ids = rollout["completion_token_ids"]
-    columns = _token_columns(folder, rows, color) if ids else {}
+    columns = _token_columns(folder, parts, rows, color) if ids else {}
     for column, values in columns.items():
         if values is not None and len(values) != len(ids):
             raise UserError(
@@ -157,7 +157,7 @@ def _row(part: Part, row: int) -> dict[str, Any]:
 
 
 def _token_columns(
-    folder: StepFolder, rows: dict[str, dict[str, Any]], color: Coloring
+    folder: StepFolder, parts: dict[str, Part], rows: dict[str, dict[str, Any]], color: Coloring
 ) -> dict[str, list[Any] | None]:
     """The values of `Token` after its text, by name; `UserError` without those to colour by."""
     stage, column, command = COLUMNS[color]
@@ -165,6 +165,11 @@ def _token_columns(
         others = [name for name, (s, c, _) in COLUMNS.items()
                   if rows.get(s, {}).get(c) is not None]  # fmt: skip
         instead = f", or add --color {others[0]}" if others else ""
+        if stage in parts and parts[stage].table[column].null_count < parts[stage].table.num_rows:
+            raise UserError(
+                f"this completion has no {column} to colour by, since the method reads none of it; "
+                f"take another one{instead}"
+            )
         raise UserError(
             f"{folder.path} has no {column} to colour by; run `{command} --run {folder.path}`"
             f"{instead}"

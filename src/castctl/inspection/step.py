@@ -11,8 +11,8 @@ from castctl.inspection.spread import Spread, gaps, spread_of
 from castctl.shards.part import Metadata, count_rows, read_metadata
 from castctl.shards.schema import SCHEMAS
 from castctl.shards.stage import StepFolder
+from castctl.stages.groups import reward_groups
 from castctl.stages.measures import Measures, measure_step
-from castctl.stages.shape import reward_groups
 
 BOOKKEEPING = {"schema", "stage", "step", "total_steps", "part", "inputs", "content"}
 """Metadata that says where a part belongs; the rest says what made it."""

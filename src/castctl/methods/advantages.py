@@ -11,10 +11,13 @@ from castctl.errors import UserError
 from castctl.methods.groups import Groups
 from castctl.methods.method import MethodSettings
 from castctl.methods.schedule import START, Moment
+from castctl.methods.shaping import NoShaping
 from castctl.methods.signals import TokenSignals
 from castctl.ragged import spread
 
 Floats = NDArray[np.float64]
+POLICY = frozenset({"policy_logprobs", "entropies"})
+"""What the policy says of the completions, which training reads of all of them."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,10 @@ def compute_advantages(
             f"{method.name}: rewards must be 0 or 1 to tell right from wrong; "
             "use --method grpo for graded rewards, and for sums of several (verifier.rewards)"
         )
-    assert ending is not None or method.overlong.kind == "none", "nobody says how they ended"
-    rewarded, masks_R = groups, np.ones(len(groups.of_row))
+    base_R = _base_R(method, groups, signals, moment, ending)
+    masks_R = np.ones(len(groups.of_row))
     if ending is not None:
-        lengths_R = np.diff(signals.offsets)
-        rewarded = method.overlong.penalised(groups, lengths_R, ending.longest)
         masks_R = method.overlong.masks_R(ending.truncated_R)
-    base_R = method.baseline.advantages_R(rewarded, signals)
-    base_R = method.zero_variance.fill_R(base_R, groups, moment)
     shaped = method.shaping.shape(base_R, signals, groups, moment)
     shaped = method.zero_variance.shape(shaped, base_R, groups, signals)
     distill_weights_N = method.distillation.weights_N(
@@ -88,3 +87,42 @@ def compute_advantages(
         flipped_N=shaped.flipped_N,
         distill_weights_N=distill_weights_N,
     )
+
+
+def selective_signals(method: MethodSettings) -> frozenset[str]:
+    """Signals that a method reads at completions with a base advantage alone: its shaping's, where
+    no other slot reads them, groups without variance have no base advantage, and that of the others
+    comes from the rewards of the group."""
+    if method.zero_variance.fills or method.whole_step or method.baseline.needs:
+        return frozenset()
+    others = method.model_copy(update={"shaping": NoShaping()})
+    return method.shaping.needs - others.needs - POLICY
+
+
+def based_R(
+    method: MethodSettings,
+    groups: Groups,
+    offsets: NDArray[np.int64],
+    moment: Moment = START,
+    ending: Ending | None = None,
+) -> NDArray[np.bool_]:
+    """Which completions (R) have a base advantage other than 0, so that shaping has something to
+    shape; of a method whose `selective_signals` are some. `offsets` (R + 1) cut the tokens."""
+    return _base_R(method, groups, TokenSignals(offsets), moment, ending) != 0
+
+
+def _base_R(
+    method: MethodSettings,
+    groups: Groups,
+    signals: TokenSignals,
+    moment: Moment,
+    ending: Ending | None,
+) -> Floats:
+    """Base advantages (R): the baseline's, with the zero-variance groups filled."""
+    assert ending is not None or method.overlong.kind == "none", "nobody says how they ended"
+    rewarded = groups
+    if ending is not None:
+        lengths_R = np.diff(signals.offsets)
+        rewarded = method.overlong.penalised(groups, lengths_R, ending.longest)
+    base_R = method.baseline.advantages_R(rewarded, signals)
+    return method.zero_variance.fill_R(base_R, groups, moment)

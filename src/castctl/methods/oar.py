@@ -74,9 +74,11 @@ class OarShaping(TokenShaping):
         raise NotImplementedError
 
     def measures(self, base_R: Floats, shaped: Shaped, offsets: Ints, groups: Groups) -> Told:
-        """`uniform_share`: completions whose weights are all 1, as where no answer was found."""
+        """`uniform_share`: of the completions with a base advantage, those whose weights are all 1,
+        as where no answer was found."""
         assert shaped.weights_N is not None, "OAR always stores its weights"
-        uniform = [(shaped.weights_N[a:b] == 1).all() for a, b in pairwise(offsets)]
+        bounds = [pair for pair, base in zip(pairwise(offsets), base_R, strict=True) if base]
+        uniform = [(shaped.weights_N[a:b] == 1).all() for a, b in bounds]
         return {"uniform_share": float(np.mean(uniform)) if uniform else float("nan")}
 
 

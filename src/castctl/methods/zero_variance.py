@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 class _ZeroVariance(Section):
     binary_rewards: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    fills: ClassVar[bool] = False
+    """Whether groups without variance get a base advantage."""
 
     @property
     def rounds(self) -> int:
@@ -55,6 +57,7 @@ class SignedBase(_ZeroVariance):
     kind: Literal["signed"] = "signed"
     """`signed`: the verifier's sign, CAST (paper)."""
     binary_rewards: ClassVar[bool] = True
+    fills: ClassVar[bool] = True
     b_correct: float = Field(1.0, ge=0)
     """Base advantage where every completion is right (paper)."""
     b_wrong: float = Field(1.0, ge=0)
@@ -83,6 +86,7 @@ class EntropyBase(_ZeroVariance):
     (paper)."""
     binary_rewards: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logprobs", "entropies"})
+    fills: ClassVar[bool] = True
     alpha: float = Field(0.1, ge=0)
     """Advantage for each nat (ours; the paper tunes it for each model)."""
 

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
+from castctl.methods.advantages import selective_signals
 from castctl.methods.teacher import PATHLESS
 from castctl.recipe.data import DataSettings
 from castctl.recipe.engine import EngineSettings
@@ -184,6 +185,12 @@ class Recipe(Section):
         """The signals that scoring writes for training and its metrics."""
         read = {"policy_logprobs", "entropies"} if self.scores_policy else set()
         return self.method.needs | read
+
+    @property
+    def selective(self) -> frozenset[str]:
+        """Of these, the signals of completions with a base advantage alone."""
+        every = self.train.score_rows == "all"
+        return frozenset() if every else selective_signals(self.method)
 
     @property
     def scoring_passes(self) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ class TrainSettings(Section):
     where the method, several updates of a step or `reference_kl_tokens` read what it says. Without,
     the update's own pass gives the old log-probs, and the metrics tell of the tokens that train
     (`trained_...`) (ours)."""
+    score_rows: Literal["auto", "all"] = "auto"
+    """Which completions teacher and influence are read of: `all`, or (`auto`) only those with a
+    base advantage, where the method reads no others. The metrics of the gap tell of those that
+    were read, and `castctl diagnose` reads the rest (ours)."""
     reference_kl_tokens: Amount = 0
     """Completion tokens of each step that the initial policy reads too, to tell in the metrics how
     far the policy has moved (`kl_reference`); nothing trains on it. 0 is none (ours)."""

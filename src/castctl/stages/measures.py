@@ -28,7 +28,7 @@ from castctl.shards.columns import (
 from castctl.shards.part import read_metadata
 from castctl.shards.schema import PEER, REWARD, reward_weights
 from castctl.shards.stage import StepFolder, check_aligned, joined
-from castctl.stages.shape import reward_groups
+from castctl.stages.groups import reward_groups
 from castctl.stages.signals import policy_read, signals_of
 
 Measures = dict[str, float | list[float] | None]
@@ -117,7 +117,8 @@ def measure_signals(
     for name in ("perturb", "grad"):
         scores = getattr(read.tokens, f"{name}_N")
         if scores is not None:
-            measures[f"importance_{name}_scored_share"] = _mean(~np.isnan(scores))
+            read_N = spread(signals[f"importance_{name}"].is_valid().to_numpy(), offsets)
+            measures[f"importance_{name}_scored_share"] = _mean(~np.isnan(scores[read_N]))
     prompts = signals["bilateral_prompt_token_ids"].combine_chunks().drop_null()
     if len(prompts):
         measures["bilateral_share"] = len(prompts) / signals.num_rows

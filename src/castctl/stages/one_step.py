@@ -32,6 +32,7 @@ from castctl.stages.policies import (
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.selection import EVERY, Selection
 from castctl.stages.score.signals import check_signal_names, score_signals
 from castctl.stages.train.batch import TRAINED_FROM, read_batch
 from castctl.stages.train.checkpoint import (
@@ -123,6 +124,7 @@ def score_stage(
     score_signals(
         folder, signals, make_scorers(recipe, source.fingerprint, policy, teacher, reference),
         temperature=temperature, budget=budget_of(recipe),
+        selection=Selection.of(recipe) if wanted is None else EVERY,
         progress=progress, shard=shard, overwrite=overwrite,
     )  # fmt: skip
 

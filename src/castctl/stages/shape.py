@@ -15,19 +15,25 @@ from numpy.typing import NDArray
 
 from castctl.errors import UserError
 from castctl.methods import MethodSettings
-from castctl.methods.advantages import Ending, compute_advantages
-from castctl.methods.groups import Groups, Weighed, group_rewards
+from castctl.methods.advantages import compute_advantages, selective_signals
 from castctl.methods.schedule import Moment
 from castctl.progress import Progress
 from castctl.ragged import offsets_of
-from castctl.shards.columns import completion_lengths, list_column, reward_values
+from castctl.shards.columns import completion_lengths, list_column
 from castctl.shards.part import Metadata, Part, content_hash
-from castctl.shards.schema import REWARD, reward_weights
 from castctl.shards.stage import WHOLE, Shard, StepFolder, check_aligned, joined, mark_foreign
 from castctl.stages.draws import token_draws
+from castctl.stages.groups import ending_of, read_rows, reward_groups
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
 from castctl.stages.score.peers import has_peers
-from castctl.stages.signals import StepSignals, read_signals, require_signals, taught_rows
+from castctl.stages.signals import (
+    StepSignals,
+    lacking_R,
+    read_signals,
+    require_signals,
+    rows_left_out,
+    taught_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +92,14 @@ def shape_step(
             def work(number: int = number, inputs: dict[str, Part] = inputs) -> pa.Table:
                 if step:
                     return step.part(number)
-                _refuse_unfit(inputs, method)
+                _refuse_unfit(inputs, method, at)
                 return _shape(inputs, method, at)
 
             tables = {stage: part.table for stage, part in inputs.items()}
             settings = shaping_settings(method)
             if method.distillation.decay_steps:
                 settings |= {"total_steps": folder.total_steps}
-            if (ending := _ending(inputs, method, longest)) is not None:
+            if (ending := ending_of(inputs, method, longest)) is not None:
                 settings |= {"longest": ending.longest}
             if method.token_mask.draws:
                 settings |= {"seed": seed}
@@ -166,7 +172,7 @@ class _WholeStep:
     ) -> None:
         self.inputs = {part: _read_inputs(folder, part) for part in parts}
         for inputs in self.inputs.values():
-            _refuse_unfit(inputs, method)
+            _refuse_unfit(inputs, method, at)
         self._joined, self._method, self._at = _joined([*self.inputs.values()]), method, at
         rows = offsets_of([each["rewards"].table.num_rows for each in self.inputs.values()])
         self._rows = dict(zip(parts, pairwise(rows.tolist()), strict=True))
@@ -200,7 +206,7 @@ def _shape(inputs: dict[str, Part], method: MethodSettings, at: _At) -> pa.Table
     cut = None if lengths_R is None else offsets_of(lengths_R)
     read = read_signals(signals, method.teacher.skip_tokens, method.told_by_peers, cut)
     groups = reward_groups(rewards)
-    ending = _ending(inputs, method, at.longest)
+    ending = ending_of(inputs, method, at.longest)
     tokens, offsets = read.tokens, read.tokens.offsets
     if method.token_mask.draws:
         ids, samples = (rewards[name].to_pylist() for name in ("prompt_id", "sample"))
@@ -225,27 +231,24 @@ def _shape(inputs: dict[str, Part], method: MethodSettings, at: _At) -> pa.Table
     return pa.table(columns)
 
 
-def _ending(inputs: dict[str, Part], method: MethodSettings, longest: int | None) -> Ending | None:
-    """How the completions ended, for a method that asks; `UserError` without rollouts."""
-    if method.overlong.kind == "none":
-        return None
-    if "rollouts" not in inputs:
-        raise UserError(
-            f"method.overlong.kind={method.overlong.kind} reads how completions ended, but "
-            f"{inputs['rewards'].path.parent.parent} has no rollouts; set it to none"
-        )
-    rollouts = inputs["rollouts"]
-    sampled = (rollouts.metadata or {}).get("sampling", {}).get("max_tokens", longest)
-    if sampled is None:
-        raise UserError(f"{rollouts.path} does not say how long completions may be")
-    reasons = np.array(rollouts.table["finish_reason"].to_pylist())
-    return Ending(reasons == "length", int(sampled))
-
-
-def _refuse_unfit(inputs: dict[str, Part], method: MethodSettings) -> None:
+def _refuse_unfit(inputs: dict[str, Part], method: MethodSettings, at: _At) -> None:
     """Raise `UserError` where a part has not what the method reads."""
     _refuse_single_completions(inputs["rewards"], method)
-    require_signals(inputs["signals"], method, has_peers(inputs["rewards"].table))
+    signals = inputs["signals"]
+    require_signals(signals, method, has_peers(inputs["rewards"].table))
+    for name in sorted(method.needs):
+        if not rows_left_out(signals.metadata, name):
+            continue
+        read_R = np.full(signals.table.num_rows, True)
+        if name in selective_signals(method) and "rollouts" in inputs:
+            read_R = read_rows(method, inputs, at.moment, at.longest)
+        lacking = lacking_R(signals.table, name, read_R, method.told_by_peers).sum()
+        if lacking:
+            raise UserError(
+                f"{signals.path}: {name} was scored where another method reads it, and {lacking} "
+                f"completions are missing that {method.name} reads; run `castctl score --run "
+                f"{signals.path.parent.parent} --method {method.name} --overwrite`"
+            )
 
 
 def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
@@ -256,23 +259,6 @@ def _refuse_single_completions(rewards: Part, method: MethodSettings) -> None:
             f"{method.name} compares completions of one prompt, but every prompt of "
             f"{rewards.path} has one; roll out with -n 2 or more"
         )
-
-
-def reward_groups(rewards: pa.Table) -> Groups:
-    """The groups of a rewards table, of several rewards with each; a null reward is not known."""
-    of_row = group_numbers(rewards["prompt_id"])
-    right_R = rewards["verdict"].to_numpy(zero_copy_only=False) == "correct"
-    parts = {
-        name: Weighed(weight, group_rewards(reward_values(rewards, REWARD + name), of_row, right_R))
-        for name, weight in reward_weights(rewards.schema).items()
-    }
-    return replace(group_rewards(reward_values(rewards), of_row, right_R), parts=parts)
-
-
-def group_numbers(prompt_ids: pa.ChunkedArray) -> NDArray[np.int64]:
-    """For each row (R), the number of its prompt, from 0 in order of first appearance."""
-    encoded = prompt_ids.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64)
 
 
 def _loss_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from castctl.methods.signals import TokenSignals
 from castctl.methods.teacher import Teacher
 from castctl.ragged import spread
 from castctl.shards.columns import nullable_floats, ragged_column
-from castctl.shards.part import Part
+from castctl.shards.part import Metadata, Part
 from castctl.shards.schema import PROMPT_SIGNALS
 from castctl.shards.stage import describe_difference
 
@@ -31,6 +32,9 @@ READ = (
     "importance_grad",
 )
 """The signals that shaping may read."""
+
+LEFT_OUT = "left_out"
+"""Stands in a signal's metadata for the number of completions that were not scored."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ def read_signals(
     if offsets is None and not policy_read(signals.table):
         raise UserError(f"{signals.path}: policy_logprobs are null; score them")
     try:
-        taught = taught or "teacher_logprobs" in _recorded(signals)
-        return signals_of(signals.table, skip_tokens, taught, offsets)
+        scored = set(_recorded(signals)) | ({"teacher_logprobs"} if taught else set())
+        return signals_of(signals.table, skip_tokens, scored, offsets)
     except ValueError as error:
         raise UserError(f"{signals.path}: {error}") from None
 
@@ -77,12 +81,12 @@ def policy_read(signals: pa.Table) -> bool:
 def signals_of(
     table: pa.Table,
     skip_tokens: int = 0,
-    taught: bool = False,
+    scored: Collection[str] = (),
     offsets: NDArray[np.int64] | None = None,
 ) -> StepSignals:
-    """Every signal of a table, finite or not. `taught` says that a teacher scored what it could, so
-    that without a log-prob every gap is NaN. `offsets` (R + 1) cut the tokens into completions,
-    where the policy has read none of them.
+    """Every signal of a table, finite or not. What has been `scored` where there was something to
+    score is NaN where every row is null, and not None. `offsets` (R + 1) cut the tokens into
+    completions, where the policy has read none of them.
 
     Raises `ValueError` for lists of other lengths than the completions.
     """
@@ -94,9 +98,12 @@ def signals_of(
         policy, offsets = flat.astype(np.float64), cut
     assert offsets is not None, "nothing says how long the completions are"
     tokens_N = int(offsets[-1])
-    teacher = nullable_floats(table, "teacher_logprobs", offsets)
-    if teacher is None and taught:
-        teacher = np.full(tokens_N, np.nan)
+
+    def floats(name: str) -> Floats | None:
+        flat = nullable_floats(table, name, offsets)
+        return np.full(tokens_N, np.nan) if flat is None and name in scored else flat
+
+    teacher = floats("teacher_logprobs")
     reference = nullable_floats(table, "ref_logprobs", offsets)
     gap, skipped = None, None
     if teacher is not None and policy is not None:
@@ -109,8 +116,8 @@ def signals_of(
         offsets,
         gap_N=gap,
         drift_N=None if reference is None or policy is None else policy - reference,
-        perturb_N=nullable_floats(table, "importance_perturb", offsets),
-        grad_N=nullable_floats(table, "importance_grad", offsets),
+        perturb_N=floats("importance_perturb"),
+        grad_N=floats("importance_grad"),
         entropies_N=nullable_floats(table, "entropies", offsets),
         logprobs_N=policy,
     )
@@ -126,7 +133,11 @@ def require_signals(signals: Part, method: MethodSettings, peers: bool = True) -
     command = f"castctl score --run {step} --method {method.name}"
     needed = sorted(method.needs - set(PROMPT_SIGNALS))
     columns = {name: signals.table[name] for name in needed}
-    absent = [name for name, column in columns.items() if 0 < len(column) == column.null_count]
+    absent = [
+        name
+        for name, column in columns.items()
+        if 0 < len(column) == column.null_count and not rows_left_out(signals.metadata, name)
+    ]
     if _may_be_silent(signals, method, "teacher_logprobs", peers):
         absent = [name for name in absent if name != "teacher_logprobs"]
     if absent:
@@ -184,6 +195,23 @@ def taught_rows(signals: Part, method: MethodSettings) -> NDArray[np.bool_] | No
     scores = "teacher_logprobs" in method.needs
     name = "teacher_logprobs" if scores else "teacher_prompt_token_ids"
     return signals.table[name].is_valid().to_numpy()
+
+
+def rows_left_out(metadata: Metadata | None, name: str) -> int:
+    """How many rows of a signal were not scored, since nothing reads them."""
+    made = (metadata or {}).get("signals", {}).get(name)
+    return int(made.get(LEFT_OUT, 0)) if isinstance(made, dict) else 0
+
+
+def lacking_R(
+    signals: pa.Table, name: str, read_R: NDArray[np.bool_], told_by_peers: bool
+) -> NDArray[np.bool_]:
+    """Which completions (R) of those that are read have no value of a signal. A teacher that is
+    `told_by_peers` has nothing to say of one that it has no prompt for."""
+    lacking = signals[name].is_null().to_numpy() & read_R
+    if told_by_peers and name == "teacher_logprobs":
+        lacking &= signals["teacher_prompt_token_ids"].is_valid().to_numpy()
+    return lacking
 
 
 def _recorded(signals: Part) -> dict[str, Any]:

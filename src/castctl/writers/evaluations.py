@@ -24,7 +24,7 @@ from castctl.runs.run import Run
 from castctl.shards.part import read_metadata
 from castctl.shards.stage import StepFolder, check_aligned
 from castctl.stages.evaluate.results import Result, read_result
-from castctl.stages.shape import group_numbers
+from castctl.stages.groups import group_numbers
 
 Message = dict[str, str]
 """`role` and `content`."""

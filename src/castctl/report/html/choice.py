@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.shards.part import count_rows, count_values, read_column
 from castctl.shards.stage import StepFolder
-from castctl.stages.shape import group_numbers
+from castctl.stages.groups import group_numbers
 
 STAGES = ("rollouts", "rewards", "signals", "advantages")
 

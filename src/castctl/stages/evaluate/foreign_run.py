@@ -23,7 +23,7 @@ from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import pass_at_k, problem_share
 from castctl.stages.evaluate.stored import Stored
 from castctl.stages.evaluate.summary import correct, summarise
-from castctl.stages.shape import group_numbers
+from castctl.stages.groups import group_numbers
 from castctl.verify.judge import Judgement, made_by
 from castctl.verify.pool import CheckPool
 from castctl.versions import library_versions

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from castctl.errors import UserError
 from castctl.stages.evaluate.results import Result
 from castctl.stages.evaluate.statistics import Estimate, majority, pass_at_k, problem_share
-from castctl.stages.shape import group_numbers
+from castctl.stages.groups import group_numbers
 from castctl.verify.judge import equivalent
 from castctl.verify.plain import same_plainly
 from castctl.verify.pool import CheckPool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,6 +72,7 @@ class PartScorer:
         self._step, self._temperature = step, temperature
         self._budget, self._advance = budget, advance
         self._with_entropies = False
+        self._left_out: Mapping[str, NDArray[np.bool_]] = {}
         self.seconds: dict[str, float] = {}
         self._prompts = rows_of(*ragged_column(rollouts, "prompt_token_ids"))
         ids, self._offsets = ragged_column(rollouts, "completion_token_ids")
@@ -85,9 +86,12 @@ class PartScorer:
         scorers.policy.model.refuse_unknown_tokens("completion", self._completions)
         scorers.policy.model.refuse_long_rows(self._prompts, self._completions)
 
-    def columns(self, names: Sequence[str]) -> dict[str, pa.Array]:
-        """These signals, each as a column."""
+    def columns(
+        self, names: Sequence[str], left_out: Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, pa.Array]:
+        """These signals, each as a column; of some, rows (R) are left out and null."""
         self._with_entropies = "entropies" in names
+        self._left_out = left_out
         return {name: self._column(name) for name in names}
 
     def _column(self, name: str) -> pa.Array:
@@ -109,10 +113,10 @@ class PartScorer:
             "importance_perturb": self._perturbation,
             "importance_grad": self._gradient,
         }[name]()
-        absent = None
+        absent = self._unread(name).copy()
         if name == "teacher_logprobs":
-            absent = np.array([prompt is None for prompt in self._teacher_prompts], np.bool_)
-        read = flat if absent is None else flat[~spread(absent, self._offsets)]
+            absent |= [prompt is None for prompt in self._teacher_prompts]
+        read = flat[~spread(absent, self._offsets)]
         influence = name.startswith("importance_")  # NaN there says that a token was not scored
         if not np.isfinite(read).all() and not (influence and not np.isinf(read).any()):
             raise UserError(
@@ -134,8 +138,11 @@ class PartScorer:
         prompts = self._teacher_prompts
         if teacher.model is self._scorers.policy.model and prompts is self._prompts:
             return self._policy[0]  # a teacher that is the policy costs no second pass
-        if not self._scorers.told.told_by_peers:
-            return self._score("teacher", teacher, [p for p in prompts if p is not None])[0]
+        left_out = self._unread("teacher_logprobs")
+        prompts = [None if left else p for p, left in zip(prompts, left_out, strict=True)]
+        whole = [prompt for prompt in prompts if prompt is not None]
+        if len(whole) == len(prompts):
+            return self._score("teacher", teacher, whole)[0]
         nothing = np.full(self._offsets[-1], np.nan, np.float32)
         return self._score_some("teacher", teacher, prompts, nothing)
 
@@ -256,7 +263,8 @@ class PartScorer:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         with self._timed("perturbation"):
             return perturbation_scores(
-                model, self._prompts, self._completions, self._spans(oar.conclude),
+                model, self._prompts, self._completions,
+                self._spans("importance_perturb", oar.conclude),
                 score=oar.score, pad_id=pad, stride=oar.stride, budget=oar.budget,
                 temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
                 chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
@@ -271,7 +279,8 @@ class PartScorer:
         with self._timed("gradient"):
             return gradient_scores(
                 self._scorers.policy.model, self._prompts, self._completions,
-                self._spans(oar.conclude), seeds, score=oar.score, noise_std=oar.noise_std,
+                self._spans("importance_grad", oar.conclude), seeds,
+                score=oar.score, noise_std=oar.noise_std,
                 temperature=self._temperature, microbatch_tokens=self._budget.microbatch_tokens,
                 chunk_tokens=self._budget.chunk_tokens, advance=self._advance,
             )  # fmt: skip
@@ -282,14 +291,20 @@ class PartScorer:
         yield
         self.seconds[name] = time.perf_counter() - began
 
-    def _spans(self, conclude: str | None) -> list[AnswerSpan | None]:
-        """Reasoning and answer of each completion; None without an extracted answer."""
+    def _unread(self, name: str) -> NDArray[np.bool_]:
+        """The rows (R) that are left out of a signal."""
+        return self._left_out.get(name, np.zeros(len(self._completions), np.bool_))
+
+    def _spans(self, name: str, conclude: str | None) -> list[AnswerSpan | None]:
+        """Reasoning and answer of each completion; None without an extracted answer, and where the
+        influence by this name is not read."""
         assert self._rewards is not None, "OAR reads where the verifier found the answer"
         starts, ends = (self._rewards[name].to_pylist() for name in ("answer_start", "answer_end"))
         tokenizer = self._scorers.policy.model.tokenizer
+        rows = zip(self._completions, starts, ends, self._unread(name), strict=True)
         return [
-            answer_parts(tokenizer, ids.tolist(), start, end, conclude)
-            for ids, start, end in zip(self._completions, starts, ends, strict=True)
+            None if left else answer_parts(tokenizer, ids.tolist(), start, end, conclude)
+            for ids, start, end, left in rows
         ]
 
     def _prompt_column(self, prompts: Sequence[Ids | None]) -> pa.Array:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from castctl.errors import UserError
+from castctl.methods.schedule import Moment
 from castctl.progress import Advance, Progress
 from castctl.shards.part import Metadata, Part, content_hash, write_part
 from castctl.shards.schema import PEER, PROMPT_SIGNALS, SIGNALS, TOKEN_SIGNALS
@@ -23,6 +26,8 @@ from castctl.stages.score.part import PASSES, Budget, PartScorer
 from castctl.stages.score.rewards import owned_parts
 from castctl.stages.score.sampler import check_sampler
 from castctl.stages.score.scorers import Scorers
+from castctl.stages.score.selection import EVERY, Selection
+from castctl.stages.signals import LEFT_OUT, lacking_R
 
 FOREIGN = "foreign"
 """Stands in the metadata for the making of a signal that came from elsewhere."""
@@ -43,12 +48,14 @@ def score_signals(
     *,
     temperature: float,
     budget: Budget,
+    selection: Selection = EVERY,
     progress: Progress,
     shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> dict[str, float]:
     """Add the `wanted` signals to `signals/`, part by part, which may be none; `rewards/` must be
-    there for some. The seconds of each pass that was made.
+    there for some. The seconds of each pass that was made. The rows that `selection` leaves out are
+    null, and the metadata has their number.
 
     Signals that are there, made alike, are kept; made otherwise they are refused unless
     `overwrite` is set. Raises `UserError` where the parts contradict one another.
@@ -71,7 +78,7 @@ def score_signals(
 
         for place, number in enumerate(parts, 1):
             spent = _score_part(
-                folder, number, asked, scorers, temperature, budget, count, overwrite
+                folder, number, asked, scorers, temperature, budget, selection, count, overwrite
             )
             for name, value in spent.items():
                 seconds[name] += value
@@ -87,26 +94,37 @@ def _score_part(
     scorers: Scorers,
     temperature: float,
     budget: Budget,
+    selection: Selection,
     advance: Advance,
     overwrite: bool,
 ) -> dict[str, float]:
     """Score one part where signals are missing; the seconds of each pass."""
     rollouts = folder.read("rollouts", number)
-    judges = any(map(scorers.reads_rewards, asked))
+    selected = asked & selection.signals
+    judges = bool(selected) or any(map(scorers.reads_rewards, asked))
     rewards = _rewards(folder, number, rollouts) if judges else None
     there = folder.read("signals", number) if folder.has("signals", number) else None
     if there is not None and not _belongs(there, rollouts, overwrite):
         there = None
     judged = None if rewards is None else content_hash(rewards.table)
     made = {name: scorers.provenance(name, temperature, judged) for name in sorted(asked)}
-    missing = _missing(there, made, overwrite)
+    left_out = {}
+    if rewards is not None and selected:
+        moment = Moment(folder.step, folder.total_steps)
+        read_R = selection.read_R({"rollouts": rollouts, "rewards": rewards}, moment)
+        left_out = dict.fromkeys(selected, ~read_R)
+    missing = _missing(there, made, left_out, scorers.told.told_by_peers, overwrite)
     if there is not None and not missing:
         return {}
     scorer = PartScorer(
         rollouts.table, None if rewards is None else rewards.table, scorers, folder.step,
         temperature, budget, advance,
     )  # fmt: skip
-    table, provenance = _merge(rollouts.table, there, scorer.columns(missing), made)
+    for name, left_R in left_out.items():
+        if left_R.any():
+            made[name] |= {LEFT_OUT: int(left_R.sum())}
+    columns = scorer.columns(missing, left_out)
+    table, provenance = _merge(rollouts.table, there, columns, made)
     if "policy_logprobs" in missing:
         check_sampler(rollouts, table, scorers.policy)
     metadata: Metadata = {
@@ -139,13 +157,29 @@ def _belongs(signals: Part, rollouts: Part, overwrite: bool) -> bool:
     return True
 
 
-def _missing(there: Part | None, made: Mapping[str, Metadata], overwrite: bool) -> list[str]:
+def _missing(
+    there: Part | None,
+    made: Mapping[str, Metadata],
+    left_out: Mapping[str, NDArray[np.bool_]],
+    told_by_peers: bool,
+    overwrite: bool,
+) -> list[str]:
     if there is None or overwrite:
         return list(made)
-    recorded = (there.metadata or {}).get("signals", {})
+    recorded = dict((there.metadata or {}).get("signals", {}))
     missing = []
     for name, provenance in made.items():
         column = there.table[name]
+        old = recorded.get(name)
+        if isinstance(old, dict) and LEFT_OUT in old:
+            read_R = ~left_out.get(name, np.zeros(len(column), np.bool_))
+            lacking = lacking_R(there.table, name, read_R, told_by_peers).sum()
+            if lacking:
+                raise UserError(
+                    f"{there.path}: {name} is there without {lacking} of the completions that are "
+                    "read; add --overwrite to compute it again"
+                )
+            recorded[name] = {key: value for key, value in old.items() if key != LEFT_OUT}
         if recorded.get(name) == provenance:
             continue
         if column.null_count == len(column) and name not in recorded:

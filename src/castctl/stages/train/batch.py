@@ -16,8 +16,9 @@ from castctl.ragged import offsets_of, spread
 from castctl.shards.columns import nullable_floats, ragged_column
 from castctl.shards.part import Metadata, Part
 from castctl.shards.stage import StepFolder, check_aligned, describe_difference
+from castctl.stages.groups import group_numbers
 from castctl.stages.sampled import refuse_altered, sampler_logprobs
-from castctl.stages.shape import group_numbers, refuse_other_temperature, shaping_settings
+from castctl.stages.shape import refuse_other_temperature, shaping_settings
 from castctl.stages.signals import taught_rows
 
 TRAINED_FROM = ("rollouts", "signals", "advantages")

@@ -32,6 +32,7 @@ from castctl.runs.trust import refuse_untrusted
 from castctl.shards.stage import WHOLE, Shard, StepFolder
 from castctl.stages.evaluate.results import Result, read_result, require_folder, task_name
 from castctl.stages.evaluate.runner import PART_SIZE, evaluate, pose, require_room
+from castctl.stages.groups import reward_groups
 from castctl.stages.measures import measure_step
 from castctl.stages.policies import (
     budget_of,
@@ -44,8 +45,9 @@ from castctl.stages.policies import (
 )
 from castctl.stages.rollout import part_count, rollout_step
 from castctl.stages.score.rewards import score_rewards
+from castctl.stages.score.selection import Selection
 from castctl.stages.score.signals import score_signals
-from castctl.stages.shape import kept_groups, reward_groups, shape_step
+from castctl.stages.shape import kept_groups, shape_step
 from castctl.stages.train.batch import digest_of, read_batch
 from castctl.stages.train.checkpoint import (
     load_state,
@@ -297,7 +299,7 @@ class _Loop:
                     self.recipe, self.name, self.state.policy, self.state.teacher, self.reference
                 ),
                 temperature=sampling.temperature, budget=budget_of(self.recipe),
-                progress=self.progress, shard=self.shard,
+                selection=Selection.of(self.recipe), progress=self.progress, shard=self.shard,
             )  # fmt: skip
             self.ranks.meet("the scores")
             for stage in ("rewards", "signals"):

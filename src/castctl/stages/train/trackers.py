@@ -12,7 +12,7 @@ import pyarrow as pa
 from castctl.errors import UserError, printable
 from castctl.runs.run import Run
 from castctl.shards.stage import StepFolder
-from castctl.stages.shape import group_numbers
+from castctl.stages.groups import group_numbers
 
 Sample = dict[str, Any]
 """A completion by the columns of `SAMPLE`."""

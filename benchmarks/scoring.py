@@ -1,4 +1,5 @@
-"""A GRPO step with a scoring pass of the policy over one without, on the same rollouts.
+"""A step whose scoring reads everything over one whose scoring reads what the step needs, on the
+same rollouts.
 
 Timed are score, shape and update; the rollouts, which both share, are timed once.
 """
@@ -17,23 +18,21 @@ import castctl.stages.one_step
 def main() -> None:
     parser = measure.options(__doc__, repeats=7)
     steps.add_options(parser)
-    parser.add_argument(
-        "--mixed", type=float, metavar="SHARE",
-        help="draw the rewards, with this share of mixed groups, where the model solves nothing",
-    )  # fmt: skip
+    steps.add_mixed(parser)
+    parser.add_argument("--method", default="grpo")
     options = measure.parse(parser)
     if options.quick:
         steps.shrink(options)
-        options.mixed = 0.5
 
+    everything = ("train.score_policy=always", "train.score_rows=all")
     recipes = {
-        name: steps.recipe_of(options, "grpo", "optimizer.lr=1e-9", f"train.score_policy={name}")
-        for name in ("always", "auto")
+        name: steps.recipe_of(options, options.method, "optimizer.lr=1e-9", *settings)
+        for name, settings in {"all": everything, "auto": ()}.items()
     }
     clock = measure.Clock()
     clock.wrap(castctl.stages.one_step, "rollout_step", "rollout")
-    always, auto = (steps.temporary_run(recipe) for recipe in recipes.values())
-    with always as scored, auto as unscored:
+    whole, auto = (steps.temporary_run(recipe) for recipe in recipes.values())
+    with whole as scored, auto as unscored:
         policy = steps.make_step(scored).load(scored.recipe.model)
         rollout = clock.seconds["rollout"]
         if options.mixed is not None:
@@ -43,19 +42,19 @@ def main() -> None:
         kinds = mixed_share(scored.step(0))
         works = {
             name: Stepper(run, policy, clock)
-            for name, run in {"always": scored, "auto": unscored}.items()
+            for name, run in {"all": scored, "auto": unscored}.items()
         }
         seconds = measure.interleaved(works, options.repeats)
     totals = {name: measure.median(spent) for name, spent in seconds.items()}
     measure.report(
-        "score_policy",
+        "scoring",
         options.repeats,
         **steps.sizes(recipes["auto"]),
         mixed_groups=kinds,
         seconds=totals,
         rollout_seconds=rollout,
-        **measure.ratio(seconds["always"], seconds["auto"]),
-        ratio_with_rollout=(rollout + totals["always"]) / (rollout + totals["auto"]),
+        **measure.ratio(seconds["all"], seconds["auto"]),
+        ratio_with_rollout=(rollout + totals["all"]) / (rollout + totals["auto"]),
     )
 
 
