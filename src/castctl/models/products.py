@@ -51,7 +51,7 @@ class Linear(torch.nn.Linear):
 
 def speed_up(model: torch.nn.Module) -> None:
     """Have the linear layers of a model compute by `linear`, where that is faster."""
-    if _is_faster():
+    if is_faster():
         for module in model.modules():
             if type(module) is torch.nn.Linear:
                 module.__class__ = Linear
@@ -75,12 +75,12 @@ def _served(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN computes this product: one of plain float32 tensors on the CPU that is large
     enough, outside autocast."""
     return (
-        rows.dtype == weight.dtype == torch.float32
+        rows.numel() * weight.shape[0] >= SMALLEST
+        and rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
         and type(rows) in PLAIN and type(weight) in PLAIN and (bias is None or type(bias) in PLAIN)
-        and rows.numel() * len(weight) >= SMALLEST
         and not torch.is_autocast_enabled("cpu")
-        and _is_faster()
+        and is_faster()
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def _product(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
 
 
 @cache
-def _is_faster() -> bool:
+def is_faster() -> bool:
     """Whether torch's products are MKL's on a CPU that is not Intel's, and oneDNN's are right."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
