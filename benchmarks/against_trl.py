@@ -102,7 +102,7 @@ def main() -> None:
 def compared(folder: Path, work: Work, sides: dict[str, Path], repeats: int) -> dict[str, Any]:
     """Medians of CPU seconds, peaks of memory, and the rounds' ratios; after a round that does not
     count."""
-    write(folder, work, repeats + 1)
+    write(folder, work, repeats + 2)  # the last step, which saves, is not taken
     yardstick = plain_pass(folder / "model", work)
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     beside: list[float] = []

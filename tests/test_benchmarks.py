@@ -51,6 +51,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
                      *RATIO, "packed_seconds", "padded_seconds")),
     "report": ("seconds", "extra_gb", "page_mb"),
     "rewritings": ("golds", "kinds.as it is.pairs", "kinds.percent.pairs"),
+    "products": tuple(f"layer{each}.{name}" for each in ("", "_with_backward") for name in RATIO),
     "scoring": (*RATIO, "seconds.all", "seconds.auto", "ratio_with_rollout"),
     "shapes": ("step_seconds", "seconds.shape", "seconds.sync", "seconds.rest",
                *(f"stages.{stage}.{what}" for stage in ("rollout", "update")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from castctl.methods.divergence import Divergence, divergences
+from castctl.models.products import linear, linear_into
 
 TokenLoss = Callable[[slice, Tensor, Tensor, Tensor], Tensor]
 """(which tokens, their log-probs, entropies and clipped divergences, in nats) -> their losses."""
@@ -32,7 +33,7 @@ class OutputHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over T (..., V) of hidden states (..., H), in float32 at least, for autograd; the
         chunked functions below work in place instead."""
-        logits = hidden @ self.weight.T
+        logits = linear(hidden, self.weight)
         logits = logits.to(_wide(logits.dtype))
         if self.bias is not None:
             logits = logits + self.bias
@@ -71,12 +72,11 @@ def score_tokens(
         room = _Room(head, head.weight.to(hidden_NH.dtype), count)
         for part in _chunks(count, head.chunk_tokens):
             scaled, _ = room.logits(hidden_NH[part])
-            scaled.sub_(scaled.amax(-1, keepdim=True))
-            mass = torch.exp(scaled, out=room.of("masses", scaled))
-            total = mass.sum(-1)
+            mass, total = _masses(scaled, room.of("masses", scaled))
             logprobs[part] = _at(scaled, targets_N[part]) - total.log()
             if entropies is not None:
                 entropies[part] = total.log() - mass.mul_(scaled).sum(-1) / total
+            del scaled  # may not be a buffer of the room's, but of this chunk's alone
     return logprobs, entropies
 
 
@@ -147,15 +147,16 @@ class _FusedHead(torch.autograd.Function):
         for part in _chunks(len(targets_N), head.chunk_tokens):
             hidden, targets = hidden_NH[part], targets_N[part]
             scaled, slope = room.logits(hidden)
-            probs, normaliser = _softmax(scaled, room.of("masses", scaled))
+            mass, total_n = _masses(scaled, room.of("masses", scaled))
+            normaliser = total_n.log()
             logprobs[part] = _at(scaled, targets) - normaliser
             entropy = torch.zeros_like(normaliser)
             clipped, divergence_slope = distances[part], None
             if with_entropies:
                 # Two terms that are never below 0. A float32 matrix product would be off by 4e-4
                 # nats at 151,936 tokens; this is by 2e-7.
-                terms = torch.mul(probs, scaled, out=room.of("terms", scaled))
-                entropy = normaliser - terms.sum(-1)
+                terms = torch.mul(mass, scaled, out=room.of("terms", scaled))
+                entropy = normaliser - terms.sum(-1) / total_n
             if versus is not None:
                 scaled.sub_(normaliser[:, None])
                 distances[part], clipped, divergence_slope = versus(part, scaled)
@@ -168,27 +169,33 @@ class _FusedHead(torch.autograd.Function):
             total += loss.detach()
             if by_logprob is None:
                 by_logprob = torch.zeros_like(normaliser)
+            # What is one number a token multiplies those, and never the whole vocabulary again.
+            at_once = slope if slope.numel() == 1 else torch.ones_like(slope[:1, :1])
+            by_logprob_n1 = by_logprob[:, None] * at_once
             if by_entropy is None or not with_entropies:
-                grad = probs.mul_(-by_logprob[:, None])
+                grad = mass.mul_(-by_logprob_n1 / total_n[:, None])
             else:  # dH/dz = -p (log p + H), and dlog p_y/dz = 1_y - p
                 if versus is None:
                     scaled.sub_(normaliser[:, None])
-                surprise = scaled.add_(entropy[:, None])
-                grad = probs.mul_(surprise.mul_(-by_entropy[:, None]).sub_(by_logprob[:, None]))
+                by_entropy_n1 = by_entropy[:, None] * at_once / total_n[:, None]
+                surprise = scaled.add_(entropy[:, None]).mul_(-by_entropy_n1)
+                grad = mass.mul_(surprise.sub_(by_logprob_n1 / total_n[:, None]))
             if divergence_slope is not None and by_divergence is not None:
-                grad.addcmul_(divergence_slope, by_divergence[:, None])
-            grad.scatter_add_(1, targets[:, None], by_logprob[:, None])
-            grad.mul_(slope)
+                grad.addcmul_(divergence_slope, by_divergence[:, None] * at_once)
+            grad.scatter_add_(1, targets[:, None], by_logprob_n1)
+            if slope.numel() > 1:
+                grad.mul_(slope)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ low
+                grad_hidden[part] = linear(grad, low.T)
             if grad_weight is not None:
                 if grad.dtype == grad_weight.dtype:
                     grad_weight.addmm_(grad.T, hidden)
                 else:
                     grad_weight += grad.T @ hidden
+            del scaled  # may not be a buffer of the room's, but of this chunk's alone
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(logprobs, distances)
         return total, logprobs, distances
@@ -235,7 +242,7 @@ class _Room:
     def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits over T (n, V) in float32 at least, until the next chunk's, and their slope with
         respect to the raw logits."""
-        product = torch.mm(hidden, self.weight.T, out=self.of("product", hidden))
+        product = linear_into(lambda: self.of("product", hidden), hidden, self.weight)
         if product.dtype != _wide(product.dtype):
             wide = self.of("logits", hidden, _wide(product.dtype))
             product = wide.copy_(product)
@@ -260,17 +267,17 @@ def _scale(head: OutputHead, logits: Tensor) -> Tensor:
         logits.div_(head.softcap).tanh_()
         slope = (1 - logits * logits) / head.temperature
         logits.mul_(head.softcap)
-    logits.div_(head.temperature)
+    if head.temperature != 1:
+        logits.div_(head.temperature)
     return slope
 
 
-def _softmax(scaled: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, V), into the buffer `probs`, and log-normaliser (n) of logits, which are
-    shifted in place so that each row's highest is 0: one buffer and one exp, where softmax and
-    logsumexp would take three and two, and entropies that do not cancel."""
-    torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=probs)
-    mass = probs.sum(-1, keepdim=True)
-    return probs.div_(mass), mass.log()[:, 0]
+def _masses(scaled: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """exp of logits (n, V), into the buffer `out`, and its sum (n); the logits are shifted in place
+    so that each row's highest is 0: one buffer and one exp, where softmax and logsumexp would take
+    three and two, and entropies that do not cancel."""
+    mass = torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=out)
+    return mass, mass.sum(-1)
 
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:

@@ -176,6 +176,7 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
         refuse_unpackable,
     )
     from castctl.models.language_model import LanguageModel
+    from castctl.models.products import speed_up
     from castctl.models.twin import still
 
     logging.disable_progress_bar()
@@ -202,6 +203,7 @@ def load_language_model(folder: Path, settings: ModelSettings) -> LanguageModel:
     still(model)
     _refuse_foreign_tokenizer(folder, tokenizer, model)
     model = model.to(device).eval()
+    speed_up(model)
     check_weights(model)
     check_architecture(type(model), model.config)
     wanted = settings.dtype
