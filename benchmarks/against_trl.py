@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +23,8 @@ import numpy as np
 import psutil
 import random_qwen3
 import torch
-from trl_environment import trl_python
+from peer_environment import TRL, python_with
+from sides import turns
 
 HERE = Path(__file__).parent
 RECORD = HERE / "against_trl.json"
@@ -82,7 +80,7 @@ def main() -> None:
         cases = dict(list(cases.items())[:1])
     sides = {"castctl": Path(sys.executable)}
     if not (options.alone or options.against):
-        sides = {"trl": options.python or trl_python(), **sides}
+        sides = {"trl": options.python or python_with(TRL), **sides}
     with tempfile.TemporaryDirectory() as folder:
         numbers = {
             name: compared(Path(folder) / str(number), work, sides, options.repeats)
@@ -106,7 +104,8 @@ def compared(folder: Path, work: Work, sides: dict[str, Path], repeats: int) -> 
     yardstick = plain_pass(folder / "model", work)
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     beside: list[float] = []
-    with turns(folder, sides) as children:
+    scripts = {side: (python, f"{side}_step.py") for side, python in sides.items()}
+    with turns(folder, scripts) as children:
         for number in range(repeats + 1):
             for side, child in children.items():
                 told = child.step()
@@ -137,64 +136,6 @@ def compared(folder: Path, work: Work, sides: dict[str, Path], repeats: int) -> 
         found |= measure.ratio(seconds["trl"], seconds["castctl"])
         found["trl_version"] = json.loads((folder / "versions.json").read_text())["trl"]
     return found
-
-
-class Child:
-    """One side, which takes a step when it is asked to."""
-
-    def __init__(self, python: Path, script: str, folder: Path) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        if script.startswith("castctl"):
-            environment = dict(os.environ)
-        self.process = subprocess.Popen(
-            [python, HERE / script, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if os.environ.get("QUIET") else None, text=True,
-            env=environment,
-        )  # fmt: skip
-        self._expect("ready")
-        self.ready = True
-
-    def step(self) -> dict[str, Any]:
-        if not self.ready:
-            self._expect("ready")
-        self._say()
-        self.ready = False
-        told: dict[str, Any] = json.loads(self._line())
-        return told
-
-    def _say(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.process.args} ended: what it said stands above")
-        return line.strip()
-
-    def _expect(self, word: str) -> None:
-        if (found := self._line()) != word:
-            sys.exit(f"{self.process.args} said {found!r}, not {word!r}")
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.terminate()
-        self.process.wait()
-
-
-@contextmanager
-def turns(folder: Path, sides: dict[str, Path]) -> Iterator[dict[str, Child]]:
-    children: dict[str, Child] = {}
-    try:
-        for side, python in sides.items():
-            children[side] = Child(python, f"{side}_step.py", folder)
-        yield children
-    finally:
-        for child in children.values():
-            child.end()
 
 
 def write(folder: Path, work: Work, steps: int) -> None:
@@ -246,6 +187,7 @@ def plain_pass(folder: Path, work: Work) -> measure.Timed:
 
 def versions(numbers: dict[str, Any]) -> dict[str, str]:
     found = {name: version(name) for name in ("castctl", "torch", "transformers")}
+    found["cpu"] = measure.cpu_model()
     trl = {each.pop("trl_version") for each in numbers.values() if "trl_version" in each}
     return found | ({"trl": trl.pop()} if trl else {}) | {"date": time.strftime("%Y-%m-%d")}
 
@@ -254,8 +196,11 @@ def warn(name: str, found: dict[str, Any]) -> None:
     """Say how castctl's step compares with the recorded one, both over the yardstick."""
     if not RECORD.exists():
         sys.exit("nothing is recorded yet to hold a step against: run it with --record")
-    recorded = json.loads(RECORD.read_text())["cases"].get(name)
-    if recorded is None:
+    record = json.loads(RECORD.read_text())
+    recorded, cpu = record["cases"].get(name), record["versions"]["cpu"]
+    if recorded is None or cpu != measure.cpu_model():
+        said = f"nothing is recorded of {name} on this CPU ({measure.cpu_model()})"
+        print(said, file=sys.stderr)
         return
     ratio = found["over_yardstick"] / recorded["over_yardstick"]
     said = f"a GRPO step ({name}) takes {ratio:.2f} times what was recorded"

@@ -19,7 +19,7 @@ import numpy as np
 import random_qwen3
 import torch
 from numpy.typing import NDArray
-from trl_environment import trl_python
+from peer_environment import TRL, python_with
 
 from castctl.methods.advantages import compute_advantages
 from castctl.methods.groups import group_rewards
@@ -111,7 +111,7 @@ def main() -> None:
     parser = measure.options(__doc__, repeats=1)
     parser.add_argument("--python", type=Path, help="of an environment with TRL")
     options = measure.parse(parser)
-    python = options.python or trl_python()
+    python = options.python or python_with(TRL)
     with tempfile.TemporaryDirectory() as folder:
         step = Step(Path(folder))
         step.write()

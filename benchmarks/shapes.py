@@ -21,9 +21,10 @@ import castctl_step
 import measure
 import random_qwen3
 import torch
-from against_trl import Child, Work, write
+from against_trl import Work, write
 from flops import peak_of
-from trl_environment import trl_python
+from peer_environment import TRL, python_with
+from sides import Child
 
 from castctl.errors import UserError
 from castctl.explain.estimate import Memory, estimate_memory
@@ -139,7 +140,7 @@ def measured(
         mine = taken(folder, "castctl_shape_step.py", own, options.repeats, tokens)
         line |= summary(mine, peak)
         if options.trl:
-            python, side = options.python or trl_python(), "trl"
+            python, side = options.python or python_with(TRL), "trl"
             place = for_trl(folder, work, recipe)
             line["trl"] = beside(taken(place, "trl_step.py", python, options.repeats, tokens), mine)
     except SystemExit as ended:

@@ -2,7 +2,7 @@
 
     python benchmarks/trl_alone.py FOLDER
 
-It runs in an environment of TRL's own, which trl_environment.py makes. GRPOTrainer's own code
+It runs in an environment of TRL's own, which peer_environment.py makes. GRPOTrainer's own code
 takes the rewards to advantages, both models' log-probs to ratios, and all of them to a loss; only
 the generation is replaced, by the completions of the folder.
 """

@@ -1,6 +1,6 @@
-"""A step at a time, when asked: what the sides of against_trl.py and shapes.py are to the script.
+"""A step at a time, when asked: what a side is to the script that asks (sides.py).
 
-It needs nothing but the standard library and psutil, so that TRL's environment can load it.
+It needs nothing but the standard library and psutil, so that any environment can load it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "adapters": ("update_tokens_per_second", "policy_tokens_per_second", "snapshot_seconds",
                  *(f"{what}.{name}" for what in ("teacher", "head") for name in RATIO),
                  "estimated_held_gb", "estimated_peak_gb"),
+    "against_lm_eval": ("castctl.graded_per_cpu_second",
+                        *(f"castctl.judged_right.verdict.{kind}"
+                          for kind in ("right", "written otherwise"))),
+    "against_trl": tuple(f"cases.quick.{what}" for what in (
+                         "castctl_cpu_seconds", "castctl_gb", "over_yardstick")),
     "attention": tuple(f"cases.{case}.segments_over_repeated.{name}"
                        for case in range(4) for name in RATIO),
     "cast_over_grpo": (*RATIO, "cast_seconds", "grpo_seconds", "ratio_with_rollout",
@@ -35,10 +40,10 @@ PROMISED: dict[str, tuple[str, ...]] = {
                       *RATIO, "castctl_tokens_per_second", "generate_tokens_per_second")),
     "diagnose": tuple(f"diagnostics.opsd-gaps.{what}"
                       for what in ("seconds", "extra_gb", "plots_seconds")),
-    "distillation": (*(f"reverse_kl.{name}" for name in (
-                         *RATIO, "memory_ratio", "naive_seconds", "naive_extra_gb")),
-                     *(f"{form}.fused_{what}" for form in ("reverse_kl", "jsd", "jsd_top_100")
-                       for what in ("seconds", "extra_gb"))),
+    "distillation": tuple(f"{form}.{name}"
+                          for form in ("reverse_kl", "jsd", "jsd_clipped", "jsd_top_100")
+                          for name in (*RATIO, "memory_ratio", "seconds", "extra_gb",
+                                       "public_seconds", "public_extra_gb")),
     "engines": (*RATIO, "castctl_tokens_per_second", "vllm_tokens_per_second", "start_seconds",
                 "sync_seconds", "proof_seconds", "gap_mean", "gb.awake.engine"),
     "head": tuple(f"cases.0.{name}" for name in (
@@ -87,7 +92,8 @@ def test_prints_one_line_with_its_numbers(
     name: str, commands: Commands, request: pytest.FixtureRequest
 ) -> None:
     folders = [request.getfixturevalue("benchmarks")] if name == "rewritings" else []
-    line = run(commands, name, *map(str, folders))
+    alone = ["--alone"] if name.startswith("against_") else []  # no environment is made for a test
+    line = run(commands, name, *map(str, folders), *alone)
     assert line["benchmark"] == name
     assert line["repeats"] >= 1
     assert {"cpu", "cores", "torch", "threads"} <= line["machine"].keys()
