@@ -47,7 +47,9 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_same_rollouts_shaped_by_every_method(rolled: Run, name: str, tmp_path: Path) -> None:
     method = small_recipe(name).method
-    run = Run(rolled.path, rolled.recipe.model_copy(update={"method": method}))
+    # Cut up below without its metadata, a part must hold what it left out.
+    settings = rolled.recipe.train.model_copy(update={"score_rows": "all"})
+    run = Run(rolled.path, rolled.recipe.model_copy(update={"method": method, "train": settings}))
     folder = run.step(0)
     score_stage(run, 0, policy_at(run, 0), None, progress=Silent(), overwrite=True)
     shape_step(folder, method, longest=64, progress=Silent(), overwrite=True)
